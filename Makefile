@@ -1,0 +1,38 @@
+# Everything runs in .venv, made from constraints.txt on first use: `make demo` works in a fresh clone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help demo test lint clean
+
+help:
+	@echo "make demo    one scene with both embedded models on one and on two ranks (CPU is enough)"
+	@echo "make test    linters, type checker and all tests"
+	@echo "make lint    linters and type checker only"
+	@echo "make clean   remove .venv, caches and out/"
+	@echo "PYTHON=python3.12 make ... chooses the interpreter that .venv is made with (3.11 or newer)"
+
+# Pinned packages first, then the project itself against the pinned setuptools: no unpinned build environment.
+$(INSTALLED): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("the pinned versions need Python 3.11 or newer, $(PYTHON) is %d.%d; use PYTHON=python3.11 make ..." % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	@echo "Setting up $(VENV) with the pinned versions (torch included: this takes a few minutes the first time) ..."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt setuptools
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/hybridiff demo --output out/demo
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/pytest
+
+clean:
+	rm -rf $(VENV) out build dist .mypy_cache .ruff_cache .pytest_cache src/*.egg-info
+	find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
