@@ -1,0 +1,56 @@
+"""Hybridiff: one guided diffusion generation on two or more devices.
+
+An independent implementation of hybrid data-pipeline parallelism for classifier-free guidance
+(Jung et al., CVPR 2026, arXiv 2602.21760), attached to stock diffusers pipelines.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .comm import Comm, RankError
+    from .config import ParallelConfig
+    from .engine import Engine, EngineError
+    from .models import load_pipeline
+    from .parallel import ParallelPipeline, parallelize
+    from .switching import Phase
+    from .trace import RunReport, StepRecord
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Comm",
+    "Engine",
+    "EngineError",
+    "ParallelConfig",
+    "ParallelPipeline",
+    "Phase",
+    "RankError",
+    "RunReport",
+    "StepRecord",
+    "load_pipeline",
+    "parallelize",
+]
+
+_MODULES = {
+    "Comm": "comm",
+    "Engine": "engine",
+    "EngineError": "engine",
+    "ParallelConfig": "config",
+    "ParallelPipeline": "parallel",
+    "Phase": "switching",
+    "RankError": "comm",
+    "RunReport": "trace",
+    "StepRecord": "trace",
+    "load_pipeline": "models",
+    "parallelize": "parallel",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Public names load on first use, so that `import hybridiff` and `hybridiff --help` do not import torch.
+    if name in _MODULES:
+        return getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

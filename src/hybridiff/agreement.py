@@ -1,0 +1,97 @@
+"""Whether all ranks were called with the same thing, told before any network runs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from .comm import Comm
+
+_UNCOMPARED = ("callback_on_step_end", "callback_on_step_end_tensor_inputs", "output_type", "return_dict")
+
+
+def describe_call(pipe: Any, denoiser: torch.nn.Module, arguments: Mapping[str, Any]) -> dict[str, str]:
+    """A short text for everything that decides what a call draws.
+
+    Args:
+        pipe: The pipeline that is called.
+        denoiser: Its network.
+        arguments: Arguments of the call by name. Callbacks and the form of the output may differ between ranks.
+
+    Returns:
+        Texts by name; equal texts mean equal things (tensors, pictures and generators stand as digests).
+    """
+    call = {name: describe(value) for name, value in arguments.items() if name not in _UNCOMPARED}
+    return call | {
+        "pipeline": type(pipe).__name__,
+        "scheduler": f"{type(pipe.scheduler).__name__} {dict(pipe.scheduler.config)}",
+        "denoiser": f"{type(denoiser).__name__} {denoiser.dtype} {_digest(repr(sorted(denoiser.config.items())).encode())}",
+    }
+
+
+def require_same(comm: Comm, description: Mapping[str, str] | Exception) -> None:
+    """Compare the descriptions of all ranks.
+
+    Args:
+        comm: The ranks.
+        description: This rank's own, or the error that kept it from making one.
+
+    Raises:
+        ValueError: ranks disagree, or some rank has an error; every rank raises the same sentence.
+    """
+    descriptions = comm.exchange(description)
+    for rank, other in enumerate(descriptions):
+        if isinstance(other, Exception):
+            raise ValueError(f"rank {rank} cannot start: {other}") from other
+    for name in sorted({name for other in descriptions for name in other}):
+        values = [other.get(name, "nothing") for other in descriptions]
+        rank = next((rank for rank, value in enumerate(values) if value != values[0]), None)
+        if rank is not None:
+            raise ValueError(
+                f"ranks disagree on {name}: rank 0 has {_part_that_differs(values[0], values[rank])}, "
+                f"rank {rank} has {_part_that_differs(values[rank], values[0])}; make the same call on every rank"
+            )
+
+
+def random_state_digest() -> str:
+    """A digest of this process's global random generators, which pipelines use when they are given none."""
+    digest = hashlib.blake2b(torch.random.get_rng_state().numpy().tobytes(), digest_size=8)
+    if torch.cuda.is_available():
+        digest.update(torch.cuda.get_rng_state().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def describe(value: Any) -> str:
+    """A short text that tells a value from others: a digest for what is large, the repr for the rest."""
+    if isinstance(value, torch.Tensor):
+        flat = value.detach().cpu().contiguous().flatten().view(torch.uint8)
+        return f"tensor {tuple(value.shape)} {value.dtype} {_digest(flat.numpy().tobytes())}"
+    if isinstance(value, torch.Generator):
+        return f"generator with seed {value.initial_seed()}, state {_digest(value.get_state().numpy().tobytes())}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {describe(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(describe(item) for item in value) + "]"
+    if hasattr(value, "tobytes"):  # pictures and arrays
+        return (
+            f"{type(value).__name__} {getattr(value, 'shape', getattr(value, 'size', ''))} {_digest(value.tobytes())}"
+        )
+    if callable(value):
+        return getattr(value, "__qualname__", type(value).__name__)
+    return repr(value)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+def _part_that_differs(text: str, other: str, width: int = 80) -> str:
+    """The stretch of a text that shows how it differs from another."""
+    if len(text) <= width:
+        return text
+    start = next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
+    start = max(0, start - width // 2)
+    return ("..." if start else "") + text[start : start + width] + ("..." if start + width < len(text) else "")

@@ -1,0 +1,51 @@
+"""What the user asked for: frozen, validated once, plain data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+STRATEGIES = ("serial", "cfg")
+OUTPUTS = ("leader", "all")
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How the ranks work together on one generation.
+
+    Args:
+        strategy: `serial` (the stock pipeline) or `cfg` (condition-based partitioning: each guidance branch on its
+            own ranks; exact).
+        devices: Number of ranks the call is meant for. None takes the ranks that were started; under `simulate` it
+            is the number of ranks to play, 2 unless given.
+        simulate: Play all ranks in this one process, one after the other: the same arithmetic, no speed-up.
+        outputs: `leader` decodes and returns pictures on rank 0 only (others return None as images); `all` does so
+            on every rank.
+        timeout: Deadline in seconds of every wait for another rank.
+
+    Raises:
+        ValueError: a value is unknown or out of range.
+    """
+
+    strategy: str = "cfg"
+    devices: int | None = None
+    simulate: bool = False
+    outputs: Literal["leader", "all"] = "leader"
+    timeout: float = 300.0
+
+    def __post_init__(self) -> None:
+        _check_choice("strategy", self.strategy, STRATEGIES)
+        _check_choice("outputs", self.outputs, OUTPUTS)
+        if self.devices is not None and self.devices < 1:
+            raise ValueError(f"devices must be at least 1, got {self.devices}")
+        if self.timeout <= 0:
+            raise ValueError(f"timeout must be a positive number of seconds, got {self.timeout}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain data, ready for JSON."""
+        return asdict(self)
+
+
+def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"unknown {field} {value!r}; choose one of {', '.join(choices)}")

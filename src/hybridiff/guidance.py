@@ -1,0 +1,20 @@
+"""Classifier-free guidance seen from outside the pipeline: pure tensor functions."""
+
+from __future__ import annotations
+
+import torch
+
+
+def discrepancy(unconditional: torch.Tensor, conditional: torch.Tensor) -> torch.Tensor:
+    """Denoising discrepancy of a step, `M = mean|e_c - e_u| / mean|e_u|` (Jung et al. 2026, Eq. 1).
+
+    Args:
+        unconditional: Prediction of the unconditional branch, any shape; noise or velocity.
+        conditional: Prediction of the conditional branch, the same shape.
+
+    Returns:
+        A 0-d float32 tensor on the device of the predictions, so that nothing waits for the device here.
+    """
+    unconditional, conditional = unconditional.float(), conditional.float()
+    scale = unconditional.abs().mean().clamp_min(torch.finfo(torch.float32).tiny)
+    return (conditional - unconditional).abs().mean() / scale

@@ -1,0 +1,186 @@
+"""`parallelize`: a stock diffusers pipeline whose denoiser is answered by several ranks."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from .agreement import describe_call, random_state_digest, require_same
+from .comm import Comm, LocalComm, RankError
+from .config import ParallelConfig
+from .denoiser.call import find_denoiser
+from .denoiser.hooks import AttachedHook, DenoiserHook
+from .run import Run
+from .strategies import STRATEGIES
+from .trace import RunReport
+
+_HOOK_NAME = "hybridiff"
+
+
+def parallelize(pipe: Any, config: ParallelConfig | None = None, *, comm: Comm | None = None) -> ParallelPipeline:
+    """Attach a strategy to a diffusers pipeline; to be called on every rank.
+
+    Args:
+        pipe: A loaded pipeline, the same on every rank, on this rank's device.
+        config: What to do; condition-based partitioning unless given.
+        comm: The ranks; by default those of the running process group.
+
+    Returns:
+        A callable with the stock pipeline's arguments and output, on which `detach()` restores the pipeline.
+
+    Raises:
+        ValueError: the pipeline or the number of ranks does not fit the strategy.
+    """
+    config = config or ParallelConfig()
+    return ParallelPipeline(pipe, config, comm or _ranks(config))
+
+
+class ParallelPipeline:
+    """A stock pipeline, called on every rank with the same arguments.
+
+    Attributes:
+        pipe: The stock pipeline; called directly it still runs on this rank alone.
+        config: What the user asked for.
+        comm: The ranks.
+        report: What the last call did; None before the first.
+    """
+
+    def __init__(self, pipe: Any, config: ParallelConfig, comm: Comm) -> None:
+        _check_ranks(config, comm)
+        STRATEGIES[config.strategy].check(config, comm)
+        family, denoiser = find_denoiser(pipe)
+        _check_pipeline(pipe)
+        self.pipe = pipe
+        self.config = config
+        self.comm = comm
+        self.report: RunReport | None = None
+        self._family = family
+        self._denoiser = denoiser
+        self._hook = DenoiserHook()
+        self._attached: AttachedHook | None = AttachedHook(denoiser, self._hook, _HOOK_NAME)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the stock pipeline on all ranks.
+
+        Returns:
+            The stock output. On ranks other than 0 its images are None, unless `outputs="all"`.
+
+        Raises:
+            ValueError: ranks were called with different things, or a value is bad; on every rank.
+            RankError: another rank failed; on every rank.
+        """
+        if self._attached is None:
+            raise ValueError("this pipeline was detached; call parallelize(pipe) again")
+        arguments = self._agree_on_call(args, kwargs)
+        run = Run(self.pipe, self._family, int(self._denoiser.config.out_channels), self.config, self.comm)
+        try:
+            self._hook.answer = run.answer
+            output = self.pipe(**self._arguments_of_this_rank(arguments, run))
+        except Exception as error:
+            run.fail(error)
+            raise
+        finally:
+            self._hook.answer = None
+        self.report = run.finish()
+        return output if self._returns_output else _without_images(output)
+
+    def detach(self) -> None:
+        """Restore the stock pipeline exactly."""
+        if self._attached is not None:
+            self._attached.remove()
+            self._attached = None
+            self.comm.close()
+
+    def __enter__(self) -> ParallelPipeline:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    @property
+    def _returns_output(self) -> bool:
+        return self.config.outputs == "all" or self.comm.is_leader
+
+    def _agree_on_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The call's arguments by name, the same on every rank; nothing has run yet."""
+        description: dict[str, str] | Exception
+        arguments: dict[str, Any] = {}
+        try:
+            arguments = _bind_call(self.pipe, args, kwargs)
+            description = describe_call(self.pipe, self._denoiser, arguments)
+        except Exception as error:  # told to all ranks, raised by require_same
+            description = error
+        require_same(self.comm, description)
+        return self._with_shared_randomness(arguments)
+
+    def _with_shared_randomness(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Give all ranks the leader's seed where the call brings no generator and their global ones differ."""
+        if arguments.get("generator") is not None or len(set(self.comm.exchange(random_state_digest()))) == 1:
+            return arguments
+        seed = self.comm.exchange(int(torch.randint(2**62, ()).item()))[0]
+        return arguments | {"generator": torch.Generator().manual_seed(seed)}
+
+    def _arguments_of_this_rank(self, arguments: dict[str, Any], run: Run) -> dict[str, Any]:
+        mine = arguments | {"callback_on_step_end": _counting(arguments.get("callback_on_step_end"), run)}
+        wanted_tensors = getattr(arguments.get("callback_on_step_end"), "tensor_inputs", None)
+        if wanted_tensors is not None:  # diffusers asks its own callback classes which tensors they want
+            mine["callback_on_step_end_tensor_inputs"] = wanted_tensors
+        if not self._returns_output:
+            mine["output_type"] = "latent"  # only the leader decodes
+        return mine
+
+
+def _counting(callback: Any, run: Run) -> Any:
+    """A step-end callback that runs the user's, then closes the step."""
+
+    @functools.wraps(callback or run.end_step)
+    def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        changed = tensors if callback is None else callback(pipe, step, timestep, tensors)
+        run.end_step()
+        return changed  # type: ignore[no-any-return]
+
+    return on_step_end
+
+
+def _bind_call(pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    bound = inspect.signature(pipe.__call__).bind(*args, **kwargs)
+    extra = next((p.name for p in bound.signature.parameters.values() if p.kind is p.VAR_KEYWORD), None)
+    arguments = dict(bound.arguments)
+    return arguments | arguments.pop(extra, {}) if extra else arguments
+
+
+def _without_images(output: Any) -> Any:
+    return (None,) if isinstance(output, tuple) else type(output)(images=None)
+
+
+def _ranks(config: ParallelConfig) -> Comm:
+    return LocalComm(config.devices or 2) if config.simulate else Comm.world(config.timeout)
+
+
+def _check_ranks(config: ParallelConfig, comm: Comm) -> None:
+    if config.devices is not None and config.devices != comm.size:
+        raise ValueError(
+            f"{config.devices} ranks requested, {comm.size} started; use devices={comm.size}, or start "
+            f"{config.devices} (torchrun --nproc-per-node {config.devices}, --devices {config.devices})"
+        )
+
+
+def _check_pipeline(pipe: Any) -> None:
+    """Refuse pipelines that do not batch two guidance branches, or give no sign of their steps."""
+    name = type(pipe).__name__
+    parameters = inspect.signature(pipe.__call__).parameters
+    if not hasattr(pipe, "do_classifier_free_guidance"):
+        raise ValueError(f"{name} does not say whether guidance is on (do_classifier_free_guidance)")
+    if "callback_on_step_end" not in parameters:
+        raise ValueError(f"{name} has no callback_on_step_end, by which steps are counted")
+    if "image_guidance_scale" in parameters or "pag_scale" in parameters:
+        raise ValueError(f"{name} evaluates three branches a step; only two are supported")
+
+
+__all__ = ["ParallelPipeline", "RankError", "parallelize"]

@@ -1,0 +1,92 @@
+"""Condition-based partitioning: each guidance branch on its own ranks (Jung et al. 2026, Sec. 3.1)."""
+
+from __future__ import annotations
+
+import torch
+
+from ..comm import Comm
+from ..config import ParallelConfig
+from ..denoiser.call import Evaluation
+from ..guidance import discrepancy
+from .base import Answer, Strategy
+
+BRANCHES = 2
+
+
+class CfgStrategy(Strategy):
+    """Every rank evaluates its share of one branch; one gather a step gives all ranks the whole prediction.
+
+    With more ranks than branches the rows of a branch, its pictures, are split over the branch's ranks.
+    """
+
+    name = "cfg"
+
+    @classmethod
+    def check(cls, config: ParallelConfig, comm: Comm) -> None:
+        if comm.size % BRANCHES:
+            raise ValueError(
+                f"strategy {cls.name!r} needs a multiple of {BRANCHES} ranks, one half for each guidance branch; "
+                f"{comm.size} started; start {comm.size + 1} (--devices {comm.size + 1}, "
+                f"torchrun --nproc-per-node {comm.size + 1}) or use strategy 'serial'"
+            )
+
+    def predict(self, evaluation: Evaluation, step: int) -> Answer:
+        shares = split_rows(evaluation.rows, evaluation.branches, self.comm.size)
+        if shares is None:
+            return Answer(evaluation.run(), None)
+        prediction = self._gather_shares(evaluation, shares)
+        if evaluation.branches == 1:
+            self.channel.settle()
+            return Answer(prediction, None)
+        unconditional, conditional = prediction.chunk(2)  # (2B, C, H, W) -> 2 x (B, C, H, W)
+        return Answer(prediction, self.channel.settle(discrepancy(unconditional, conditional)))
+
+    def predict_extra(self, evaluation: Evaluation, step: int) -> torch.Tensor:
+        shares = split_rows(evaluation.rows, 1, self.comm.size)
+        if shares is None:
+            return evaluation.run()
+        prediction = self._gather_shares(evaluation, shares)
+        self.channel.settle()
+        return prediction
+
+    def _gather_shares(self, evaluation: Evaluation, shares: list[slice]) -> torch.Tensor:
+        """Evaluate the shares of this process's ranks and join all shares: (rows, C, H, W)."""
+        row_elements = torch.Size(evaluation.row_shape).numel()
+        if not self.channel.is_open:
+            self.channel.open(max(share.stop - share.start for share in shares) * row_elements, evaluation.sample)
+        pieces = {
+            rank: evaluation.run(shares[rank]) for rank in self.comm.members if shares[rank].stop > shares[rank].start
+        }
+        gathered = self.channel.gather(pieces)
+        rows = [
+            packet[: (share.stop - share.start) * row_elements].view(-1, *evaluation.row_shape)
+            for packet, share in zip(gathered, shares, strict=True)
+        ]
+        return torch.cat(rows)
+
+    def notes(self) -> list[str]:
+        return []
+
+
+def split_rows(rows: int, branches: int, ranks: int) -> list[slice] | None:
+    """Each rank's rows: whole branches first, then as evenly as it goes; None where there is nothing to split.
+
+    Args:
+        rows: Rows of the call, branch after branch.
+        branches: Guidance branches in the call.
+        ranks: Number of ranks, a multiple of `branches`.
+
+    Returns:
+        One slice a rank in order; a rank that is left without a row has an empty one.
+    """
+    if rows == 1:
+        return None
+    rows_per_branch, ranks_per_branch = rows // branches, ranks // branches
+    return [
+        slice(
+            branch * rows_per_branch + part * rows_per_branch // ranks_per_branch,
+            branch * rows_per_branch + (part + 1) * rows_per_branch // ranks_per_branch,
+        )
+        for branch in range(branches)
+        for part in range(ranks_per_branch)
+    ]

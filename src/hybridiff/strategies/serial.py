@@ -1,0 +1,20 @@
+"""The stock pipeline: every rank evaluates everything."""
+
+from __future__ import annotations
+
+from ..denoiser.call import Evaluation
+from ..guidance import discrepancy
+from .base import Answer, Strategy
+
+
+class SerialStrategy(Strategy):
+    """Evaluate the whole batch as the stock pipeline does, and record the discrepancy."""
+
+    name = "serial"
+
+    def predict(self, evaluation: Evaluation, step: int) -> Answer:
+        prediction = evaluation.run()  # (2B, C, H, W), or (B, C, H, W) without guidance
+        if evaluation.branches == 1:
+            return Answer(prediction, None)
+        unconditional, conditional = prediction.chunk(2)
+        return Answer(prediction, discrepancy(unconditional, conditional).item())
