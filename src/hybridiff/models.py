@@ -1,0 +1,225 @@
+"""Load a pipeline by the name of an embedded model, a local folder or a hub id."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .schedulers import build_scheduler, check_scheduler
+
+if TYPE_CHECKING:
+    import torch
+
+EMBEDDED = ("tiny-sdxl", "tiny-sd3")
+DTYPES = ("float32", "float16", "bfloat16")
+TASKS = {
+    "text-to-image": "AutoPipelineForText2Image",
+    "image-to-image": "AutoPipelineForImage2Image",
+    "inpainting": "AutoPipelineForInpainting",
+}
+DENOISERS = ("unet", "transformer")
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A pipeline on disk, in diffusers' folder format, known from its JSON files alone (no weights are read).
+
+    Attributes:
+        name: What the user called it.
+        path: The folder that holds model_index.json.
+    """
+
+    name: str
+    path: Path
+
+    @cached_property
+    def index(self) -> dict[str, Any]:
+        """The pipeline's class and components."""
+        return _read_json(self.path / "model_index.json")
+
+    @property
+    def denoiser(self) -> str:
+        """`unet` or `transformer`.
+
+        Raises:
+            ValueError: the pipeline has neither.
+        """
+        for part in DENOISERS:
+            if self.index.get(part, [None, None])[1] is not None:
+                return part
+        raise ValueError(
+            f"{self.name} is a {self.index.get('_class_name', 'pipeline')} without a {' or '.join(DENOISERS)}: "
+            "there is no denoiser to parallelize"
+        )
+
+    @property
+    def scheduler_config(self) -> dict[str, Any]:
+        """The configuration of the pipeline's own scheduler, class name included."""
+        return _read_json(self.path / "scheduler" / "scheduler_config.json")
+
+    @property
+    def size_multiple(self) -> int:
+        """Heights and widths of pictures in pixels are multiples of this: the VAE's scale times the patch size."""
+        vae = _read_json(self.path / "vae" / "config.json") if (self.path / "vae").is_dir() else {}
+        denoiser = _read_json(self.path / self.denoiser / "config.json")
+        scale = 2 ** (len(vae.get("block_out_channels", [1] * 4)) - 1)
+        return int(scale * (denoiser.get("patch_size") or 1))
+
+    def check_call(self, arguments: Mapping[str, Any]) -> None:
+        """Refuse what needs no network to be refused: sizes, steps and numbers of pictures out of range.
+
+        Raises:
+            ValueError: with the value and what would do.
+        """
+        for key in ("num_inference_steps", "num_images_per_prompt"):
+            value = arguments.get(key)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{key} must be a whole number of at least 1, got {value!r}")
+        for key in ("height", "width"):
+            value = arguments.get(key)
+            if value is not None and (not isinstance(value, int) or value < 1 or value % self.size_multiple):
+                raise ValueError(
+                    f"{key} must be a positive multiple of {self.size_multiple} for {self.name}, got {value!r}"
+                )
+
+
+def find_model(name_or_path: str | os.PathLike[str], variant: str | None = None) -> ModelFolder:
+    """Find a pipeline's folder, downloading it where the name is a hub id.
+
+    Args:
+        name_or_path: `tiny-sdxl` or `tiny-sd3`, a local folder, or a hub id such as
+            `stabilityai/stable-diffusion-xl-base-1.0`.
+        variant: Suffix of the weight files to download, such as `fp16`.
+
+    Raises:
+        ValueError: there is no such model, or no pipeline in the folder; the message says what was tried.
+    """
+    name = str(name_or_path)
+    path = Path(__file__).parent / "tiny" / name if name in EMBEDDED else Path(name).expanduser()
+    if path.exists():
+        return _folder(name, path)
+    if name in EMBEDDED:
+        raise ValueError(
+            f"the embedded model {name} is missing from this installation ({path}); install hybridiff again"
+        )
+    return _folder(name, _download(name, variant))
+
+
+def load_pipeline(
+    name_or_path: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    dtype: str | torch.dtype | None = None,
+    *,
+    scheduler: str | None = None,
+    task: str = "text-to-image",
+    variant: str | None = None,
+) -> Any:
+    """Load a stock diffusers pipeline.
+
+    Args:
+        name_or_path: See `find_model`.
+        device: Where the networks go.
+        dtype: Of the networks. None takes float32 on the CPU; on CUDA float16 for U-Nets and bfloat16 for transformers.
+        scheduler: A name from `schedulers.SCHEDULERS`; None keeps the pipeline's own.
+        task: `text-to-image`, `image-to-image` or `inpainting`.
+        variant: Suffix of the weight files, such as `fp16`.
+
+    Raises:
+        ValueError: the model, dtype, scheduler or task is unknown, or the folder holds no complete pipeline.
+    """
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}; choose one of {', '.join(TASKS)}")
+    folder = find_model(name_or_path, variant)
+    chosen = choose_dtype(dtype, str(device), folder.denoiser)
+    if scheduler is not None:
+        check_scheduler(scheduler, folder.scheduler_config)
+    pipe = _read_pipeline(folder, task, dtype=chosen, variant=variant).to(device)
+    if scheduler is not None:
+        pipe.scheduler = build_scheduler(scheduler, pipe.scheduler)
+    return pipe
+
+
+def choose_dtype(dtype: str | torch.dtype | None, device: str, denoiser: str) -> torch.dtype:
+    """The type to load the networks in; see `load_pipeline`.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    import torch
+
+    if dtype is None:
+        on_cuda = "float16" if denoiser == "unet" else "bfloat16"
+        dtype = on_cuda if device.startswith("cuda") else "float32"
+    if isinstance(dtype, str):
+        check_dtype(dtype)
+        chosen: torch.dtype = getattr(torch, dtype)
+        return chosen
+    return dtype
+
+
+def check_dtype(dtype: str) -> None:
+    """Refuse an unknown name of a dtype.
+
+    Raises:
+        ValueError: with the names that would do.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
+
+
+def _folder(name: str, path: Path) -> ModelFolder:
+    if path.is_file():
+        raise ValueError(f"{name} is a file; a folder in diffusers' format (with model_index.json) is needed")
+    if not (path / "model_index.json").is_file():
+        raise ValueError(f"{name} is not a diffusers pipeline: there is no model_index.json in {path}")
+    folder = ModelFolder(name, path)
+    assert folder.denoiser in DENOISERS  # raises for users where there is none
+    return folder
+
+
+def _download(name: str, variant: str | None) -> Path:
+    embedded = ", ".join(EMBEDDED)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise ValueError(
+            f"unknown model {name!r}: not an embedded model ({embedded}), no such folder, and not a hub id (owner/name)"
+        )
+    from diffusers import DiffusionPipeline
+
+    try:
+        return Path(DiffusionPipeline.download(name, variant=variant))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"unknown model {name!r}: not an embedded model ({embedded}), no such folder, and the hub gave no pipeline "
+            f"of that id ({_first_sentence(error)})"
+        ) from error
+
+
+def _read_pipeline(folder: ModelFolder, task: str, **options: Any) -> Any:
+    import diffusers
+
+    plain = task == "text-to-image"  # any pipeline class, also those that AutoPipeline does not list
+    loader = diffusers.DiffusionPipeline if plain else getattr(diffusers, TASKS[task])
+    try:
+        return loader.from_pretrained(folder.path, local_files_only=True, **options)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot load {folder.name} from {folder.path}: {_first_sentence(error)}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot read {path}: {_first_sentence(error)}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} does not hold a JSON object")
+    return content
+
+
+def _first_sentence(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text[:240] + " ..." if len(text) > 240 else text

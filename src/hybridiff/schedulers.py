@@ -1,0 +1,73 @@
+"""Schedulers by name, built from the pipeline's own one so that its noise schedule and prediction type are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A scheduler class of diffusers, for models of one kind, with what sets it apart from the class's defaults."""
+
+    class_name: str
+    kind: str
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+# clip_sample: latents are not pixels and must not be clipped, but configs of other classes do not say so.
+SCHEDULERS: dict[str, _Choice] = {
+    "ddim": _Choice("DDIMScheduler", "diffusion", {"clip_sample": False}),
+    "ddpm": _Choice("DDPMScheduler", "diffusion", {"clip_sample": False}),
+    "dpmsolver++": _Choice("DPMSolverMultistepScheduler", "diffusion", {"algorithm_type": "dpmsolver++"}),
+    "dpmsolver++-sde": _Choice("DPMSolverMultistepScheduler", "diffusion", {"algorithm_type": "sde-dpmsolver++"}),
+    "euler": _Choice("EulerDiscreteScheduler", "diffusion"),
+    "euler-ancestral": _Choice("EulerAncestralDiscreteScheduler", "diffusion"),
+    "heun": _Choice("HeunDiscreteScheduler", "diffusion", {"clip_sample": False}),
+    "unipc": _Choice("UniPCMultistepScheduler", "diffusion"),
+    "flow-euler": _Choice("FlowMatchEulerDiscreteScheduler", "flow"),
+    "flow-heun": _Choice("FlowMatchHeunDiscreteScheduler", "flow"),
+}
+
+
+def scheduler_kind(config: Mapping[str, Any]) -> str:
+    """`flow` or `diffusion`: what a scheduler's config (with its `_class_name`) says the model was trained for."""
+    flow = (
+        str(config.get("_class_name", "")).startswith("FlowMatch")
+        or config.get("prediction_type") == "flow_prediction"
+        or bool(config.get("use_flow_sigmas"))
+    )
+    return "flow" if flow else "diffusion"
+
+
+def check_scheduler(name: str, own: Mapping[str, Any]) -> None:
+    """Refuse an unknown scheduler, or one for another kind of model than the config `own` is for.
+
+    Raises:
+        ValueError: with the names that would do.
+    """
+    if name not in SCHEDULERS:
+        raise ValueError(f"unknown scheduler {name!r}; choose one of {', '.join(SCHEDULERS)}")
+    kind = scheduler_kind(own)
+    if SCHEDULERS[name].kind != kind:
+        fitting = ", ".join(other for other, choice in SCHEDULERS.items() if choice.kind == kind)
+        words = {"flow": "flow-matching", "diffusion": "diffusion"}
+        raise ValueError(
+            f"scheduler {name!r} is for {words[SCHEDULERS[name].kind]} models, this is a {words[kind]} model; "
+            f"choose one of {fitting}"
+        )
+
+
+def build_scheduler(name: str, own: Any) -> Any:
+    """The scheduler called `name`, with the configuration of the pipeline's `own` scheduler.
+
+    Raises:
+        ValueError: see `check_scheduler`.
+    """
+    import diffusers
+
+    config = dict(own.config)
+    check_scheduler(name, {"_class_name": type(own).__name__, **config})
+    choice = SCHEDULERS[name]
+    return getattr(diffusers, choice.class_name).from_config(config, **choice.changes)
