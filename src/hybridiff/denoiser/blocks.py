@@ -1,0 +1,140 @@
+"""Block hooks: run, skip, inject or capture, so that one stage of a network runs inside its own forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import torch
+from diffusers.hooks import ModelHook
+
+Boundary = tuple[torch.Tensor, ...]
+"""The tensors that cross a cut, in the order in which a block returns them."""
+
+
+class Stage(str, Enum):
+    """The two stages of a nested cut: the outer one has the first and the last layers, the inner one the middle."""
+
+    OUTER = "outer"
+    INNER = "inner"
+
+
+class StageDone(Exception):
+    """The inner stage has its result: leaves the network's forward early."""
+
+
+@dataclass
+class StageState:
+    """What the block hooks of one network share during one forward.
+
+    Attributes:
+        stage: The stage that runs; None runs the whole network.
+        capturing: Whether a whole forward keeps copies of the boundaries.
+        rows: Rows of the forward, for the stand-ins of skipped blocks.
+        down: Boundary from the outer stage to the inner one: captured, or to be injected.
+        up: Boundary from the inner stage back to the outer one: captured, or to be injected.
+        exchange: Where set, the outer stage hands its fresh `down` over and goes on with the `up` this returns.
+    """
+
+    stage: Stage | None = None
+    capturing: bool = False
+    rows: int = 0
+    down: Boundary = ()
+    up: Boundary = ()
+    exchange: Callable[[Boundary], Boundary] | None = None
+
+
+@dataclass
+class BlockHook(ModelHook):  # type: ignore[misc]
+    """Runs a block, or skips it in the forwards of the other stage.
+
+    Attributes:
+        state: Shared by the hooks of a network.
+        stage: The stage that the block belongs to.
+        is_entry: The last outer block before the inner stage; its output is the boundary `down`.
+        is_exit: The last inner block; its output is the boundary `up`.
+    """
+
+    state: StageState
+    stage: Stage
+    is_entry: bool = False
+    is_exit: bool = False
+    _stand_in: Any = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Replaces the block's forward (see `diffusers.hooks.ModelHook`)."""
+        if self.state.stage in (None, self.stage):
+            return self._run(*args, **kwargs)
+        return self._skip()
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
+        output = self.fn_ref.original_forward(*args, **kwargs)
+        state = self.state
+        if state.stage is None:
+            self._stand_in = map_tensors(output, _shape_only)
+        if self.is_entry:
+            self._leave_outer(output)
+        if self.is_exit:
+            if state.stage is Stage.INNER:
+                state.up = tensors_of(output)
+                raise StageDone
+            if state.capturing:
+                state.up = copies(output)
+        return output
+
+    def _leave_outer(self, output: Any) -> None:
+        state = self.state
+        if state.stage is Stage.OUTER:
+            state.down = copies(output)
+            if state.exchange is not None:
+                state.up = state.exchange(state.down)
+        elif state.capturing:
+            state.down = copies(output)
+
+    def _skip(self) -> Any:
+        assert self._stand_in is not None, "a stage runs only after a whole forward has shown the blocks' shapes"
+        stand_in = map_tensors(self._stand_in, self._empty_rows)
+        if self.is_entry:
+            return replace_tensors(stand_in, self.state.down)
+        if self.is_exit:
+            return replace_tensors(stand_in, self.state.up)
+        return stand_in
+
+    def _empty_rows(self, shape_only: torch.Tensor) -> torch.Tensor:
+        # Nobody reads what a skipped block returns, only its shape (skip connections, upsampling).
+        return shape_only.new_empty((self.state.rows, *shape_only.shape[1:]))
+
+
+def map_tensors(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:
+    """A block's output with every tensor changed; tuples and None keep their places."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, tuple):
+        return tuple(map_tensors(item, change) for item in value)
+    return value
+
+
+def tensors_of(output: Any) -> Boundary:
+    """The tensors of a block's output: one, or a tuple of them (None left out)."""
+    items = output if isinstance(output, tuple) else (output,)
+    return tuple(item for item in items if item is not None)
+
+
+def replace_tensors(output: Any, tensors: Boundary) -> Any:
+    """A block's output with other tensors in its places; the inverse of `tensors_of`."""
+    waiting = iter(tensors)
+    return map_tensors(output, lambda _: next(waiting))
+
+
+def copies(output: Any) -> Boundary:
+    """Copies of a block's tensors: pipelines with adapters add to activations in place."""
+    return tuple(tensor.clone() for tensor in tensors_of(output))
+
+
+def _shape_only(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.new_zeros(()).expand(tensor.shape)

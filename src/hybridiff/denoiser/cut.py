@@ -1,0 +1,120 @@
+"""Where a network is cut into an outer and an inner stage, and what that costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+TIE = 0.02
+"""Cuts whose slower stage is this near to the best, as a share of the network, count as equally balanced."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The smallest piece that a cut does not divide.
+
+    Attributes:
+        name: Path of the module in the network.
+        block: Path of the block that holds it, None where it is a block itself.
+    """
+
+    name: str
+    block: str | None
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A nested cut.
+
+    Attributes:
+        entry: Index of the last outer unit before the inner stage.
+        exit: Index of the last inner unit.
+    """
+
+    entry: int
+    exit: int
+
+    def is_inner(self, unit: int) -> bool:
+        """Whether a unit belongs to the inner stage."""
+        return self.entry < unit <= self.exit
+
+
+@dataclass(frozen=True)
+class UnitCost:
+    """What a measurement says of one unit.
+
+    Attributes:
+        seconds: Time of one evaluation of one branch.
+        bytes: Size of its output tensors, without skip connections.
+    """
+
+    seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A cut with its costs.
+
+    Attributes:
+        cut: Where the network is cut.
+        entry: Name of the last outer unit before the inner stage.
+        exit: Name of the last inner unit.
+        outer: Cost of the outer stage as a share of a whole evaluation.
+        inner: Cost of the inner stage, likewise; what neither stage shares (embeddings) counts in both.
+        seconds: Time of a whole evaluation of one branch.
+        down_bytes: Size of the boundary from the outer stage to the inner one.
+        up_bytes: Size of the boundary back.
+    """
+
+    cut: Cut
+    entry: str
+    exit: str
+    outer: float
+    inner: float
+    seconds: float
+    down_bytes: int
+    up_bytes: int
+
+    @property
+    def slower(self) -> float:
+        """Cost of the slower stage: what a pipelined step costs."""
+        return max(self.outer, self.inner)
+
+
+def plan_cut(cut: Cut, units: Sequence[Unit], costs: Sequence[UnitCost], seconds: float) -> StagePlan:
+    """The plan of a cut.
+
+    Args:
+        cut: The cut.
+        units: Units of the network.
+        costs: A cost a unit.
+        seconds: Time of a whole evaluation, at least the sum over the units.
+    """
+    in_units = sum(cost.seconds for cost in costs)
+    inner = sum(cost.seconds for i, cost in enumerate(costs) if cut.is_inner(i))
+    around = max(0.0, seconds - in_units)  # embeddings and the like: every forward runs them
+    whole = in_units + around
+    return StagePlan(
+        cut=cut,
+        entry=units[cut.entry].name,
+        exit=units[cut.exit].name,
+        outer=(whole - inner) / whole,
+        inner=(inner + around) / whole,
+        seconds=whole,
+        down_bytes=costs[cut.entry].bytes,
+        up_bytes=costs[cut.exit].bytes,
+    )
+
+
+def choose_balanced(plans: Sequence[StagePlan]) -> StagePlan:
+    """The plan whose slower stage is fastest; among equals the one that sends fewest bytes.
+
+    Raises:
+        ValueError: there is no plan: the network is too small to be cut.
+    """
+    if not plans:
+        raise ValueError("the network is too small to be cut into an outer and an inner stage")
+    best = min(plan.slower for plan in plans)
+    equal = [plan for plan in plans if plan.slower <= best + TIE]
+    return min(equal, key=lambda plan: (plan.down_bytes + plan.up_bytes, plan.slower))

@@ -1,0 +1,216 @@
+"""A denoiser that runs in stages: measures its blocks, is cut, runs whole, outer or inner."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from diffusers.hooks import ModelHook
+
+from . import dit, unet
+from .blocks import BlockHook, Boundary, Stage, StageDone, StageState, tensors_of
+from .call import DenoiserFamily, Evaluation
+from .cut import Cut, StagePlan, Unit, UnitCost, plan_cut
+from .hooks import AttachedHook
+
+_HOOK_NAME = "hybridiff_stage"
+_REPEATS = 3
+_FAMILIES: dict[str, ModuleType] = {"UNet2DConditionModel": unet, "SD3Transformer2DModel": dit}
+
+
+class StagedDenoiser:
+    """The stages of one network, by hooks on its blocks; the modules themselves stay as they are.
+
+    Args:
+        family: The network's family.
+        network: The denoiser.
+
+    Attributes:
+        units: The pieces that a cut does not divide, in order of execution.
+        plan: The cut in force, None before `cut`.
+    """
+
+    def __init__(self, family: DenoiserFamily, network: torch.nn.Module) -> None:
+        module = _FAMILIES[family.class_name]
+        self.units: list[Unit] = module.list_units(network)
+        self.cuts: list[Cut] = module.list_cuts(network)
+        self.plan: StagePlan | None = None
+        self._network = network
+        self._state = StageState()
+        self._attached: list[AttachedHook] = []
+
+    def measure(self, evaluation: Evaluation, rows: slice | None = None) -> list[StagePlan]:
+        """Time every unit in a few evaluations, and plan every legal cut by it.
+
+        Args:
+            evaluation: A call with the shapes to be measured.
+            rows: The rows of one branch.
+
+        Returns:
+            One plan a cut, in the order of `cuts`.
+        """
+        assert not self._attached, "measured before it is cut"
+        device = evaluation.sample.device
+        timers = [_TimerHook(device) for _ in self.units]
+        hooks = [
+            AttachedHook(self._network.get_submodule(unit.name), timer, _HOOK_NAME)
+            for unit, timer in zip(self.units, timers, strict=True)
+        ]
+        try:
+            evaluation.run(rows)  # the first call pays for allocations
+            wholes = [_timed(lambda: evaluation.run(rows), device) for _ in range(_REPEATS)]
+        finally:
+            for hook in hooks:
+                hook.remove()
+        costs = [timer.cost() for timer in timers]
+        return [plan_cut(cut, self.units, costs, statistics.median(wholes)) for cut in self.cuts]
+
+    def cut(self, plan: StagePlan) -> None:
+        """Put a cut in force."""
+        self.uncut()
+        self.plan = plan
+        try:
+            for name, hook in self._hooks(plan.cut):
+                self._attached.append(AttachedHook(self._network.get_submodule(name), hook, _HOOK_NAME))
+        except BaseException:
+            self.uncut()
+            raise
+
+    def uncut(self) -> None:
+        """Remove every hook; nothing is left behind."""
+        for hook in reversed(self._attached):
+            hook.remove()
+        self._attached = []
+        self.plan = None
+        self._state = StageState()
+
+    def run_whole(self, evaluation: Evaluation, rows: slice | None, *, capture: bool) -> torch.Tensor:
+        """Evaluate the whole network: (rows, C, H, W).
+
+        Args:
+            evaluation: The call.
+            rows: The rows to evaluate, None for all.
+            capture: Keep both boundaries, to be read by `down` and `up`.
+        """
+        self._prepare(None, evaluation, rows, capturing=capture)
+        return evaluation.run(rows)
+
+    def run_outer(
+        self, evaluation: Evaluation, rows: slice, *, up: Boundary = (), exchange: Callable[[Boundary], Boundary] | None = None
+    ) -> torch.Tensor:
+        """Evaluate the outer stage alone: (rows, C, H, W). Its boundary is read by `down`.
+
+        Args:
+            evaluation: The call.
+            rows: The rows to evaluate.
+            up: The inner stage's result to go on with.
+            exchange: Instead of `up`: hands the fresh boundary over in mid-forward and returns the inner result.
+        """
+        self._prepare(Stage.OUTER, evaluation, rows, up=up, exchange=exchange)
+        return evaluation.run(rows)
+
+    def run_inner(self, evaluation: Evaluation, rows: slice, down: Boundary) -> Boundary:
+        """Evaluate the inner stage alone.
+
+        Args:
+            evaluation: The call.
+            rows: The rows to evaluate.
+            down: The outer stage's boundary.
+        """
+        self._prepare(Stage.INNER, evaluation, rows, down=down)
+        try:
+            evaluation.run(rows)
+        except StageDone:
+            return self._state.up
+        raise AssertionError("the inner stage ran past its last block")
+
+    @property
+    def down(self) -> Boundary:
+        """The last boundary from the outer stage to the inner one."""
+        return self._state.down
+
+    @property
+    def up(self) -> Boundary:
+        """The last boundary from the inner stage back to the outer one."""
+        return self._state.up
+
+    def _prepare(
+        self,
+        stage: Stage | None,
+        evaluation: Evaluation,
+        rows: slice | None,
+        *,
+        capturing: bool = False,
+        down: Boundary = (),
+        up: Boundary = (),
+        exchange: Callable[[Boundary], Boundary] | None = None,
+    ) -> None:
+        state = self._state
+        state.stage, state.capturing, state.exchange = stage, capturing, exchange
+        state.rows = evaluation.rows if rows is None else rows.stop - rows.start
+        state.down, state.up = down, up
+
+    def _hooks(self, cut: Cut) -> list[tuple[str, BlockHook]]:
+        """The hooks of a cut: one a block that lies in one stage, one a unit in blocks that hold a boundary."""
+        stages: dict[str, set[Stage]] = {}
+        for i, unit in enumerate(self.units):
+            stages.setdefault(unit.block or unit.name, set()).add(self._stage(cut, i))
+        at_boundary = {self.units[i].block for i in (cut.entry, cut.exit)}
+        hooks: dict[str, BlockHook] = {}
+        for i, unit in enumerate(self.units):
+            block = unit.block or unit.name
+            whole = len(stages[block]) == 1 and unit.block not in at_boundary
+            name = block if whole else unit.name
+            if name not in hooks:
+                hooks[name] = BlockHook(self._state, self._stage(cut, i), i == cut.entry, i == cut.exit)
+        return list(hooks.items())
+
+    @staticmethod
+    def _stage(cut: Cut, unit: int) -> Stage:
+        return Stage.INNER if cut.is_inner(unit) else Stage.OUTER
+
+
+class _TimerHook(ModelHook):  # type: ignore[misc]
+    """Times a unit in every forward, without waiting for the device in between."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._device = device
+        self._marks: list[tuple[Any, Any]] = []
+        self._bytes = 0
+
+    def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        start = _mark(self._device)
+        output = self.fn_ref.original_forward(*args, **kwargs)
+        self._marks.append((start, _mark(self._device)))
+        self._bytes = sum(tensor.nbytes for tensor in tensors_of(output))
+        return output
+
+    def cost(self) -> UnitCost:
+        return UnitCost(statistics.median(_elapsed(start, end) for start, end in self._marks[1:]), self._bytes)
+
+
+def _mark(device: torch.device) -> Any:
+    if device.type == "cuda":
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+    return time.perf_counter()
+
+
+def _elapsed(start: Any, end: Any) -> float:
+    return start.elapsed_time(end) / 1e3 if isinstance(start, torch.cuda.Event) else end - start
+
+
+def _timed(work: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
