@@ -27,8 +27,8 @@ def describe_call(pipe: Any, denoiser: torch.nn.Module, arguments: Mapping[str, 
     call = {name: describe(value) for name, value in arguments.items() if name not in _UNCOMPARED}
     return call | {
         "pipeline": type(pipe).__name__,
-        "scheduler": f"{type(pipe.scheduler).__name__} {dict(pipe.scheduler.config)}",
-        "denoiser": f"{type(denoiser).__name__} {denoiser.dtype} {_digest(repr(sorted(denoiser.config.items())).encode())}",
+        "scheduler": f"{type(pipe.scheduler).__name__} {_public(pipe.scheduler.config)}",
+        "denoiser": f"{type(denoiser).__name__} {denoiser.dtype} {_digest(repr(_public(denoiser.config)).encode())}",
     }
 
 
@@ -41,11 +41,20 @@ def require_same(comm: Comm, description: Mapping[str, str] | Exception) -> None
 
     Raises:
         ValueError: ranks disagree, or some rank has an error; every rank raises the same sentence.
+        RankError: a rank did not answer.
     """
-    descriptions = comm.exchange(description)
-    for rank, other in enumerate(descriptions):
-        if isinstance(other, Exception):
-            raise ValueError(f"rank {rank} cannot start: {other}") from other
+    # Errors travel as text: not every exception can be pickled, and one that cannot would leave the others waiting.
+    error = description if isinstance(description, Exception) else None
+    descriptions = comm.exchange(description if error is None else str(error))
+    problems = {rank: other for rank, other in enumerate(descriptions) if isinstance(other, str)}
+    if problems:
+        shared = len(problems) == comm.size and len(set(problems.values())) == 1
+        sentences = [f"rank {rank} cannot start: {problem}" for rank, problem in problems.items()]
+        raise ValueError(problems[0] if shared else "; ".join(sentences)) from error
+    _require_equal([other for other in descriptions if not isinstance(other, str)])
+
+
+def _require_equal(descriptions: list[Mapping[str, str]]) -> None:
     for name in sorted({name for other in descriptions for name in other}):
         values = [other.get(name, "nothing") for other in descriptions]
         rank = next((rank for rank, value in enumerate(values) if value != values[0]), None)
@@ -82,6 +91,11 @@ def describe(value: Any) -> str:
     if callable(value):
         return getattr(value, "__qualname__", type(value).__name__)
     return repr(value)
+
+
+def _public(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A diffusers config without its private entries, such as the path it was read from."""
+    return {name: config[name] for name in sorted(config) if not name.startswith("_")}
 
 
 def _digest(data: bytes) -> str:

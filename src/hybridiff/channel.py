@@ -85,6 +85,15 @@ class Channel:
         self._guard(lambda: self.comm.gather(self._packets, gathered, purpose), f"the {purpose}")
         return gathered[:, :-1]
 
+    def beat(self) -> None:
+        """Tell each other how the ranks fare in a step that has nothing to send.
+
+        Raises:
+            RankError: a rank failed, or left the loop while this one goes on.
+        """
+        self.gather({}, "control")
+        self.settle()
+
     def settle(self, scalar: torch.Tensor | None = None) -> float | None:
         """Read the tails of the last gather, and a scalar with them: the one host synchronisation of a step.
 

@@ -18,7 +18,7 @@ class RankError(RuntimeError):
     """A generation that cannot go on because of another rank; raised on every rank."""
 
 
-class CommError(RuntimeError):
+class CommError(RankError):
     """A message that did not come: a rank died, or the deadline passed. The group is of no further use."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from types import TracebackType
@@ -12,7 +13,7 @@ import torch
 from .agreement import describe_call, random_state_digest, require_same
 from .comm import Comm, LocalComm, RankError
 from .config import ParallelConfig
-from .denoiser.call import find_denoiser
+from .denoiser.call import DenoiserFamily, find_denoiser
 from .denoiser.hooks import AttachedHook, DenoiserHook
 from .run import Run
 from .strategies import STRATEGIES
@@ -33,10 +34,19 @@ def parallelize(pipe: Any, config: ParallelConfig | None = None, *, comm: Comm |
         A callable with the stock pipeline's arguments and output, on which `detach()` restores the pipeline.
 
     Raises:
-        ValueError: the pipeline or the number of ranks does not fit the strategy.
+        ValueError: the pipeline or the number of ranks does not fit the strategy, or ranks were given different
+            configs; on every rank.
+        RankError: a rank did not answer.
     """
     config = config or ParallelConfig()
-    return ParallelPipeline(pipe, config, comm or _ranks(config))
+    if comm is not None:
+        return ParallelPipeline(pipe, config, comm)
+    comm = _ranks(config)
+    try:
+        return ParallelPipeline(pipe, config, comm)
+    except Exception:
+        comm.close()
+        raise
 
 
 class ParallelPipeline:
@@ -50,10 +60,7 @@ class ParallelPipeline:
     """
 
     def __init__(self, pipe: Any, config: ParallelConfig, comm: Comm) -> None:
-        _check_ranks(config, comm)
-        STRATEGIES[config.strategy].check(config, comm)
-        family, denoiser = find_denoiser(pipe)
-        _check_pipeline(pipe)
+        family, denoiser = _agree_on_setup(pipe, config, comm)
         self.pipe = pipe
         self.config = config
         self.comm = comm
@@ -156,11 +163,27 @@ def _bind_call(pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict
 
 
 def _without_images(output: Any) -> Any:
-    return (None,) if isinstance(output, tuple) else type(output)(images=None)
+    if isinstance(output, tuple):
+        return (None,) * len(output)
+    return type(output)(**{field.name: None for field in dataclasses.fields(output)})
 
 
 def _ranks(config: ParallelConfig) -> Comm:
     return LocalComm(config.devices or 2) if config.simulate else Comm.world(config.timeout)
+
+
+def _agree_on_setup(pipe: Any, config: ParallelConfig, comm: Comm) -> tuple[DenoiserFamily, torch.nn.Module]:
+    """Check what this rank was given, and that the others were given the same: every rank raises, or none."""
+    problem: Exception | None = None
+    try:
+        _check_ranks(config, comm)
+        STRATEGIES[config.strategy].check(config, comm)
+        found = find_denoiser(pipe)
+        _check_pipeline(pipe)
+    except Exception as error:  # told to all ranks, raised by require_same
+        problem = error
+    require_same(comm, problem or {name: repr(value) for name, value in config.to_dict().items()})
+    return found
 
 
 def _check_ranks(config: ParallelConfig, comm: Comm) -> None:
@@ -175,12 +198,13 @@ def _check_pipeline(pipe: Any) -> None:
     """Refuse pipelines that do not batch two guidance branches, or give no sign of their steps."""
     name = type(pipe).__name__
     parameters = inspect.signature(pipe.__call__).parameters
-    if not hasattr(pipe, "do_classifier_free_guidance"):
+    if not {"image_guidance_scale", "pag_scale", "editing_prompt"}.isdisjoint(parameters):
+        raise ValueError(f"{name} evaluates more than two branches a step; only two are supported")
+    # On the class: until the first call the properties raise AttributeError on the pipeline itself.
+    if not hasattr(type(pipe), "do_classifier_free_guidance"):
         raise ValueError(f"{name} does not say whether guidance is on (do_classifier_free_guidance)")
-    if "callback_on_step_end" not in parameters:
-        raise ValueError(f"{name} has no callback_on_step_end, by which steps are counted")
-    if "image_guidance_scale" in parameters or "pag_scale" in parameters:
-        raise ValueError(f"{name} evaluates three branches a step; only two are supported")
+    if "callback_on_step_end" not in parameters or not hasattr(type(pipe), "num_timesteps"):
+        raise ValueError(f"{name} has no callback_on_step_end and num_timesteps, by which steps are counted")
 
 
 __all__ = ["ParallelPipeline", "RankError", "parallelize"]

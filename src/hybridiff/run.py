@@ -124,7 +124,9 @@ class Run:
 
     def _delay_interrupt(self) -> None:
         """Let a request to stop ride with the next packet, so that all ranks stop after the same step."""
-        if self._channel.is_open and getattr(self._pipe, "_interrupt", False) and not self._channel.interrupted:
+        if self._comm.size == 1 or not self._channel.is_open or self._channel.interrupted:
+            return
+        if getattr(self._pipe, "_interrupt", False):
             self._pipe._interrupt = False
             self._channel.status = Status.INTERRUPTED
 

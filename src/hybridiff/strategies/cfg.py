@@ -33,7 +33,7 @@ class CfgStrategy(Strategy):
     def predict(self, evaluation: Evaluation, step: int) -> Answer:
         shares = split_rows(evaluation.rows, evaluation.branches, self.comm.size)
         if shares is None:
-            return Answer(evaluation.run(), None)
+            return Answer(self._everywhere(evaluation), None)
         prediction = self._gather_shares(evaluation, shares)
         if evaluation.branches == 1:
             self.channel.settle()
@@ -47,6 +47,14 @@ class CfgStrategy(Strategy):
             return evaluation.run()
         prediction = self._gather_shares(evaluation, shares)
         self.channel.settle()
+        return prediction
+
+    def _everywhere(self, evaluation: Evaluation) -> torch.Tensor:
+        """Evaluate one row that cannot be split on every rank; errors and interrupts reach all of them all the same."""
+        if not self.channel.is_open:
+            self.channel.open(0, evaluation.sample)
+        prediction = evaluation.run()
+        self.channel.beat()
         return prediction
 
     def _gather_shares(self, evaluation: Evaluation, shares: list[slice]) -> torch.Tensor:

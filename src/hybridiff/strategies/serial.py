@@ -13,7 +13,10 @@ class SerialStrategy(Strategy):
     name = "serial"
 
     def predict(self, evaluation: Evaluation, step: int) -> Answer:
+        if not self.channel.is_open:
+            self.channel.open(0, evaluation.sample)
         prediction = evaluation.run()  # (2B, C, H, W), or (B, C, H, W) without guidance
+        self.channel.beat()
         if evaluation.branches == 1:
             return Answer(prediction, None)
         unconditional, conditional = prediction.chunk(2)
