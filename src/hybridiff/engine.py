@@ -9,17 +9,18 @@ import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 from .config import ParallelConfig
 from .messages import Generation, RankSpec, Request
-from .models import check_dtype, find_model
+from .models import ModelFolder, check_dtype, find_model
 from .ranks import EngineError, RankGroup
 from .schedulers import check_scheduler
 
 __all__ = ["Engine", "EngineError", "Generation"]
 
 DEVICES = ("auto", "cuda", "cpu")
+GUIDANCE_BRANCHES = 2
 
 OnStep = Callable[[int, int], None]
 
@@ -32,7 +33,7 @@ class Engine:
     arguments and calls it with the same requests; rank 0 gets the pictures.
 
     Args:
-        model: `tiny-sdxl`, `tiny-sd3`, a local folder or a hub id.
+        model: `tiny-sdxl`, `tiny-sd3`, a local folder or a hub id; or what `find_model` found for one.
         devices: Number of ranks. None takes `config.devices`, torchrun's number, or 2.
         config: How the ranks work together.
         device: `cuda` (one GPU a rank), `cpu` (one core a rank), or `auto`: CUDA where there is any.
@@ -51,7 +52,7 @@ class Engine:
 
     def __init__(
         self,
-        model: str | os.PathLike[str],
+        model: str | os.PathLike[str] | ModelFolder,
         devices: int | None = None,
         config: ParallelConfig | None = None,
         *,
@@ -67,7 +68,7 @@ class Engine:
         self.config = _complete(config or ParallelConfig(), devices, timeout, self._joined)
         if dtype is not None:
             check_dtype(dtype)
-        self.folder = find_model(model, variant)
+        self.folder = model if isinstance(model, ModelFolder) else find_model(model, variant)
         if scheduler is not None:
             check_scheduler(scheduler, self.folder.scheduler_config)
         check_ranks(self.config)
@@ -94,6 +95,11 @@ class Engine:
     def is_leader(self) -> bool:
         """Whether this process gets the pictures: always, but under torchrun only on rank 0."""
         return self._backend.is_leader
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the ranks that were started here; empty under torchrun and once they have been ended."""
+        return self._backend.pids
 
     def generate(
         self, prompt: Any = None, *, seed: int | None = None, on_step: OnStep | None = None, **arguments: Any
@@ -149,6 +155,10 @@ class _Spawned:
         assert isinstance(generation, Generation)
         return generation
 
+    @property
+    def pids(self) -> list[int]:
+        return [rank.process.pid for rank in self._group.ranks] if self._group is not None else []
+
     def close(self) -> None:
         if self._group is not None:
             self._group.stop()
@@ -179,6 +189,8 @@ class _Spawned:
 
 class _Joined:
     """The rank that torchrun started in this process."""
+
+    pids: ClassVar[list[int]] = []
 
     def __init__(self, spec: RankSpec) -> None:
         from .worker import PipelineRank, join_process_group
@@ -238,16 +250,19 @@ def _device_of(device: str, local_rank: int) -> str:
 
 
 def check_ranks(config: ParallelConfig) -> None:
-    """Refuse a number of ranks that the strategy cannot use, before any is started.
+    """Refuse a number of ranks that cannot be shared by the guidance branches, before any rank is started.
+
+    What a strategy further needs is checked by the strategy, in every rank.
 
     Raises:
         ValueError: with the numbers and the remedy.
     """
-    from .comm import LocalComm
-    from .strategies import STRATEGIES
-
-    assert config.devices is not None
-    STRATEGIES[config.strategy].check(config, LocalComm(config.devices))
+    ranks = config.devices or 1
+    if config.strategy != "serial" and ranks % GUIDANCE_BRANCHES:
+        raise ValueError(
+            f"{ranks} rank{'s' * (ranks > 1)} requested; strategy {config.strategy!r} needs a multiple of "
+            f"{GUIDANCE_BRANCHES}, one share for each guidance branch; use --devices {ranks + 1} or --strategy serial"
+        )
 
 
 def _complete(config: ParallelConfig, devices: int | None, timeout: float | None, joined: bool) -> ParallelConfig:

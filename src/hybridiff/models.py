@@ -23,6 +23,7 @@ TASKS = {
     "inpainting": "AutoPipelineForInpainting",
 }
 DENOISERS = ("unet", "transformer")
+_OF_ONE_FAMILY = {"guidance_rescale": "unet", "max_sequence_length": "transformer"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class ModelFolder:
         return int(scale * (denoiser.get("patch_size") or 1))
 
     def check_call(self, arguments: Mapping[str, Any]) -> None:
-        """Refuse what needs no network to be refused: sizes, steps and numbers of pictures out of range.
+        """Refuse what needs no network to be refused: values out of range, arguments of another family.
 
         Raises:
             ValueError: with the value and what would do.
@@ -86,6 +87,9 @@ class ModelFolder:
                 raise ValueError(
                     f"{key} must be a positive multiple of {self.size_multiple} for {self.name}, got {value!r}"
                 )
+        for key, denoiser in _OF_ONE_FAMILY.items():
+            if arguments.get(key) is not None and self.denoiser != denoiser:
+                raise ValueError(f"{key} is for pipelines with a {denoiser}; {self.name} has a {self.denoiser}")
 
 
 def find_model(name_or_path: str | os.PathLike[str], variant: str | None = None) -> ModelFolder:
@@ -195,7 +199,7 @@ def _download(name: str, variant: str | None) -> Path:
     except (OSError, ValueError) as error:
         raise ValueError(
             f"unknown model {name!r}: not an embedded model ({embedded}), no such folder, and the hub gave no pipeline "
-            f"of that id ({_first_sentence(error)})"
+            f"of that id ({_first_sentence(error).split(' (')[0]})"
         ) from error
 
 
@@ -204,10 +208,12 @@ def _read_pipeline(folder: ModelFolder, task: str, **options: Any) -> Any:
 
     plain = task == "text-to-image"  # any pipeline class, also those that AutoPipeline does not list
     loader = diffusers.DiffusionPipeline if plain else getattr(diffusers, TASKS[task])
+    # An SD3 saved without its T5 encoder can only be loaded by saying once more that there is none.
+    absent = {part: None for part, value in folder.index.items() if value == [None, None]}
     try:
-        return loader.from_pretrained(folder.path, local_files_only=True, **options)
+        return loader.from_pretrained(folder.path, local_files_only=True, **absent, **options)
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot load {folder.name} from {folder.path}: {_first_sentence(error)}") from error
+        raise ValueError(f"cannot load a pipeline from {folder.path}: {_first_sentence(error)}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:

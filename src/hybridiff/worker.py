@@ -12,6 +12,7 @@ import logging
 import os
 import queue
 import sys
+import textwrap
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -94,15 +95,19 @@ def _steps_told_to(pipe: Any, on_step: OnStep | None) -> Iterator[None]:
 
 
 class _WarningTeller(logging.Handler):
-    """Passes warnings of the libraries on to the parent."""
+    """Passes warnings of the libraries on to the parent: each once, and no essays."""
 
-    def __init__(self, tell: Tell) -> None:
+    def __init__(self, tell: Tell, longest: int = 300) -> None:
         super().__init__(logging.WARNING)
         self._tell = tell
+        self._longest = longest
+        self._told: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError):
-            self._tell(Warned(record.getMessage()))
+        text = textwrap.shorten(record.getMessage(), self._longest, placeholder=" ...")
+        if text not in self._told:
+            self._told.add(text)
+            self._tell(Warned(text))
 
 
 def join_process_group(spec: RankSpec, init_method: str) -> bool:

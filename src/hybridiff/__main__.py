@@ -1,0 +1,8 @@
+"""`python -m hybridiff` is the command `hybridiff`."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""The command `hybridiff`: the only place that prints."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from . import __version__
+from .options import (
+    Parser,
+    add_generate_options,
+    add_machine_options,
+    call_arguments,
+    parallel_config,
+    parse_options,
+)
+
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        0; 2 for bad input (nothing was started), 1 for a failure while running, 130 after Ctrl-C.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        options = parse_options(_parser(), arguments)
+        options.command(options)
+    except ValueError as error:
+        return _complain(error, arguments, BAD_INPUT)
+    except (RuntimeError, OSError) as error:  # EngineError among them
+        return _complain(error, arguments, FAILED)
+    except KeyboardInterrupt:
+        print("hybridiff: interrupted; all ranks have been ended", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="hybridiff", description="One guided diffusion picture on several devices.")
+    parser.add_argument("--version", action="version", version=f"hybridiff {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
+
+    generate = commands.add_parser("generate", help="draw pictures for a prompt, or for many")
+    add_generate_options(generate)
+    generate.set_defaults(command=_generate)
+
+    demo = commands.add_parser("demo", help="the same scene with the embedded models on one device and on two")
+    demo.add_argument("--output", default="out/demo", metavar="FOLDER", help="(default out/demo)")
+    demo.add_argument("--num-inference-steps", type=int, default=50, metavar="N", help="(default 50)")
+    demo.add_argument("--repeats", type=int, default=3, metavar="N", help="timed runs each (default 3)")
+    add_machine_options(demo, device="cpu")
+    demo.set_defaults(command=_demo)
+    return parser
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from .engine import Engine
+    from .models import find_model
+    from .output import Output
+
+    prompts = _prompts(options)
+    output = Output.parse(options.output)
+    if options.model is None:
+        raise ValueError("there is no model; give --model, such as --model tiny-sdxl")
+    folder = find_model(options.model, options.variant)
+    arguments = call_arguments(options)
+    folder.check_call(arguments)
+    config = parallel_config(options)
+    output.prepare()
+    engine = Engine(
+        folder,
+        config=config,
+        device=options.device,
+        dtype=options.dtype,
+        scheduler=options.scheduler,
+        variant=options.variant,
+    )
+    with engine:
+        for number, prompt in enumerate(prompts, start=1):
+            call = arguments | ({"negative_prompt": prompt.negative_prompt} if prompt.negative_prompt else {})
+            with _ProgressBar(engine.is_leader, f"{number}/{len(prompts)}") as bar:
+                generation = engine.generate(prompt.prompt, seed=prompt.seed, on_step=bar.show, **call)
+            if engine.is_leader:
+                facts = {"model": options.model, "prompt": prompt.prompt, "settings": _settings(options, engine, call)}
+                _tell(generation, output.numbered(number, len(prompts)).write(generation, facts))
+
+
+def _prompts(options: argparse.Namespace) -> list[Any]:
+    """What to draw, each with a seed."""
+    from .prompts import Prompt, read_prompts
+
+    if (options.prompt is None) == (options.prompts is None):
+        raise ValueError("give either --prompt TEXT or --prompts FILE")
+    prompts = [Prompt(options.prompt)] if options.prompts is None else read_prompts(options.prompts)
+    return [replace(prompt, seed=options.seed if prompt.seed is None else prompt.seed) for prompt in prompts]
+
+
+def _settings(options: argparse.Namespace, engine: Any, call: dict[str, Any]) -> dict[str, Any]:
+    """What the report says about how the picture was made; None stands for the model's own default."""
+    machine = {"device": engine.device, "dtype": options.dtype, "scheduler": options.scheduler}
+    return {**engine.config.to_dict(), **machine, **call}
+
+
+def _tell(generation: Any, paths: Sequence[Any]) -> None:
+    report = generation.report
+    for note in report.notes:
+        print(f"note: {note}", file=sys.stderr)
+    devices = f"{report.devices} device{'s' * (report.devices != 1)}"
+    print(
+        f"{report.strategy} on {devices}: {len(report.steps)} steps in {report.seconds:.2f} s, seed {generation.seed}"
+    )
+    for path in paths:
+        print(f"  {path}")
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from .demo import PROMPT, format_table, run_demo
+    from .output import Output
+
+    for name in ("num_inference_steps", "repeats"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
+    Output(_folder(options.output), "picture", ".png").prepare()
+    print(f'"{PROMPT}", {options.num_inference_steps} steps, {options.device}')
+    rows = list(
+        run_demo(
+            options.output,
+            options.num_inference_steps,
+            options.repeats,
+            on_progress=lambda text: print(text, file=sys.stderr),
+            device=options.device,
+            dtype=options.dtype,
+            timeout=options.timeout,
+        )
+    )
+    print(f"\n{format_table(rows)}\n")
+    print("pictures; the report (.json) and the discrepancy curve (-discrepancy.png) lie beside each:")
+    for row in rows:
+        print(f"  {row.path}")
+
+
+def _folder(path: str) -> Any:
+    from pathlib import Path
+
+    return Path(path).expanduser()
+
+
+class _ProgressBar:
+    """A tqdm bar on stderr, on one rank; it appears with the first step."""
+
+    def __init__(self, is_shown: bool, label: str) -> None:
+        self._is_shown, self._label = is_shown, label
+        self._bar: Any = None
+
+    def show(self, done: int, total: int) -> None:
+        from tqdm import tqdm
+
+        if self._bar is None:
+            self._bar = tqdm(total=total, desc=self._label, disable=not self._is_shown)
+        self._bar.update(done - self._bar.n)
+
+    def __enter__(self) -> _ProgressBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _complain(error: Exception, arguments: Sequence[str], code: int) -> int:
+    if "--traceback" in arguments or os.environ.get("HYBRIDIFF_TRACEBACK"):
+        traceback.print_exception(error)
+    print(f"hybridiff: {error}", file=sys.stderr)
+    return code

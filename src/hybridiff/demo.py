@@ -1,0 +1,124 @@
+"""The same scene with every embedded model on one device and on several: how fast, and how alike."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .config import ParallelConfig
+from .engine import Engine
+from .messages import Generation
+from .metrics import psnr
+from .models import EMBEDDED
+from .output import Output
+
+PROMPT = "a large red ring at the left on a white background"
+
+
+@dataclass(frozen=True)
+class DemoRun:
+    """One way to generate the scene."""
+
+    strategy: str
+    devices: int
+
+
+RUNS = (DemoRun("serial", 1), DemoRun("cfg", 2))
+"""The first is the reference of the others."""
+
+
+@dataclass(frozen=True)
+class DemoRow:
+    """What one way gave for one model.
+
+    Attributes:
+        model: The embedded model.
+        run: How it ran.
+        seconds: Median of the repeats, for the whole call.
+        speed_up: Against the first way.
+        psnr: Of the picture against the first way's, in dB.
+        path: The picture.
+    """
+
+    model: str
+    run: DemoRun
+    seconds: float
+    speed_up: float
+    psnr: float
+    path: Path
+
+
+def run_demo(
+    folder: str, steps: int, repeats: int, on_progress: Callable[[str], None], **engine_options: Any
+) -> Iterator[DemoRow]:
+    """Generate the scene in every way with every embedded model; the rows of the table as they come.
+
+    The ways take turns, so that a disturbance of the machine meets all of them, after one short warm-up each.
+
+    Args:
+        folder: Where pictures, reports and curves go.
+        steps: Denoising steps.
+        repeats: How often each way runs; its time is the median.
+        on_progress: Is told what happens now.
+        engine_options: `device`, `dtype` and deadlines for `Engine`.
+    """
+    for model in EMBEDDED:
+        on_progress(f"{model}: starting {sum(run.devices for run in RUNS)} ranks")
+        with contextlib.ExitStack() as stack:
+            engines = {run: stack.enter_context(_engine(model, run, engine_options)) for run in RUNS}
+            for engine in engines.values():
+                engine.generate(PROMPT, seed=0, num_inference_steps=2)
+            generations: dict[DemoRun, list[Generation]] = {run: [] for run in RUNS}
+            for repeat in range(repeats):
+                for run, engine in engines.items():
+                    on_progress(f"{model}: {run.strategy} on {run.devices}, {repeat + 1} of {repeats}")
+                    generations[run].append(engine.generate(PROMPT, seed=0, num_inference_steps=steps))
+        yield from _rows(model, generations, Path(folder))
+
+
+def format_table(rows: list[DemoRow]) -> str:
+    """The rows as text with aligned columns."""
+    head = ("model", "strategy", "devices", "seconds", "speed-up", "PSNR against one device")
+    body = [
+        (
+            row.model,
+            row.run.strategy,
+            str(row.run.devices),
+            f"{row.seconds:.2f}",
+            f"{row.speed_up:.2f}x",
+            _likeness(row),
+        )
+        for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in (head, *body))
+
+
+def _engine(model: str, run: DemoRun, options: dict[str, Any]) -> Engine:
+    return Engine(model, run.devices, ParallelConfig(strategy=run.strategy), **options)
+
+
+def _rows(model: str, generations: dict[DemoRun, list[Generation]], folder: Path) -> Iterator[DemoRow]:
+    reference = generations[RUNS[0]]
+    reference_seconds = _median_seconds(reference)
+    for run, results in generations.items():
+        output = Output(folder, f"{model}-{run.strategy}-{run.devices}", ".png")
+        facts = {"model": model, "prompt": PROMPT, "settings": {"repeats": len(results)}}
+        path = output.write(results[0], facts)[0]
+        seconds = _median_seconds(results)
+        likeness = psnr(results[0].images[0], reference[0].images[0])
+        yield DemoRow(model, run, seconds, reference_seconds / seconds, likeness, path)
+
+
+def _median_seconds(generations: list[Generation]) -> float:
+    return statistics.median(generation.report.seconds for generation in generations)
+
+
+def _likeness(row: DemoRow) -> str:
+    if row.run == RUNS[0]:
+        return "-"
+    return "identical" if row.psnr == float("inf") else f"{row.psnr:.1f} dB"
