@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+import os
+
+# Before torch is imported: one thread, as the ranks have, so that results can be compared bit by bit.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for noise in ("__array__ implementation", ".*all_gather_into_tensor.* is deprecated"):
+        config.addinivalue_line("filterwarnings", f"ignore:{noise}")

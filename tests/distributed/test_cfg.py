@@ -1,0 +1,176 @@
+"""Contract 1: `cfg` on several ranks draws bit by bit what one process draws that evaluates the branches in turn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from hybridiff import ParallelConfig, parallelize
+from support.jobs import Drawn, draw_parallel, on_ranks, rank
+from support.oracles import drawn_one_part_after_another, relative_difference
+from support.pipelines import PIPELINES, TEXT_WIDTH, build, call_arguments, draw
+from support.ranks import run_ranks
+
+pytestmark = pytest.mark.distributed
+
+TWO_PROMPTS = {"prompt": ["a red ring", "two blue cubes"], "negative_prompt": ["blurred", "dark"]}
+
+
+def draw_on_ranks(name: str, ranks: int = 2, changes: dict[str, Any] | None = None, **config: Any) -> Drawn:
+    """The drawing of all ranks, which must be the same on each."""
+    drawn = [runs[-1] for runs in run_ranks(on_ranks, ranks, name, changes or {}, config)]
+    assert all(torch.equal(other.latents, drawn[0].latents) for other in drawn)
+    return drawn[0]
+
+
+def simulated(name: str, ranks: int = 2, changes: dict[str, Any] | None = None, **config: Any) -> Drawn:
+    return draw_parallel(name, changes or {}, simulate=True, devices=ranks, **config)[-1]
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_two_ranks_equal_one_branch_after_the_other(name: str) -> None:
+    latents = draw_on_ranks(name).latents
+    assert torch.equal(latents, drawn_one_part_after_another(name))
+    assert torch.equal(latents, simulated(name).latents)
+    assert relative_difference(latents, draw(build(name), name)) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3.5"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"num_images_per_prompt": 2}, id="two pictures"),
+        pytest.param(TWO_PROMPTS, id="two prompts"),
+        pytest.param(TWO_PROMPTS | {"num_images_per_prompt": 2}, id="two prompts, two pictures each"),
+        pytest.param({"num_images_per_prompt": 3}, id="three pictures"),
+    ],
+)
+def test_batches_equal_one_branch_after_the_other(name: str, changes: dict[str, Any]) -> None:
+    latents = draw_on_ranks(name, changes=changes).latents
+    assert torch.equal(latents, drawn_one_part_after_another(name, **changes))
+    assert relative_difference(latents, draw(build(name), name, **changes)) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+def test_four_ranks_split_the_pictures_of_each_branch(name: str) -> None:
+    changes = {"num_images_per_prompt": 2}
+    latents = draw_on_ranks(name, 4, changes).latents
+    assert torch.equal(latents, drawn_one_part_after_another(name, parts=4, **changes))
+    assert relative_difference(latents, draw(build(name), name, **changes)) < 1e-4
+
+
+@pytest.mark.parametrize("pictures", [1, 3])
+def test_four_ranks_with_an_uneven_share(pictures: int) -> None:
+    changes = {"num_images_per_prompt": pictures}
+    latents = draw_on_ranks("sdxl two levels", 4, changes).latents
+    assert torch.equal(latents, simulated("sdxl two levels", 4, changes).latents)
+    assert relative_difference(latents, draw(build("sdxl two levels"), "sdxl two levels", **changes)) < 1e-4
+
+
+@pytest.mark.parametrize("steps", [4, 9])
+@pytest.mark.parametrize("scheduler", ["ddim", "euler", "euler-ancestral", "dpmsolver++", "unipc", "heun"])
+def test_schedulers(scheduler: str, steps: int) -> None:
+    name, changes = "sdxl two levels", {"num_inference_steps": steps}
+    drawn = draw_on_ranks(name, changes=changes, scheduler=scheduler)
+    assert torch.equal(drawn.latents, drawn_one_part_after_another(name, scheduler=scheduler, **changes))
+    assert len(drawn.report["steps"]) == (2 * steps - 1 if scheduler == "heun" else steps)
+
+
+@pytest.mark.parametrize("name", ["sdxl two levels", "sd3"])
+def test_a_hundred_steps(name: str) -> None:
+    changes = {"num_inference_steps": 100}
+    assert torch.equal(draw_on_ranks(name, changes=changes).latents, drawn_one_part_after_another(name, **changes))
+
+
+def test_guidance_rescale() -> None:
+    changes = {"guidance_rescale": 0.7}
+    latents = draw_on_ranks("sdxl", changes=changes).latents
+    assert torch.equal(latents, drawn_one_part_after_another("sdxl", **changes))
+    assert not torch.equal(latents, drawn_one_part_after_another("sdxl"))
+
+
+def test_skip_layer_guidance() -> None:
+    changes = {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 0.9}
+    latents = draw_on_ranks("sd3", changes=changes).latents
+    assert torch.equal(latents, drawn_one_part_after_another("sd3", **changes))
+    assert not torch.equal(latents, drawn_one_part_after_another("sd3"))
+
+
+def test_prompt_embeddings_in_the_place_of_prompts() -> None:
+    random = torch.Generator().manual_seed(1)
+    texts = {"prompt_embeds": 2, "negative_prompt_embeds": 2}
+    changes = {name: torch.randn(1, 7, size * TEXT_WIDTH, generator=random) for name, size in texts.items()}
+    changes |= {
+        f"{sign}pooled_prompt_embeds": torch.randn(1, TEXT_WIDTH, generator=random) for sign in ("", "negative_")
+    }
+    changes |= {"prompt": None, "negative_prompt": None}
+    assert torch.equal(draw_on_ranks("sdxl", changes=changes).latents, drawn_one_part_after_another("sdxl", **changes))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["sdxl two levels", "sd3"])
+def test_half_precision(name: str, dtype: torch.dtype) -> None:
+    drawn = draw_on_ranks(name, dtype=dtype)
+    assert drawn.latents.dtype == dtype
+    assert torch.equal(drawn.latents, simulated(name, dtype=dtype).latents)
+    with_branches = build(name).to(dtype)
+    assert relative_difference(drawn.latents.float(), draw(with_branches, name).float()) < 0.1
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3.5"])
+def test_a_second_run_equals_the_first(name: str) -> None:
+    first, second = (drawn.latents for drawn in run_ranks(on_ranks, 2, name, {}, {"runs": 2})[0])
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sdxl two levels", "sd15", "sd3", "sd3.5"])
+def test_swapped_branches_would_be_noticed(name: str) -> None:
+    """Random weights can ignore the text, and then any comparison above would pass: here they do not."""
+    changes = {"prompt": "blurred", "negative_prompt": "a red ring"}
+    swapped = drawn_one_part_after_another(name, **changes)
+    assert relative_difference(swapped, drawn_one_part_after_another(name)) > 0.05
+    assert not torch.equal(swapped, draw_on_ranks(name).latents)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+def test_the_leader_alone_returns_pictures(name: str) -> None:
+    leader, other = run_ranks(returned_images, 2, name, {"output_type": "pil"}, {})
+    assert leader == [["Image"], ["Image"]]
+    assert other == [None, None]
+
+
+def test_every_rank_returns_pictures_when_asked() -> None:
+    results = run_ranks(returned_images, 2, "sdxl two levels", {"output_type": "pil"}, {"outputs": "all"})
+    assert results == [[["Image"], ["Image"]]] * 2
+
+
+def test_outputs_of_more_than_one_part_keep_their_form() -> None:
+    leader, other = run_ranks(returned_images, 2, "sd15", {"output_type": "pil"}, {})
+    assert leader == [["Image"], ["Image"]]
+    assert other == [None, None]
+
+
+def returned_images(name: str, changes: dict[str, Any], config: dict[str, Any]) -> list[Any]:
+    """Types of the images, from an output object and from a tuple."""
+    parallel = parallelize(build(name), ParallelConfig(**config))
+    images = parallel(**call_arguments(name, **changes)).images
+    output = parallel(**call_arguments(name, **changes, return_dict=False))
+    assert isinstance(output, tuple)
+    return [None if these is None else [type(image).__name__ for image in these] for these in (images, output[0])]
+
+
+def test_ranks_without_a_generator_draw_the_same() -> None:
+    first, second = run_ranks(draw_with_own_global_seed, 2)
+    assert torch.equal(first, second)
+
+
+def draw_with_own_global_seed() -> torch.Tensor:
+    torch.manual_seed(rank())
+    return draw_parallel("sdxl two levels", {"generator": None}, scheduler="euler-ancestral")[0].latents
+
+
+def test_serial_on_two_ranks_is_the_stock_pipeline_on_both() -> None:
+    latents = draw_on_ranks("sd3", strategy="serial").latents
+    assert torch.equal(latents, draw(build("sd3"), "sd3"))

@@ -1,0 +1,1 @@
+"""What the tests share: tiny random pipelines, ranks to run them on, oracles."""

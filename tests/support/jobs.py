@@ -1,0 +1,69 @@
+"""What ranks do in the tests: functions that `run_ranks` calls on every rank."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from hybridiff import ParallelConfig, parallelize
+from support.pipelines import build, draw
+
+
+@dataclass
+class Drawn:
+    """Latents and the report of the run that drew them."""
+
+    latents: torch.Tensor
+    report: dict[str, Any]
+
+
+@dataclass
+class Outcome:
+    """How a call ended on a rank: with a value, or with an error of some type."""
+
+    value: Any = None
+    error: str | None = None
+    message: str = ""
+    seconds: float = 0.0
+
+
+def draw_parallel(
+    name: str,
+    changes: dict[str, Any],
+    scheduler: str | None = None,
+    runs: int = 1,
+    dtype: torch.dtype = torch.float32,
+    **config: Any,
+) -> list[Drawn]:
+    """Draw several times in turn with one parallel pipeline, with a fresh generator each time."""
+    drawn = []
+    with parallelize(build(name, scheduler).to(dtype), ParallelConfig(outputs="all", **config)) as parallel:
+        for _ in range(runs):
+            latents = draw(parallel, name, **changes)
+            assert parallel.report is not None
+            drawn.append(Drawn(latents, parallel.report.to_dict()))
+    return drawn
+
+
+def on_ranks(name: str, changes: dict[str, Any], config: dict[str, Any]) -> list[Drawn]:
+    """`draw_parallel` with its keyword arguments in a dict."""
+    return draw_parallel(name, changes, **config)
+
+
+def attempt(action: Callable[[], Any]) -> Outcome:
+    """Do something that may fail."""
+    started = time.monotonic()
+    try:
+        return Outcome(value=action(), seconds=time.monotonic() - started)
+    except Exception as error:
+        return Outcome(error=type(error).__name__, message=str(error), seconds=time.monotonic() - started)
+
+
+def rank() -> int:
+    """This rank."""
+    return dist.get_rank()
