@@ -13,7 +13,7 @@ from .comm import Comm
 _UNCOMPARED = ("callback_on_step_end", "callback_on_step_end_tensor_inputs", "output_type", "return_dict")
 
 
-def describe_call(pipe: Any, denoiser: torch.nn.Module, arguments: Mapping[str, Any]) -> dict[str, str]:
+def describe_call(pipe: Any, denoiser: Any, arguments: Mapping[str, Any]) -> dict[str, str]:
     """A short text for everything that decides what a call draws.
 
     Args:
@@ -45,7 +45,8 @@ def require_same(comm: Comm, description: Mapping[str, str] | Exception) -> None
     """
     # Errors travel as text: not every exception can be pickled, and one that cannot would leave the others waiting.
     error = description if isinstance(description, Exception) else None
-    descriptions = comm.exchange(description if error is None else str(error))
+    mine: Mapping[str, str] | str = str(description) if isinstance(description, Exception) else description
+    descriptions = comm.exchange(mine)
     problems = {rank: other for rank, other in enumerate(descriptions) if isinstance(other, str)}
     if problems:
         shared = len(problems) == comm.size and len(set(problems.values())) == 1

@@ -1,18 +1,24 @@
-"""The messages of one run: predictions, and in their tail how each rank fares.
+"""The messages of one run: predictions and boundaries, and in their tails how each rank fares.
 
 Every rank issues the same messages in the same order, whatever happens to it: a rank that fails, or leaves the
-denoising loop early, still takes part in the message that the others wait for and says so in its tail. So no rank
-waits for one that is gone, and every rank raises.
+denoising loop early, still takes part in the messages that the others wait for and says so in their tails. So no
+rank waits for one that is gone, and every rank raises.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from enum import IntEnum
+from typing import TypeVar
 
 import torch
 
 from .comm import Comm, CommError, RankError
+from .switching import StepKind
+from .trace import Timeline
+
+T = TypeVar("T")
 
 
 class Status(IntEnum):
@@ -24,32 +30,54 @@ class Status(IntEnum):
     FAILED = 3
 
 
+class Message(IntEnum):
+    """The kinds of message that a step is made of."""
+
+    GATHER = 0
+    SWAP = 1
+    HAND_OUT = 2
+
+
+_SCRIPTS = {
+    StepKind.FULL: (Message.GATHER,),
+    StepKind.PIPELINED: (Message.SWAP, Message.HAND_OUT),
+}
+
+
 class Channel:
     """What the ranks of one run tell each other.
 
     Args:
         comm: The ranks.
         position: Says where this rank is, for errors: "warm-up, step 7".
+        timeline: Where waits are recorded.
 
     Attributes:
         status: Goes out with the next packet.
         interrupted: True once some rank asked for the generation to stop.
+        sent: Bytes put on the wire so far by all ranks together, by purpose; tails count as "control".
+        kind_ahead: Says of which kind the next step is; a rank that leaves takes part in its messages.
     """
 
-    def __init__(self, comm: Comm, position: Callable[[], str]) -> None:
+    def __init__(self, comm: Comm, position: Callable[[], str], timeline: Timeline) -> None:
         self.comm = comm
         self.status = Status.WORKING
         self.interrupted = False
+        self.sent: Counter[str] = Counter()
+        self.kind_ahead: Callable[[], StepKind] = lambda: StepKind.FULL
         self._position = position
+        self._timeline = timeline
+        self._script: list[Message] = []
         self._packets: dict[int, torch.Tensor] = {}
         self._gathered: torch.Tensor | None = None
+        self._pipeline: _PipelinePackets | None = None
 
     @property
     def is_open(self) -> bool:
         """Whether packets have a size yet; until then ranks agree by small objects."""
         return self._gathered is not None
 
-    def agree(self, thing: object, what: str) -> list[object]:
+    def agree(self, thing: T, what: str) -> list[T]:
         """Exchange an object with all ranks, all of which must still be in this run.
 
         Raises:
@@ -65,25 +93,81 @@ class Channel:
         self._packets = {rank: like.new_zeros(elements + 1) for rank in self.comm.members}
         self._gathered = like.new_zeros(self.comm.size, elements + 1)
 
-    def gather(self, pieces: Mapping[int, torch.Tensor], purpose: str = "prediction") -> torch.Tensor:
+    def open_pipeline(
+        self, peers: Mapping[int, int], elements: Mapping[int, int], source: int, like: torch.Tensor
+    ) -> None:
+        """Allocate the packets of pipelined steps.
+
+        Args:
+            peers: The rank with which each rank swaps boundaries.
+            elements: Elements of the boundary that each rank sends.
+            source: The rank that makes the prediction.
+            like: A tensor with their dtype and device.
+        """
+        self._pipeline = _PipelinePackets(self.comm, peers, elements, source, like)
+
+    def begin_step(self, kind: StepKind) -> None:
+        """Say which messages the step now beginning is made of."""
+        self._script = list(_SCRIPTS[kind])
+
+    def gather(self, pieces: Mapping[int, torch.Tensor]) -> torch.Tensor:
         """Hand every rank the pieces of all ranks.
 
         Args:
             pieces: What each of this process's ranks has to say, of any shape and at most the packet's size; a rank
                 without an entry has nothing.
-            purpose: Name under which the bytes are counted.
 
         Returns:
             (size, elements); a view that the next gather overwrites.
         """
         assert self._gathered is not None
-        for rank, packet in self._packets.items():
-            if rank in pieces:
-                packet[: pieces[rank].numel()].copy_(pieces[rank].reshape(-1))
-            packet[-1] = float(self.status)
         gathered = self._gathered
-        self._guard(lambda: self.comm.gather(self._packets, gathered, purpose), f"the {purpose}")
+        for rank, packet in self._packets.items():
+            _fill(packet, (pieces[rank],) if rank in pieces else (), self.status)
+        self._send(lambda: self.comm.gather(self._packets, gathered), "gather the predictions")
+        self._count("prediction", gathered.shape[1] - 1, gathered.element_size(), self.comm.size * (self.comm.size - 1))
+        self._script = []
         return gathered[:, :-1]
+
+    def swap(self, boundaries: Mapping[int, tuple[torch.Tensor, ...]]) -> dict[int, torch.Tensor]:
+        """Swap boundaries with the peer: the first message of a pipelined step.
+
+        Args:
+            boundaries: What each of this process's ranks sends; a rank without an entry has nothing.
+
+        Returns:
+            What each of them received, 1-D; views that the next swap overwrites.
+        """
+        assert self._pipeline is not None
+        pipeline = self._pipeline
+        for rank, packet in pipeline.outgoing.items():
+            _fill(packet, boundaries.get(rank, ()), self.status)
+        self._send(
+            lambda: self.comm.swap(pipeline.peers, pipeline.outgoing, pipeline.incoming), "swap the stages' boundaries"
+        )
+        for elements in pipeline.elements.values():
+            self._count("boundary", elements, pipeline.element_size, 1)
+        self._script = [Message.HAND_OUT]
+        return {rank: packet[:-1] for rank, packet in pipeline.incoming.items()}
+
+    def hand_out(self, prediction: Mapping[int, torch.Tensor]) -> torch.Tensor:
+        """Give every rank the prediction of a pipelined step: its last message.
+
+        Args:
+            prediction: The prediction under the rank that made it, if this process plays that rank.
+
+        Returns:
+            The prediction, 1-D; a view that the next gather overwrites.
+        """
+        assert self._pipeline is not None
+        source = self._pipeline.source
+        if source in self._packets:
+            _fill(self._packets[source], (prediction[source],) if source in prediction else (), self.status)
+        self._send(lambda: self.comm.hand_out(source, self._packets), "hand out the prediction")
+        packet = self._packets[self.comm.rank]
+        self._count("prediction", packet.numel() - 1, packet.element_size(), self.comm.size - 1)
+        self._script = []
+        return packet[:-1]
 
     def beat(self) -> None:
         """Tell each other how the ranks fare in a step that has nothing to send.
@@ -91,23 +175,28 @@ class Channel:
         Raises:
             RankError: a rank failed, or left the loop while this one goes on.
         """
-        self.gather({}, "control")
+        self.gather({})
         self.settle()
 
     def settle(self, scalar: torch.Tensor | None = None) -> float | None:
-        """Read the tails of the last gather, and a scalar with them: the one host synchronisation of a step.
+        """Read the tails of a full step's gather, and a scalar with them: the one host synchronisation of a step.
 
         Raises:
             RankError: a rank failed, or left the loop while this one goes on.
         """
         assert self._gathered is not None
         tails = self._gathered[:, -1].float()
-        values = (tails if scalar is None else torch.cat([tails, scalar.reshape(1)])).tolist()
-        statuses = [Status(int(value)) for value in values[: self.comm.size]]
-        if any(status >= Status.FINISHED for status in statuses):
-            self._raise_together(None)
-        self.interrupted = self.interrupted or Status.INTERRUPTED in statuses
+        values: list[float] = (tails if scalar is None else torch.cat([tails, scalar.reshape(1)])).tolist()
+        self._heed(values[: self.comm.size])
         return None if scalar is None else values[-1]
+
+    def settle_pipelined(self) -> None:
+        """Read the tails of a pipelined step: its one host synchronisation.
+
+        Raises:
+            RankError: a rank failed, or left the loop while this one goes on.
+        """
+        self._heed(self._pipelined_tails())
 
     def finish(self) -> None:
         """Leave the run, and see that all ranks do so at the same step.
@@ -129,18 +218,51 @@ class Channel:
             pass  # this rank's own error is the one to raise
 
     def _leave(self, status: Status) -> list[Status]:
-        """Take part in the message that the others wait for; how all ranks fare."""
+        """Take part in the messages that the others wait for, until they know; how all ranks fare."""
         self.status = status
         if not self.is_open:
             replies = self._guard(lambda: self.comm.exchange((status, None)), "the end of the run")
             return [reply for reply, _ in replies]
-        return [Status(int(value)) for value in self._tails()]
+        if self._script == [Message.HAND_OUT]:
+            # Past the swap of a pipelined step: only the source has a packet left in which to say so.
+            self.hand_out({})
+            statuses = [Status(int(value)) for value in self._pipelined_tails()]
+            if self._is_source or any(other >= Status.FINISHED for other in statuses):
+                return statuses
+        if not self._script:
+            self.begin_step(self.kind_ahead())
+        if self._script == [Message.GATHER]:
+            return [Status(int(value)) for value in self._control_gather()]
+        self.swap({})
+        self.hand_out({})
+        return [Status(int(value)) for value in self._pipelined_tails()]
 
-    def _tails(self) -> list[float]:
-        self.gather({}, "control")
+    def _control_gather(self) -> list[float]:
+        self.gather({})
         assert self._gathered is not None
         tails: list[float] = self._gathered[:, -1].float().tolist()
         return tails
+
+    @property
+    def _is_source(self) -> bool:
+        return self._pipeline is not None and self._pipeline.source in self.comm.members
+
+    def _pipelined_tails(self) -> list[float]:
+        """How the two ranks of a pipelined step fare, by order of rank; the source's last word counts."""
+        assert self._pipeline is not None
+        pipeline, mine = self._pipeline, self.comm.rank
+        theirs = pipeline.incoming[mine][-1:]
+        if not self._is_source:
+            theirs = torch.maximum(theirs, self._packets[mine][-1:].to(theirs.dtype))
+        value: float = theirs.float().tolist()[0]
+        tails = {mine: float(self.status), pipeline.peers[mine]: value}
+        return [tails[rank] for rank in sorted(tails)]
+
+    def _heed(self, tails: list[float]) -> None:
+        statuses = [Status(int(value)) for value in tails]
+        if any(status >= Status.FINISHED for status in statuses):
+            self._raise_together(None)
+        self.interrupted = self.interrupted or Status.INTERRUPTED in statuses
 
     def _raise_together(self, error: BaseException | None) -> None:
         """Every rank says what happened to it, and every rank raises the same story."""
@@ -157,8 +279,38 @@ class Channel:
         ]
         raise RankError("; ".join(failed or left))
 
-    def _guard(self, send: Callable[[], object], what: str):  # type: ignore[no-untyped-def]
+    def _send(self, send: Callable[[], None], what: str) -> None:
+        with self._timeline.span(self.comm.rank, f"wait: {what}", "message"):
+            self._guard(send, what)
+
+    def _guard(self, send: Callable[[], T], what: str) -> T:
         try:
             return send()
         except CommError as error:
-            raise RankError(f"rank {self.comm.rank} in {self._position()}, waiting for {what}: {error}") from error
+            raise RankError(f"rank {self.comm.rank} in {self._position()}, waiting to {what}: {error}") from error
+
+    def _count(self, purpose: str, elements: int, element_size: int, copies: int) -> None:
+        self.sent[purpose] += copies * elements * element_size
+        self.sent["control"] += copies * element_size  # the tail
+
+
+class _PipelinePackets:
+    """The packets of pipelined steps, allocated once."""
+
+    def __init__(
+        self, comm: Comm, peers: Mapping[int, int], elements: Mapping[int, int], source: int, like: torch.Tensor
+    ) -> None:
+        self.peers = dict(peers)
+        self.elements = dict(elements)
+        self.source = source
+        self.element_size = like.element_size()
+        self.outgoing = {rank: like.new_zeros(elements[rank] + 1) for rank in comm.members}
+        self.incoming = {rank: like.new_zeros(elements[peers[rank]] + 1) for rank in comm.members}
+
+
+def _fill(packet: torch.Tensor, tensors: tuple[torch.Tensor, ...], status: Status) -> None:
+    start = 0
+    for tensor in tensors:
+        packet[start : start + tensor.numel()].copy_(tensor.reshape(-1))
+        start += tensor.numel()
+    packet[-1] = float(status)

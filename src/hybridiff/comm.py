@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -31,7 +30,6 @@ class Comm(ABC):
     Attributes:
         size: Number of ranks.
         members: Ranks that this process plays.
-        sent: Bytes put on the wire so far by all ranks together, by purpose.
         broken: True once a message failed; no further message is tried then.
     """
 
@@ -39,7 +37,6 @@ class Comm(ABC):
     members: tuple[int, ...]
 
     def __init__(self) -> None:
-        self.sent: Counter[str] = Counter()
         self.broken = False
 
     @staticmethod
@@ -57,19 +54,35 @@ class Comm(ABC):
         """Whether this process plays rank 0, which writes, shows progress and decodes."""
         return 0 in self.members
 
-    def gather(self, packets: Mapping[int, torch.Tensor], out: torch.Tensor, purpose: str) -> None:
+    @abstractmethod
+    def gather(self, packets: Mapping[int, torch.Tensor], out: torch.Tensor) -> None:
         """Hand every rank the packets of all ranks.
 
         Args:
             packets: One 1-D packet of n elements for each of `members`.
             out: Receives all packets in order of rank, (size, n).
-            purpose: Name under which the bytes are counted.
         """
-        self.sent[purpose] += self.size * (self.size - 1) * out[0].nbytes
-        self._gather(packets, out)
 
     @abstractmethod
-    def _gather(self, packets: Mapping[int, torch.Tensor], out: torch.Tensor) -> None: ...
+    def swap(
+        self, peers: Mapping[int, int], outgoing: Mapping[int, torch.Tensor], incoming: Mapping[int, torch.Tensor]
+    ) -> None:
+        """Send a packet to a peer and receive one from it, as one grouped message.
+
+        Args:
+            peers: For each of `members` the rank to swap with; each is the other's peer.
+            outgoing: The packet that each of `members` sends.
+            incoming: Where each of `members` receives, of the size that its peer sends.
+        """
+
+    @abstractmethod
+    def hand_out(self, source: int, packets: Mapping[int, torch.Tensor]) -> None:
+        """Give every rank the packet of one rank.
+
+        Args:
+            source: The rank that has it.
+            packets: For each of `members` the packet to send or to receive into.
+        """
 
     @abstractmethod
     def exchange(self, thing: T) -> list[T]:
@@ -88,9 +101,20 @@ class LocalComm(Comm):
         self.size = size
         self.members = tuple(range(size))
 
-    def _gather(self, packets: Mapping[int, torch.Tensor], out: torch.Tensor) -> None:
+    def gather(self, packets: Mapping[int, torch.Tensor], out: torch.Tensor) -> None:
         for rank, packet in packets.items():
             out[rank].copy_(packet)
+
+    def swap(
+        self, peers: Mapping[int, int], outgoing: Mapping[int, torch.Tensor], incoming: Mapping[int, torch.Tensor]
+    ) -> None:
+        for rank, packet in outgoing.items():
+            incoming[peers[rank]].copy_(packet)
+
+    def hand_out(self, source: int, packets: Mapping[int, torch.Tensor]) -> None:
+        for rank, packet in packets.items():
+            if rank != source:
+                packet.copy_(packets[source])
 
     def exchange(self, thing: T) -> list[T]:
         return [thing] * self.size
@@ -111,10 +135,24 @@ class ProcessComm(Comm):
         self.timeout = timeout
         self.size = dist.get_world_size()
         self.members = (dist.get_rank(),)
-        self._group = dist.new_group(timeout=timedelta(seconds=timeout))
+        self._deadline = timedelta(seconds=timeout)
+        self._group = dist.new_group(timeout=self._deadline)
 
-    def _gather(self, packets: Mapping[int, torch.Tensor], out: torch.Tensor) -> None:
+    def gather(self, packets: Mapping[int, torch.Tensor], out: torch.Tensor) -> None:
         self._wait(lambda: dist.all_gather_into_tensor(out.view(-1), packets[self.rank], group=self._group))
+
+    def swap(
+        self, peers: Mapping[int, int], outgoing: Mapping[int, torch.Tensor], incoming: Mapping[int, torch.Tensor]
+    ) -> None:
+        peer = peers[self.rank]
+        operations = [
+            dist.P2POp(dist.isend, outgoing[self.rank], peer, self._group),
+            dist.P2POp(dist.irecv, incoming[self.rank], peer, self._group),
+        ]
+        self._wait(lambda: [work.wait(self._deadline) for work in dist.batch_isend_irecv(operations)])
+
+    def hand_out(self, source: int, packets: Mapping[int, torch.Tensor]) -> None:
+        self._wait(lambda: dist.broadcast(packets[self.rank], source, group=self._group))
 
     def exchange(self, thing: T) -> list[T]:
         things: list[Any] = [None] * self.size

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-STRATEGIES = ("serial", "cfg")
+STRATEGIES = ("serial", "cfg", "hybrid")
+SWITCHING = ("published",)
+PARALLEL_GUIDANCE = ("published",)
 OUTPUTS = ("leader", "all")
 
 
@@ -15,13 +17,21 @@ class ParallelConfig:
 
     Args:
         strategy: `serial` (the stock pipeline) or `cfg` (condition-based partitioning: each guidance branch on its
-            own ranks; exact).
+            own ranks; exact) or `hybrid` (partitioned, and pipelined over two stages while the branches agree).
         devices: Number of ranks the call is meant for. None takes the ranks that were started; under `simulate` it
             is the number of ranks to play, 2 unless given.
         simulate: Play all ranks in this one process, one after the other: the same arithmetic, no speed-up.
         outputs: `leader` decodes and returns pictures on rank 0 only (others return None as images); `all` does so
             on every rank.
         timeout: Deadline in seconds of every wait for another rank.
+        trace: Record what each rank does when; waits for the device at every turn, so leave it off to measure.
+        switching: How `hybrid` decides when to pipeline: `published`, the paper's rule.
+        parallel_guidance: What pipelined steps do for guidance: `published` lets one prediction serve both branches.
+        slope_window: Steps over which the discrepancy's slope is taken (L); the model's preset unless given.
+        slope_threshold: Slopes in [0, slope_threshold) are flat (g); likewise.
+        parallel_steps: Number of pipelined steps (k); likewise.
+        tau_cap: The parallel stage starts after this step at the latest; likewise.
+        cut: Index of the cut, as `hybridiff inspect` lists them; the best balanced by measured costs unless given.
 
     Raises:
         ValueError: a value is unknown or out of range.
@@ -32,10 +42,20 @@ class ParallelConfig:
     simulate: bool = False
     outputs: Literal["leader", "all"] = "leader"
     timeout: float = 300.0
+    trace: bool = False
+    switching: str = "published"
+    parallel_guidance: str = "published"
+    slope_window: int | None = None
+    slope_threshold: float | None = None
+    parallel_steps: int | None = None
+    tau_cap: int | None = None
+    cut: int | None = None
 
     def __post_init__(self) -> None:
         _check_choice("strategy", self.strategy, STRATEGIES)
         _check_choice("outputs", self.outputs, OUTPUTS)
+        _check_choice("switching", self.switching, SWITCHING)
+        _check_choice("parallel_guidance", self.parallel_guidance, PARALLEL_GUIDANCE)
         if self.devices is not None and self.devices < 1:
             raise ValueError(f"devices must be at least 1, got {self.devices}")
         if self.timeout <= 0:

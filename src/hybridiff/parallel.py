@@ -15,6 +15,7 @@ from .comm import Comm, LocalComm, RankError
 from .config import ParallelConfig
 from .denoiser.call import DenoiserFamily, find_denoiser
 from .denoiser.hooks import AttachedHook, DenoiserHook
+from .denoiser.stages import StagedDenoiser
 from .run import Run
 from .strategies import STRATEGIES
 from .trace import RunReport
@@ -60,13 +61,14 @@ class ParallelPipeline:
     """
 
     def __init__(self, pipe: Any, config: ParallelConfig, comm: Comm) -> None:
-        family, denoiser = _agree_on_setup(pipe, config, comm)
+        family, denoiser, staged = _agree_on_setup(pipe, config, comm)
         self.pipe = pipe
         self.config = config
         self.comm = comm
         self.report: RunReport | None = None
         self._family = family
-        self._denoiser = denoiser
+        self._denoiser: Any = denoiser
+        self._staged = staged
         self._hook = DenoiserHook()
         self._attached: AttachedHook | None = AttachedHook(denoiser, self._hook, _HOOK_NAME)
 
@@ -83,7 +85,7 @@ class ParallelPipeline:
         if self._attached is None:
             raise ValueError("this pipeline was detached; call parallelize(pipe) again")
         arguments = self._agree_on_call(args, kwargs)
-        run = Run(self.pipe, self._family, int(self._denoiser.config.out_channels), self.config, self.comm)
+        run = Run(self.pipe, self._family, self._denoiser.config.out_channels, self.config, self.comm, self._staged)
         try:
             self._hook.answer = run.answer
             output = self.pipe(**self._arguments_of_this_rank(arguments, run))
@@ -98,6 +100,8 @@ class ParallelPipeline:
     def detach(self) -> None:
         """Restore the stock pipeline exactly."""
         if self._attached is not None:
+            if self._staged is not None:
+                self._staged.uncut()
             self._attached.remove()
             self._attached = None
             self.comm.close()
@@ -120,11 +124,19 @@ class ParallelPipeline:
         arguments: dict[str, Any] = {}
         try:
             arguments = _bind_call(self.pipe, args, kwargs)
+            self._check_steps(arguments)
             description = describe_call(self.pipe, self._denoiser, arguments)
         except Exception as error:  # told to all ranks, raised by require_same
             description = error
         require_same(self.comm, description)
         return self._with_shared_randomness(arguments)
+
+    def _check_steps(self, arguments: dict[str, Any]) -> None:
+        parameters = inspect.signature(self.pipe.__call__).parameters
+        steps = arguments.get("num_inference_steps", parameters["num_inference_steps"].default)
+        changes_steps = {"strength", "timesteps", "sigmas", "denoising_end", "denoising_start"}
+        if isinstance(steps, int) and not changes_steps & (arguments.keys() | ({"strength"} & parameters.keys())):
+            STRATEGIES[self.config.strategy].check_call(self.config, self.pipe, steps)
 
     def _with_shared_randomness(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Give all ranks the leader's seed where the call brings no generator and their global ones differ."""
@@ -150,7 +162,7 @@ def _counting(callback: Any, run: Run) -> Any:
     def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         changed = tensors if callback is None else callback(pipe, step, timestep, tensors)
         run.end_step()
-        return changed  # type: ignore[no-any-return]
+        return changed
 
     return on_step_end
 
@@ -172,18 +184,24 @@ def _ranks(config: ParallelConfig) -> Comm:
     return LocalComm(config.devices or 2) if config.simulate else Comm.world(config.timeout)
 
 
-def _agree_on_setup(pipe: Any, config: ParallelConfig, comm: Comm) -> tuple[DenoiserFamily, torch.nn.Module]:
+def _agree_on_setup(
+    pipe: Any, config: ParallelConfig, comm: Comm
+) -> tuple[DenoiserFamily, torch.nn.Module, StagedDenoiser | None]:
     """Check what this rank was given, and that the others were given the same: every rank raises, or none."""
     problem: Exception | None = None
     try:
         _check_ranks(config, comm)
-        STRATEGIES[config.strategy].check(config, comm)
-        found = find_denoiser(pipe)
+        strategy = STRATEGIES[config.strategy]
+        strategy.check_ranks(comm.size)
+        family, denoiser = find_denoiser(pipe)
         _check_pipeline(pipe)
+        staged = StagedDenoiser(family, denoiser) if strategy.uses_stages else None
+        if staged is not None:
+            strategy.check_network(config, staged)
     except Exception as error:  # told to all ranks, raised by require_same
         problem = error
     require_same(comm, problem or {name: repr(value) for name, value in config.to_dict().items()})
-    return found
+    return family, denoiser, staged
 
 
 def _check_ranks(config: ParallelConfig, comm: Comm) -> None:

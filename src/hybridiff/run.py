@@ -7,13 +7,16 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from .channel import Channel, Status
 from .comm import Comm, RankError
 from .config import ParallelConfig
 from .denoiser.call import DenoiserFamily, Evaluation, bind_arguments
-from .strategies import STRATEGIES, Strategy
-from .switching import Phase
-from .trace import RunReport, StepRecord
+from .denoiser.stages import StagedDenoiser
+from .strategies import STRATEGIES, RunContext, Strategy
+from .switching import Phase, StepKind
+from .trace import RunReport, Span, StepRecord, Timeline
 
 
 class Run:
@@ -25,22 +28,33 @@ class Run:
         channels: Channels of the denoiser's prediction.
         config: What the user asked for.
         comm: The ranks.
+        staged: The denoiser, ready to be cut, for strategies that do so.
     """
 
-    def __init__(self, pipe: Any, family: DenoiserFamily, channels: int, config: ParallelConfig, comm: Comm) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        family: DenoiserFamily,
+        channels: int,
+        config: ParallelConfig,
+        comm: Comm,
+        staged: StagedDenoiser | None = None,
+    ) -> None:
         self.report = RunReport(strategy=config.strategy, devices=comm.size)
         self._pipe = pipe
         self._family = family
         self._channels = channels
         self._config = config
         self._comm = comm
-        self._channel = Channel(comm, self._position)
+        self._staged = staged
+        self._timeline = Timeline(config.trace, _synchronizer(pipe) if config.trace else None)
+        self._channel = Channel(comm, self._position, self._timeline)
         self._strategy: Strategy | None = None
         self._step = 0
         self._discrepancy: float | None = None
         self._answered = False  # whether this step had its guided evaluation
         self._started = self._step_started = time.perf_counter()
-        self._sent_before: Counter[str] = Counter(comm.sent)
+        self._sent_before: Counter[str] = Counter()
 
     def answer(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer a denoiser call of the pipeline: the same output on every rank.
@@ -63,11 +77,12 @@ class Run:
     def end_step(self) -> None:
         """Close the record of a step; the one place that counts steps."""
         now = time.perf_counter()
-        sent = Counter(self._comm.sent)
+        sent = Counter(self._channel.sent)
         self.report.steps.append(
             StepRecord(
                 index=self._step,
                 phase=self._phase(),
+                kind=self._strategy.kind(self._step) if self._strategy is not None else StepKind.FULL,
                 discrepancy=self._discrepancy,
                 seconds=now - self._step_started,
                 bytes_by_purpose=dict(sent - self._sent_before),
@@ -90,6 +105,9 @@ class Run:
         if self._strategy is not None:
             report.tau1, report.tau2 = self._strategy.taus
             report.notes += self._strategy.notes()
+            report.stages = self._strategy.stages()
+        if self._config.trace:
+            report.spans = self._all_spans()
         return report
 
     def fail(self, error: Exception) -> None:
@@ -102,7 +120,22 @@ class Run:
         self._step_started = time.perf_counter()
         if evaluation.branches == 1:
             self.report.notes.append(_unguided_note(self._pipe, evaluation.rows))
-        return STRATEGIES[self._config.strategy](self._config, self._channel, self._pipe.num_timesteps)
+        context = RunContext(
+            config=self._config,
+            channel=self._channel,
+            timeline=self._timeline,
+            steps=self._pipe.num_timesteps,
+            pipe=self._pipe,
+            staged=self._staged,
+        )
+        return STRATEGIES[self._config.strategy](context)
+
+    def _all_spans(self) -> list[Span]:
+        """The spans of all ranks, on every rank."""
+        mine = self._timeline.spans
+        if len(self._comm.members) == self._comm.size:
+            return mine
+        return [span for spans in self._comm.exchange(mine) for span in spans]
 
     def _require_same_shape(self, evaluation: Evaluation) -> None:
         """Refuse, on every rank, calls that would not fit together in a gather."""
@@ -141,3 +174,8 @@ def _unguided_note(pipe: Any, pictures: int) -> str:
     scale = getattr(pipe, "guidance_scale", None)
     remedy = "the pictures of the batch are split instead" if pictures > 1 else "every rank draws the picture"
     return f"guidance is off (guidance_scale {scale}): there is one branch only, nothing to partition; {remedy}"
+
+
+def _synchronizer(pipe: Any) -> Callable[[], None] | None:
+    device = pipe.device
+    return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else None

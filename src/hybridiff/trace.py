@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from .switching import Phase
+from .critical_path import HALVES, StageCosts, ideal_speedup
+from .switching import Phase, StepKind
 
 
 @dataclass(frozen=True)
@@ -15,7 +21,8 @@ class StepRecord:
 
     Attributes:
         index: Step, from 0.
-        phase: How the ranks shared the step.
+        phase: The stage of the generation that the step belongs to.
+        kind: How the ranks shared the step.
         discrepancy: `M` of the step (see `guidance.discrepancy`); None without guidance.
         seconds: Wall time from the end of the step before to the end of this one.
         bytes_by_purpose: Bytes put on the wire by all ranks together, by what they were for.
@@ -23,6 +30,7 @@ class StepRecord:
 
     index: int
     phase: Phase
+    kind: StepKind
     discrepancy: float | None
     seconds: float
     bytes_by_purpose: dict[str, int]
@@ -37,11 +45,87 @@ class StepRecord:
         return {
             "index": self.index,
             "phase": self.phase.value,
+            "kind": self.kind.value,
             "discrepancy": self.discrepancy,
             "seconds": self.seconds,
             "bytes": self.bytes,
             "bytes_by_purpose": self.bytes_by_purpose,
         }
+
+
+@dataclass(frozen=True)
+class Span:
+    """Something a rank did.
+
+    Attributes:
+        rank: Who.
+        name: What.
+        category: `stage` or `message`.
+        start: Wall clock in seconds.
+        seconds: How long.
+    """
+
+    rank: int
+    name: str
+    category: str
+    start: float
+    seconds: float
+
+
+class Timeline:
+    """Collects spans of one run on this process; costs nothing unless it is switched on.
+
+    Args:
+        enabled: Whether spans are kept.
+        synchronize: Waits for the device, so that a span holds the work that was started in it.
+    """
+
+    def __init__(self, enabled: bool = False, synchronize: Callable[[], None] | None = None) -> None:
+        self.enabled = enabled
+        self.spans: list[Span] = []
+        self._synchronize = synchronize
+
+    @contextmanager
+    def span(self, rank: int, name: str, category: str) -> Iterator[None]:
+        """Record what happens inside as done by `rank`."""
+        if not self.enabled:
+            yield
+            return
+        start = time.time()
+        try:
+            yield
+        finally:
+            if self._synchronize is not None:
+                self._synchronize()
+            self.spans.append(Span(rank, name, category, start, time.time() - start))
+
+
+def write_chrome_trace(report: RunReport, path: Path) -> None:
+    """Write the spans of a run for chrome://tracing or ui.perfetto.dev, one lane a rank.
+
+    Raises:
+        ValueError: the run recorded none.
+    """
+    if not report.spans:
+        raise ValueError("this run recorded no trace; run it with ParallelConfig(trace=True)")
+    origin = min(span.start for span in report.spans)
+    lanes = [
+        {"name": "thread_name", "ph": "M", "pid": 0, "tid": rank, "args": {"name": f"rank {rank}"}}
+        for rank in sorted({span.rank for span in report.spans})
+    ]
+    events = [
+        {
+            "name": span.name,
+            "cat": span.category,
+            "ph": "X",
+            "pid": 0,
+            "tid": span.rank,
+            "ts": (span.start - origin) * 1e6,
+            "dur": span.seconds * 1e6,
+        }
+        for span in report.spans
+    ]
+    path.write_text(json.dumps({"traceEvents": [*lanes, *events], "displayTimeUnit": "ms"}))
 
 
 @dataclass
@@ -56,6 +140,8 @@ class RunReport:
         seconds: Wall time of the whole call, text encoding and decoding included.
         steps: One record a step.
         notes: Sentences the user should read: what was not done, and why.
+        stages: The cut in force and its measured costs; empty where the network was not cut.
+        spans: What each rank did when, where a trace was asked for.
     """
 
     strategy: str
@@ -65,6 +151,29 @@ class RunReport:
     seconds: float = 0.0
     steps: list[StepRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    stages: dict[str, Any] = field(default_factory=dict)
+    spans: list[Span] = field(default_factory=list, repr=False)
+
+    @property
+    def phases(self) -> dict[str, int]:
+        """Number of steps in each phase."""
+        return {phase.value: sum(step.phase is phase for step in self.steps) for phase in Phase}
+
+    @property
+    def bytes_by_purpose(self) -> dict[str, int]:
+        """Bytes put on the wire in all steps by all ranks together, by what they were for."""
+        total: Counter[str] = Counter()
+        for step in self.steps:
+            total.update(step.bytes_by_purpose)
+        return dict(total)
+
+    @property
+    def ideal_speedup(self) -> float | None:
+        """Serial time over the critical path of this schedule, from stage costs measured alone; None if serial."""
+        if self.strategy == "serial" or not self.steps or all(step.discrepancy is None for step in self.steps):
+            return None
+        costs = StageCosts(self.stages["outer"], self.stages["inner"]) if self.stages else HALVES
+        return ideal_speedup([step.kind for step in self.steps], costs)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, ready for JSON."""
@@ -74,6 +183,10 @@ class RunReport:
             "tau1": self.tau1,
             "tau2": self.tau2,
             "seconds": self.seconds,
+            "ideal_speedup": self.ideal_speedup,
+            "phases": self.phases,
+            "bytes_by_purpose": self.bytes_by_purpose,
+            "stages": self.stages,
             "notes": self.notes,
             "steps": [step.to_dict() for step in self.steps],
         }

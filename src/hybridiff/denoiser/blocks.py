@@ -47,7 +47,7 @@ class StageState:
 
 
 @dataclass
-class BlockHook(ModelHook):  # type: ignore[misc]
+class BlockHook(ModelHook):
     """Runs a block, or skips it in the forwards of the other stage.
 
     Attributes:

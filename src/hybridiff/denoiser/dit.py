@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
 from .cut import Cut, Unit
 
 
-def list_units(transformer: torch.nn.Module) -> list[Unit]:
+def list_units(transformer: Any) -> list[Unit]:
     """The blocks of an `SD3Transformer2DModel` in order of execution."""
     return [Unit(f"transformer_blocks.{i}", None) for i in range(len(transformer.transformer_blocks))]
 
 
-def list_cuts(transformer: torch.nn.Module) -> list[Cut]:
+def list_cuts(transformer: Any) -> list[Cut]:
     """All nested cuts; the outer stage keeps at least the first and the last block.
 
     The last block drops the text stream, so it cannot hand a boundary back.

@@ -43,7 +43,7 @@ class AttachedHook:
             vars(self._module).pop("forward", None)
 
 
-class DenoiserHook(ModelHook):  # type: ignore[misc]
+class DenoiserHook(ModelHook):
     """The only door: answers each call of the denoiser through `answer`, while there is one.
 
     Attributes:
@@ -54,7 +54,7 @@ class DenoiserHook(ModelHook):  # type: ignore[misc]
         super().__init__()
         self.answer: Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any] | None = None
 
-    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]
+    @torch.compiler.disable(recursive=False)  # type: ignore[no-untyped-call, untyped-decorator]
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Replaces the network's forward (see `diffusers.hooks.ModelHook`)."""
         forward = self.fn_ref.original_forward

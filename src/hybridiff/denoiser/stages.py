@@ -32,6 +32,7 @@ class StagedDenoiser:
     Attributes:
         units: The pieces that a cut does not divide, in order of execution.
         plan: The cut in force, None before `cut`.
+        shape: Shape of the sample for which the cut was made.
     """
 
     def __init__(self, family: DenoiserFamily, network: torch.nn.Module) -> None:
@@ -39,6 +40,7 @@ class StagedDenoiser:
         self.units: list[Unit] = module.list_units(network)
         self.cuts: list[Cut] = module.list_cuts(network)
         self.plan: StagePlan | None = None
+        self.shape: torch.Size | None = None
         self._network = network
         self._state = StageState()
         self._attached: list[AttachedHook] = []
@@ -69,10 +71,10 @@ class StagedDenoiser:
         costs = [timer.cost() for timer in timers]
         return [plan_cut(cut, self.units, costs, statistics.median(wholes)) for cut in self.cuts]
 
-    def cut(self, plan: StagePlan) -> None:
-        """Put a cut in force."""
+    def cut(self, plan: StagePlan, shape: torch.Size) -> None:
+        """Put a cut in force, made for samples of a shape."""
         self.uncut()
-        self.plan = plan
+        self.plan, self.shape = plan, shape
         try:
             for name, hook in self._hooks(plan.cut):
                 self._attached.append(AttachedHook(self._network.get_submodule(name), hook, _HOOK_NAME))
@@ -85,7 +87,7 @@ class StagedDenoiser:
         for hook in reversed(self._attached):
             hook.remove()
         self._attached = []
-        self.plan = None
+        self.plan = self.shape = None
         self._state = StageState()
 
     def run_whole(self, evaluation: Evaluation, rows: slice | None, *, capture: bool) -> torch.Tensor:
@@ -100,7 +102,12 @@ class StagedDenoiser:
         return evaluation.run(rows)
 
     def run_outer(
-        self, evaluation: Evaluation, rows: slice, *, up: Boundary = (), exchange: Callable[[Boundary], Boundary] | None = None
+        self,
+        evaluation: Evaluation,
+        rows: slice,
+        *,
+        up: Boundary = (),
+        exchange: Callable[[Boundary], Boundary] | None = None,
     ) -> torch.Tensor:
         """Evaluate the outer stage alone: (rows, C, H, W). Its boundary is read by `down`.
 
@@ -174,7 +181,7 @@ class StagedDenoiser:
         return Stage.INNER if cut.is_inner(unit) else Stage.OUTER
 
 
-class _TimerHook(ModelHook):  # type: ignore[misc]
+class _TimerHook(ModelHook):
     """Times a unit in every forward, without waiting for the device in between."""
 
     def __init__(self, device: torch.device) -> None:
@@ -196,14 +203,15 @@ class _TimerHook(ModelHook):  # type: ignore[misc]
 
 def _mark(device: torch.device) -> Any:
     if device.type == "cuda":
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
     return time.perf_counter()
 
 
 def _elapsed(start: Any, end: Any) -> float:
-    return start.elapsed_time(end) / 1e3 if isinstance(start, torch.cuda.Event) else end - start
+    seconds: float = start.elapsed_time(end) / 1e3 if isinstance(start, torch.cuda.Event) else end - start
+    return seconds
 
 
 def _timed(work: Callable[[], object], device: torch.device) -> float:

@@ -7,8 +7,7 @@ that *is* the boundary, which both stages have.
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
+from typing import Any
 
 from .cut import Cut, Unit
 
@@ -30,7 +29,7 @@ class _Skips:
     consumed: dict[int, int]
 
 
-def list_units(unet: torch.nn.Module) -> list[Unit]:
+def list_units(unet: Any) -> list[Unit]:
     """The layers of a `UNet2DConditionModel` in order of execution, from `conv_in` to the last upsampler.
 
     Raises:
@@ -48,7 +47,7 @@ def list_units(unet: torch.nn.Module) -> list[Unit]:
     return units
 
 
-def list_cuts(unet: torch.nn.Module) -> list[Cut]:
+def list_cuts(unet: Any) -> list[Cut]:
     """All nested cuts that leave every skip connection within its stage."""
     units = list_units(unet)
     skips = _find_skips(units)
@@ -61,7 +60,7 @@ def list_cuts(unet: torch.nn.Module) -> list[Cut]:
     ]
 
 
-def _block_units(name: str, block: torch.nn.Module) -> list[Unit]:
+def _block_units(name: str, block: Any) -> list[Unit]:
     units: list[Unit] = []
     attentions = getattr(block, "attentions", None)
     for j in range(len(block.resnets)):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from .base import Answer, Strategy
+from .base import Answer, RunContext, Strategy
 from .cfg import CfgStrategy
+from .hybrid import HybridStrategy
 from .serial import SerialStrategy
 
-STRATEGIES: dict[str, type[Strategy]] = {strategy.name: strategy for strategy in (SerialStrategy, CfgStrategy)}
+STRATEGIES: dict[str, type[Strategy]] = {
+    strategy.name: strategy for strategy in (SerialStrategy, CfgStrategy, HybridStrategy)
+}
 
-__all__ = ["STRATEGIES", "Answer", "CfgStrategy", "SerialStrategy", "Strategy"]
+__all__ = ["STRATEGIES", "Answer", "CfgStrategy", "HybridStrategy", "RunContext", "SerialStrategy", "Strategy"]

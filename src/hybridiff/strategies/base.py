@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -12,7 +12,9 @@ from ..channel import Channel
 from ..comm import Comm
 from ..config import ParallelConfig
 from ..denoiser.call import Evaluation
-from ..switching import Phase
+from ..denoiser.stages import StagedDenoiser
+from ..switching import Phase, StepKind
+from ..trace import Timeline
 
 
 @dataclass(frozen=True)
@@ -28,26 +30,58 @@ class Answer:
     discrepancy: float | None
 
 
-class Strategy(ABC):
-    """A way for the ranks to answer denoiser calls together; one object serves one run.
+@dataclass(frozen=True)
+class RunContext:
+    """What a strategy works with during one run.
 
-    Args:
+    Attributes:
         config: What the user asked for.
         channel: The messages of the run.
-        steps: Number of denoising steps of the run.
+        timeline: Where work is recorded.
+        steps: Number of denoising steps.
+        pipe: The stock pipeline, to be read only.
+        staged: The denoiser, ready to be cut; None for strategies without `uses_stages`.
     """
 
+    config: ParallelConfig
+    channel: Channel
+    timeline: Timeline
+    steps: int
+    pipe: Any
+    staged: StagedDenoiser | None = None
+
+
+class Strategy(ABC):
+    """A way for the ranks to answer denoiser calls together; one object serves one run."""
+
     name: ClassVar[str]
+    uses_stages: ClassVar[bool] = False
 
-    def __init__(self, config: ParallelConfig, channel: Channel, steps: int) -> None:
-        self.config = config
-        self.channel = channel
-        self.comm: Comm = channel.comm
-        self.steps = steps
+    def __init__(self, context: RunContext) -> None:
+        self.context = context
+        self.config = context.config
+        self.channel = context.channel
+        self.comm: Comm = context.channel.comm
 
-    @classmethod
-    def check(cls, config: ParallelConfig, comm: Comm) -> None:
+    @classmethod  # noqa: B027 - most strategies have nothing to refuse
+    def check_ranks(cls, ranks: int) -> None:
         """Refuse a number of ranks that the strategy cannot use.
+
+        Raises:
+            ValueError: with the numbers and the remedy; the same on every rank.
+        """
+
+    @classmethod  # noqa: B027
+    def check_network(cls, config: ParallelConfig, staged: StagedDenoiser) -> None:
+        """Refuse a network that the strategy cannot use; for strategies with `uses_stages`.
+
+        Raises:
+            ValueError: with the numbers and the remedy; the same on every rank.
+        """
+
+    @classmethod  # noqa: B027
+    def check_call(cls, config: ParallelConfig, pipe: Any, steps: int) -> None:
+        """Refuse a number of denoising steps that the strategy cannot use, before any network runs.
 
         Raises:
             ValueError: with the numbers and the remedy; the same on every rank.
@@ -57,10 +91,18 @@ class Strategy(ABC):
         """The phase in which a step runs; asked before the step's first evaluation."""
         return Phase.WARM_UP
 
+    def kind(self, step: int) -> StepKind:
+        """How the ranks share a step."""
+        return StepKind.FULL
+
     @property
     def taus(self) -> tuple[int | None, int | None]:
         """(tau1, tau2) of the run as far as they are decided."""
         return None, None
+
+    def stages(self) -> dict[str, Any]:
+        """The cut in force and its costs, for the report; empty where there is none."""
+        return {}
 
     def notes(self) -> list[str]:
         """Sentences for the user about how the run went."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from ..comm import Comm
-from ..config import ParallelConfig
 from ..denoiser.call import Evaluation
 from ..guidance import discrepancy
 from .base import Answer, Strategy
@@ -22,12 +20,12 @@ class CfgStrategy(Strategy):
     name = "cfg"
 
     @classmethod
-    def check(cls, config: ParallelConfig, comm: Comm) -> None:
-        if comm.size % BRANCHES:
+    def check_ranks(cls, ranks: int) -> None:
+        if ranks % BRANCHES:
+            more = ranks + 1
             raise ValueError(
-                f"strategy {cls.name!r} needs a multiple of {BRANCHES} ranks, one half for each guidance branch; "
-                f"{comm.size} started; start {comm.size + 1} (--devices {comm.size + 1}, "
-                f"torchrun --nproc-per-node {comm.size + 1}) or use strategy 'serial'"
+                f"strategy {cls.name!r} needs a multiple of {BRANCHES} ranks, one half for each guidance branch; got "
+                f"{ranks}; use {more} (--devices {more}, torchrun --nproc-per-node {more}) or strategy 'serial'"
             )
 
     def predict(self, evaluation: Evaluation, step: int) -> Answer:
@@ -62,9 +60,11 @@ class CfgStrategy(Strategy):
         row_elements = torch.Size(evaluation.row_shape).numel()
         if not self.channel.is_open:
             self.channel.open(max(share.stop - share.start for share in shares) * row_elements, evaluation.sample)
-        pieces = {
-            rank: evaluation.run(shares[rank]) for rank in self.comm.members if shares[rank].stop > shares[rank].start
-        }
+        pieces: dict[int, torch.Tensor] = {}
+        for rank in self.comm.members:
+            if shares[rank].stop > shares[rank].start:
+                with self.context.timeline.span(rank, "whole network, own branch", "stage"):
+                    pieces[rank] = self._evaluate_share(evaluation, rank, shares[rank])
         gathered = self.channel.gather(pieces)
         rows = [
             packet[: (share.stop - share.start) * row_elements].view(-1, *evaluation.row_shape)
@@ -72,8 +72,9 @@ class CfgStrategy(Strategy):
         ]
         return torch.cat(rows)
 
-    def notes(self) -> list[str]:
-        return []
+    def _evaluate_share(self, evaluation: Evaluation, rank: int, share: slice) -> torch.Tensor:
+        """One rank's rows through the whole network; strategies that cut it keep its boundaries here."""
+        return evaluation.run(share)
 
 
 def split_rows(rows: int, branches: int, ranks: int) -> list[slice] | None:
