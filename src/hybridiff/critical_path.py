@@ -28,11 +28,11 @@ HALVES = StageCosts(0.5, 0.5)
 
 
 def critical_path(kinds: Iterable[StepKind], costs: StageCosts = HALVES) -> float:
-    """Ideal time of a schedule on two devices, in evaluations of one branch by the whole network.
+    """Ideal time of a schedule, in evaluations of a device's share of the batch by the whole network.
 
-    A full step costs 1. Of a group of P pipelined steps the first one waits for the outer stage only, as it goes on
-    with the inner result that the full step before left behind; every further one waits for the slower stage:
-    `o + (P - 1) max(o, n)`. Messages cost nothing here.
+    A full step costs 1, a reuse step the outer stage, o. Of a group of P pipelined steps the first one waits for the
+    outer stage only, as it goes on with the inner result that the step before left behind; every further one waits
+    for the slower stage: `o + (P - 1) max(o, n)`. Messages cost nothing here.
 
     Args:
         kinds: How each step was shared, in order.
@@ -42,20 +42,24 @@ def critical_path(kinds: Iterable[StepKind], costs: StageCosts = HALVES) -> floa
     for kind in kinds:
         if kind is StepKind.FULL:
             time += 1.0
-        elif previous is StepKind.FULL:
-            time += costs.outer
-        else:
+        elif kind is previous is StepKind.PIPELINED:
             time += max(costs.outer, costs.inner)
+        else:
+            time += costs.outer
         previous = kind
     return time
 
 
-def ideal_speedup(kinds: Sequence[StepKind], costs: StageCosts = HALVES, serial_step: float = SERIAL_STEP) -> float:
+def ideal_speedup(
+    kinds: Sequence[StepKind], costs: StageCosts = HALVES, devices: int = 2, serial_step: float = SERIAL_STEP
+) -> float:
     """Time of the serial generation divided by the critical path of the schedule.
 
     Args:
         kinds: How each step was shared, in order.
         costs: Measured costs of the stages.
+        devices: Number of devices; a single one evaluates both branches as one batch, more than two split batches.
         serial_step: Cost of a step on one device in evaluations of one branch (rho).
     """
-    return serial_step * len(kinds) / critical_path(kinds, costs)
+    evaluation = serial_step if devices == 1 else 1.0
+    return serial_step * len(kinds) / (evaluation * critical_path(kinds, costs))

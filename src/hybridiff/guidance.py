@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from .forecast import ORDERS, Forecast
+
 
 def discrepancy(unconditional: torch.Tensor, conditional: torch.Tensor) -> torch.Tensor:
     """Denoising discrepancy of a step, `M = mean|e_c - e_u| / mean|e_u|` (Jung et al. 2026, Eq. 1).
@@ -18,3 +20,27 @@ def discrepancy(unconditional: torch.Tensor, conditional: torch.Tensor) -> torch
     unconditional, conditional = unconditional.float(), conditional.float()
     scale = unconditional.abs().mean().clamp_min(torch.finfo(torch.float32).tiny)
     return (conditional - unconditional).abs().mean() / scale
+
+
+class GuidanceCarry:
+    """Carries the guidance difference `d = e_c - e_u` over steps that compute the conditional branch only.
+
+    Compare LinearAG in "Adaptive Guidance" (arXiv 2312.12487). The difference is small beside the predictions, so it
+    is kept in float32.
+
+    Args:
+        order: `hold` keeps the latest difference; `linear` and `quadratic` follow the latest ones, as far as they
+            lie at least two steps apart.
+    """
+
+    def __init__(self, order: str = "hold") -> None:
+        self._forecast = Forecast(ORDERS[order], spread=2.0)
+
+    def observe(self, step: int, unconditional: torch.Tensor, conditional: torch.Tensor) -> None:
+        """Take in both predictions of a full step, (B, C, H, W) each."""
+        self._forecast.observe(step, (conditional.float() - unconditional.float(),))
+
+    def unconditional(self, step: int, conditional: torch.Tensor) -> torch.Tensor:
+        """The unconditional prediction that a conditional one and the carried difference stand for."""
+        (difference,) = self._forecast.at(step)
+        return (conditional.float() - difference).to(conditional.dtype)

@@ -21,10 +21,15 @@ class Phase(str, Enum):
 
 
 class StepKind(str, Enum):
-    """How the ranks share a step: each a whole branch, or each a stage of one branch."""
+    """How the ranks share a step.
+
+    FULL: each evaluates the whole network on its own branch. PIPELINED: each evaluates a stage of one branch. REUSE:
+    each evaluates the outer stage on its own branch, and forecasts the inner one.
+    """
 
     FULL = "full"
     PIPELINED = "pipelined"
+    REUSE = "reuse"
 
 
 class SwitchPolicy(ABC):
@@ -159,6 +164,42 @@ class PublishedPolicy(SwitchPolicy):
 
     def _start_after(self, step: int) -> None:
         self.tau1, self.tau2 = step, step + self.settings.parallel_steps
+
+
+class FixedPolicy(SwitchPolicy):
+    """A schedule known beforehand: between tau1 and tau2 every `interval`-th step is full, the others are not.
+
+    Args:
+        tau1: Last full step before the parallel stage.
+        tau2: Last step of the parallel stage.
+        interval: Distance of full steps (probes) in the parallel stage; 0 has none there.
+        between: What the other steps are.
+        steps: Number of steps of the run.
+
+    Raises:
+        ValueError: the settings contradict each other or the number of steps.
+    """
+
+    def __init__(self, tau1: int, tau2: int, interval: int, between: StepKind, steps: int) -> None:
+        if not 0 <= tau1 <= tau2:
+            raise ValueError(f"tau1 {tau1} and tau2 {tau2} must satisfy 0 <= tau1 <= tau2")
+        if tau2 > steps - 1:
+            raise ValueError(f"tau2 {tau2} lies beyond the last of {steps} steps ({steps - 1})")
+        if interval < 0 or interval == 1:
+            raise ValueError(
+                f"an interval of {interval} leaves no step between full ones; use 2 or more, or 0 for none"
+            )
+        self.tau1, self.tau2 = tau1, tau2
+        self._interval = interval
+        self._between = between
+
+    def observe(self, step: int, discrepancy: float) -> None:
+        pass
+
+    def kind(self, step: int) -> StepKind:
+        assert self.tau1 is not None
+        is_probe = self._interval > 0 and (step - self.tau1) % self._interval == 0
+        return StepKind.FULL if self.phase(step) is not Phase.PARALLEL or is_probe else self._between
 
 
 def _check_settings(settings: PublishedSettings, steps: int) -> None:
