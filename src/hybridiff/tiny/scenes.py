@@ -220,7 +220,7 @@ def render(scene: Scene, rng: np.random.Generator) -> Array:
     """Draw a scene: an array (128, 128, 3) of values 0..1; what the scene leaves open is chosen by `rng`."""
     scene = _completed(scene, rng)
     picture = _background(str(scene.background), rng)
-    for item, centre, radius in zip(scene.objects, *_layout(scene, rng)):
+    for item, centre, radius in zip(scene.objects, *_layout(scene, rng), strict=True):
         _paint(picture, item, centre, radius, rng)
     return np.clip(picture, 0.0, 1.0)
 
@@ -284,20 +284,22 @@ def _shaded(colour: str, shade: Array) -> Array:
 
 def _distance(shape: str, x: Array, y: Array, radius: float) -> Array:
     """Signed distance in pixels (negative inside) to a shape whose bounding box has half side `radius`."""
+    arm = _CROSS_ARM * radius
+    from_centre: Array = np.hypot(x, y)
     if shape == "circle":
-        return np.hypot(x, y) - radius
-    if shape == "ring":
-        from_centre = np.hypot(x, y)
-        return np.maximum(from_centre - radius, _RING_HOLE * radius - from_centre)
-    if shape == "square":
-        return np.maximum(np.abs(x), np.abs(y)) - radius
-    if shape == "cross":
-        arm = _CROSS_ARM * radius
+        found = from_centre - radius
+    elif shape == "ring":
+        found = np.maximum(from_centre - radius, _RING_HOLE * radius - from_centre)
+    elif shape == "square":
+        found = np.maximum(np.abs(x), np.abs(y)) - radius
+    elif shape == "cross":
         upright = np.maximum(np.abs(x) - arm, np.abs(y) - radius)
-        return np.minimum(upright, np.maximum(np.abs(y) - arm, np.abs(x) - radius))
-    if shape == "triangle":  # apex at the top, sides 2 : 1
-        return np.maximum(y - radius, (2 * np.abs(x) - y - radius) / np.sqrt(5.0))
-    raise ValueError(f"unknown shape {shape!r}; the shapes are {', '.join(SHAPES)}")
+        found = np.minimum(upright, np.maximum(np.abs(y) - arm, np.abs(x) - radius))
+    elif shape == "triangle":  # apex at the top, sides 2 : 1
+        found = np.maximum(y - radius, (2 * np.abs(x) - y - radius) / np.float32(5**0.5))
+    else:
+        raise ValueError(f"unknown shape {shape!r}; the shapes are {', '.join(SHAPES)}")
+    return found.astype(np.float32)
 
 
 # ---------------------------------------------------------------- checker
@@ -326,7 +328,7 @@ def check(picture: Any, scene: Scene) -> Verdict:
 
 
 def _compare(blobs: Sequence[_Blob], scene: Scene, background: bool | None) -> Verdict:
-    pairs = list(zip(blobs, scene.objects))
+    pairs = list(zip(blobs, scene.objects, strict=True))
     sized = [pair for pair in pairs if pair[1].size is not None]
     return Verdict(
         colours=all(blob.colour == item.colour for blob, item in pairs),
