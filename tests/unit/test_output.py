@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hybridiff.messages import Generation
+from hybridiff.output import Output
+from support.reports import report
+
+
+def generation(images: int) -> Generation:
+    return Generation([Image.new("RGB", (8, 8), "red") for _ in range(images)], report([0.25]), seed=11)
+
+
+@pytest.mark.parametrize(
+    ("path", "folder", "stem", "suffix"),
+    [
+        ("out/ring.png", "out", "ring", ".png"),
+        ("ring.JPG", ".", "ring", ".JPG"),
+        ("out/", "out", "picture", ".png"),
+        ("out/rings", "out/rings", "picture", ".png"),
+    ],
+)
+def test_paths_name_a_picture_or_a_folder(path: str, folder: str, stem: str, suffix: str) -> None:
+    assert Output.parse(path) == Output(Path(folder), stem, suffix)
+
+
+def test_a_suffix_that_is_no_picture_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"cannot write a picture as 'ring.gif'; use one of .png"):
+        Output.parse("out/ring.gif")
+
+
+def test_several_prompts_are_numbered() -> None:
+    output = Output(Path(), "ring", ".png")
+    assert output.numbered(1, of=1) == output
+    assert output.numbered(2, of=12).stem == "ring-002"
+    assert output.numbered(2, of=1200).stem == "ring-0002"
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="cannot write to the output folder"):
+        Output(tmp_path / "file" / "folder", "ring", ".png").prepare()
+    Output(tmp_path / "a" / "b", "ring", ".png").prepare()
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_one_picture_is_written_with_report_and_curve(tmp_path: Path) -> None:
+    paths = Output(tmp_path, "ring", ".png").write(generation(1), {"prompt": "a ring", "model": "tiny"})
+    assert [path.name for path in paths] == ["ring.png", "ring.json", "ring-discrepancy.png"]
+    written = json.loads((tmp_path / "ring.json").read_text())
+    assert {"strategy", "tau1", "tau2", "seconds", "steps"} <= written.keys()
+    step = {"index": 0, "phase": "warm-up", "discrepancy": 0.25, "seconds": 0.5, "bytes": 40}
+    assert step.items() <= written["steps"][0].items()
+    assert (written["seed"], written["prompt"], written["images"]) == (11, "a ring", ["ring.png"])
+
+
+def test_several_pictures_come_with_a_sheet(tmp_path: Path) -> None:
+    paths = Output(tmp_path, "ring", ".jpg").write(generation(3), {})
+    assert [path.name for path in paths[:4]] == ["ring.jpg", "ring-1.jpg", "ring-2.jpg", "ring-sheet.jpg"]
+    assert all(path.stat().st_size for path in paths)
