@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hybridiff import ParallelConfig, parallelize
+from hybridiff import ParallelConfig, RankError, parallelize
 from support.pipelines import build, draw
 
 
@@ -61,7 +61,8 @@ def attempt(action: Callable[[], Any]) -> Outcome:
     try:
         return Outcome(value=action(), seconds=time.monotonic() - started)
     except Exception as error:
-        return Outcome(error=type(error).__name__, message=str(error), seconds=time.monotonic() - started)
+        name = "RankError" if isinstance(error, RankError) else type(error).__name__
+        return Outcome(error=name, message=str(error), seconds=time.monotonic() - started)
 
 
 def rank() -> int:

@@ -148,14 +148,14 @@ def build(name: str, scheduler: str | None = None) -> Any:
     return pipe
 
 
-def call_arguments(name: str, **changes: Any) -> dict[str, Any]:
+def call_arguments(name: str, seed: int = 3, **changes: Any) -> dict[str, Any]:
     """Arguments of a call that ends in latents, with a fresh generator; `changes` replaces or adds some."""
     arguments: dict[str, Any] = {
         "prompt": "a red ring",
         "negative_prompt": "blurred",
         "num_inference_steps": 4,
         "guidance_scale": 5.0,
-        "generator": torch.Generator().manual_seed(3),
+        "generator": torch.Generator().manual_seed(seed),
         "output_type": "latent",
     }
     if "img2img" in name or "inpaint" in name:

@@ -52,10 +52,11 @@ def run_ranks(
         RanksFailed: with the tracebacks.
     """
     _context.set_forkserver_preload(_IMPORTED_ONCE)
+    job = pickle.dumps((function, args))  # plain bytes both ways: shared memory would die with a rank
     with tempfile.TemporaryDirectory() as folder:
         pipes = [_context.Pipe(duplex=False) for _ in range(ranks)]
         processes = [
-            _context.Process(target=_rank_main, args=(rank, ranks, folder, sender, function, args), daemon=True)
+            _context.Process(target=_rank_main, args=(rank, ranks, folder, sender, job), daemon=True)
             for rank, (_, sender) in enumerate(pipes)
         ]
         try:
@@ -90,20 +91,19 @@ def _receive(waited_for: dict[connection.Connection, int], deadline: float) -> d
     return replies
 
 
-def _rank_main(
-    rank: int, ranks: int, folder: str, sender: connection.Connection, function: Callable[..., Any], args: Any
-) -> None:
+def _rank_main(rank: int, ranks: int, folder: str, sender: connection.Connection, job: bytes) -> None:
     try:
-        reply = (True, _in_group(rank, ranks, folder, function, args))
+        _join_group(rank, ranks, folder)
+        function, args = pickle.loads(job)
+        reply = (True, function(*args))
     except BaseException:
         reply = (False, traceback.format_exc())
-    sender.send_bytes(pickle.dumps(reply))  # plain bytes: shared memory would die with the rank
+    sender.send_bytes(pickle.dumps(reply))
     sender.close()
     os._exit(0)  # a broken group must not hold the process up at its end
 
 
-def _in_group(rank: int, ranks: int, folder: str, function: Callable[..., Any], args: Any) -> Any:
+def _join_group(rank: int, ranks: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(str(Path(folder) / "store"), ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
-    return function(*args)

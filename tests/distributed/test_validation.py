@@ -1,0 +1,236 @@
+"""Bad input is refused on every rank with one clear sentence, before any network runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+from hybridiff import ParallelConfig, parallelize
+from support.jobs import Outcome, attempt, rank
+from support.pipelines import SCHEDULERS, build, call_arguments, draw, picture
+from support.ranks import run_ranks
+
+pytestmark = pytest.mark.distributed
+
+NAME = "sdxl two levels"
+
+
+def count_networks(pipe: Any) -> Callable[[], int]:
+    """Says how often networks of the pipeline were run since."""
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.register_forward_pre_hook(count)
+    return lambda: calls
+
+
+# What rank 1 does otherwise than rank 0, and what the error must say of it.
+CALLS: dict[str, tuple[dict[str, Any], str]] = {
+    "prompt": ({"prompt": "a blue cube"}, "prompt: rank 0 has 'a red ring', rank 1 has 'a blue cube'"),
+    "one prompt of two": ({"prompt": ["a red ring", "a blue cube"]}, "prompt: rank 0 has 'a red ring', rank 1 has"),
+    "long prompt": ({"prompt": "a red ring" * 40 + "!"}, "prompt: "),
+    "negative prompt": ({"negative_prompt": "dark"}, "negative_prompt: rank 0 has 'blurred', rank 1 has 'dark'"),
+    "steps": ({"num_inference_steps": 5}, "num_inference_steps: rank 0 has 4, rank 1 has 5"),
+    "guidance": ({"guidance_scale": 4.0}, "guidance_scale: rank 0 has 5.0, rank 1 has 4.0"),
+    "height": ({"height": 64}, "height: rank 0 has 32, rank 1 has 64"),
+    "pictures": ({"num_images_per_prompt": 2}, "num_images_per_prompt: rank 0 has nothing, rank 1 has 2"),
+    "seed": ({"seed": 4}, "generator: rank 0 has generator with seed 3"),
+    "no generator": ({"generator": None}, "generator: rank 0 has generator with seed 3"),
+    "latents": (
+        {"latents": torch.zeros(1, 4, 16, 16)},
+        "latents: rank 0 has nothing, rank 1 has tensor (1, 4, 16, 16)",
+    ),
+    "unknown argument": ({"promt": "a"}, "promt: rank 0 has nothing, rank 1 has 'a'"),
+}
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_different_calls(case: str) -> None:
+    changes, sentence = CALLS[case]
+    check_refusals(run_ranks(call_differently, 2, changes), sentence)
+
+
+def call_differently(changes: dict[str, Any]) -> tuple[Outcome, int]:
+    pipe = build(NAME)
+    networks_run = count_networks(pipe)
+    parallel = parallelize(pipe, ParallelConfig(outputs="all"))
+    outcome = attempt(lambda: draw(parallel, NAME, **(changes if rank() == 1 else {})))
+    before = networks_run()
+    draw(parallel, NAME)  # the refusal broke nothing
+    return outcome, before
+
+
+def test_an_argument_that_the_pipeline_does_not_know() -> None:
+    check_refusals(
+        run_ranks(call_sd3_with_unknown_argument, 2), "rank 1 cannot start: got an unexpected keyword argument 'promt'"
+    )
+
+
+def call_sd3_with_unknown_argument() -> tuple[Outcome, int]:
+    pipe = build("sd3")
+    networks_run = count_networks(pipe)
+    changes = {"promt": "a"} if rank() == 1 else {}
+    return attempt(lambda: draw(parallelize(pipe), "sd3", **changes)), networks_run()
+
+
+def check_refusals(results: list[tuple[Outcome, int]], sentence: str) -> None:
+    """Every rank refused, in the same words, and ran no network."""
+    outcomes = [outcome for outcome, _ in results]
+    for outcome, networks_run in results:
+        assert outcome.error == "ValueError", outcome
+        assert sentence in outcome.message
+        assert outcome.message == outcomes[0].message
+        assert networks_run == 0
+
+
+# What rank 1 has otherwise than rank 0.
+PIPES: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "scheduler": (lambda pipe: setattr(pipe, "scheduler", SCHEDULERS["ddim"]()), "ranks disagree on scheduler"),
+    "scheduler's settings": (
+        lambda pipe: setattr(
+            pipe, "scheduler", type(pipe.scheduler).from_config(pipe.scheduler.config, timestep_spacing="trailing")
+        ),
+        "timestep_spacing",
+    ),
+    "precision": (lambda pipe: pipe.to(torch.float16), "torch.float16"),
+    "network": (lambda pipe: setattr(pipe, "unet", build("sdxl").unet), "ranks disagree on denoiser"),
+}
+
+
+@pytest.mark.parametrize("case", PIPES)
+def test_different_pipelines(case: str) -> None:
+    check_refusals(run_ranks(call_different_pipelines, 2, case), PIPES[case][1])
+
+
+def call_different_pipelines(case: str) -> tuple[Outcome, int]:
+    pipe = build(NAME)
+    if rank() == 1:
+        PIPES[case][0](pipe)
+    networks_run = count_networks(pipe)
+    return attempt(lambda: draw(parallelize(pipe), NAME)), networks_run()
+
+
+def test_the_same_picture_passes_and_another_does_not() -> None:
+    results = run_ranks(call_with_pictures, 2)
+    assert [same.error for same, _ in results] == [None, None]
+    assert all(other.error == "ValueError" and "ranks disagree on image" in other.message for _, other in results)
+
+
+def call_with_pictures() -> tuple[Outcome, Outcome]:
+    name = "sdxl img2img"
+    parallel = parallelize(build(name), ParallelConfig(outputs="all"))
+    other = picture().rotate(90 * rank())
+    return attempt(lambda: draw(parallel, name)), attempt(lambda: draw(parallel, name, image=other))
+
+
+# (ranks, config of rank 0, what rank 1 has otherwise, sentence)
+CONFIGS: dict[str, tuple[int, dict[str, Any], dict[str, Any], str]] = {
+    "strategy": (2, {}, {"strategy": "serial"}, "ranks disagree on strategy: rank 0 has 'cfg', rank 1 has 'serial'"),
+    "outputs": (2, {}, {"outputs": "all"}, "ranks disagree on outputs"),
+    "timeout": (2, {}, {"timeout": 30.0}, "ranks disagree on timeout"),
+    "devices of one rank": (2, {}, {"devices": 4}, "rank 1 cannot start: 4 ranks requested, 2 started"),
+    "devices": (2, {"devices": 4}, {}, "4 ranks requested, 2 started; use devices=2, or start 4"),
+    "odd ranks": (
+        3,
+        {},
+        {},
+        "strategy 'cfg' needs a multiple of 2 ranks, one half for each guidance branch; 3 started",
+    ),
+    "one rank": (1, {}, {}, "strategy 'cfg' needs a multiple of 2 ranks, one half for each guidance branch; 1 started"),
+}
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_configs_that_do_not_fit(case: str) -> None:
+    ranks, config, other, sentence = CONFIGS[case]
+    outcomes = run_ranks(parallelize_with, ranks, config, other)
+    assert len(outcomes) == ranks
+    for outcome in outcomes:
+        assert outcome.error == "ValueError", outcome
+        assert sentence in outcome.message
+        assert outcome.message == outcomes[0].message
+
+
+def parallelize_with(config: dict[str, Any], other: dict[str, Any]) -> Outcome:
+    changed = ParallelConfig(**(config | other if rank() == 1 else config))
+    outcome = attempt(lambda: parallelize(build(NAME), changed))
+    parallelize(build(NAME), ParallelConfig(strategy="serial"))  # the ranks still understand each other
+    return outcome
+
+
+def test_a_pipeline_without_a_denoiser_on_one_rank() -> None:
+    for outcome in run_ranks(parallelize_without_denoiser, 2):
+        assert outcome.error == "ValueError"
+        assert outcome.message == (
+            "rank 1 cannot start: StableDiffusionXLPipeline has no denoiser: neither a unet nor a transformer"
+        )
+
+
+def parallelize_without_denoiser() -> Outcome:
+    pipe = build(NAME)
+    if rank() == 1:
+        pipe.unet = None
+    return attempt(lambda: parallelize(pipe))
+
+
+def test_a_detached_pipeline() -> None:
+    for outcome, networks_run in run_ranks(call_detached, 2):
+        assert outcome.error == "ValueError"
+        assert outcome.message == "this pipeline was detached; call parallelize(pipe) again"
+        assert networks_run == 0
+
+
+def call_detached() -> tuple[Outcome, int]:
+    pipe = build(NAME)
+    networks_run = count_networks(pipe)
+    parallel = parallelize(pipe)
+    parallel.detach()
+    return attempt(lambda: draw(parallel, NAME)), networks_run()
+
+
+def test_a_rank_that_does_not_come() -> None:
+    outcome = run_ranks(call_on_rank_0_only, 2, may_die=[1])[0]
+    assert outcome.error == "RankError"
+    assert "no answer from the other ranks within 2 s" in outcome.message
+
+
+def call_on_rank_0_only() -> Outcome:
+    parallel = parallelize(build(NAME), ParallelConfig(timeout=2.0))
+    if rank() == 1:
+        return attempt(lambda: torch.distributed.recv(torch.zeros(1), 0))  # waits for something else
+    return attempt(lambda: parallel(**call_arguments(NAME)))
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "sentence"),
+    [
+        ("StableDiffusionXLPAGPipeline", "evaluates more than two branches a step"),
+        ("StableDiffusionInstructPix2PixPipeline", "evaluates more than two branches a step"),
+        ("LEditsPPPipelineStableDiffusionXL", "evaluates more than two branches a step"),
+        ("StableDiffusionXLAdapterPipeline", "by which steps are counted"),
+    ],
+)
+def test_pipelines_that_do_not_fit(pipeline: str, sentence: str) -> None:
+    donor = build("sd15" if "Instruct" in pipeline else "sdxl two levels")
+    parts = {"adapter": diffusers.T2IAdapter(channels=[8, 8], num_res_blocks=1), "image_encoder": None}
+    wanted = getattr(diffusers, pipeline)._get_signature_keys(getattr(diffusers, pipeline))[0]
+    components = donor.components | parts
+    pipe = getattr(diffusers, pipeline)(**{name: components[name] for name in wanted if name in components})
+    with pytest.raises(ValueError, match=sentence):
+        parallelize(pipe, ParallelConfig(simulate=True))
+
+
+def test_a_denoiser_of_an_unknown_family() -> None:
+    pipe = build(NAME)
+    pipe.unet = pipe.vae
+    with pytest.raises(ValueError, match=r"denoises with AutoencoderKL; supported: UNet2DConditionModel, SD3"):
+        parallelize(pipe, ParallelConfig(simulate=True))
