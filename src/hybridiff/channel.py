@@ -40,6 +40,7 @@ class Message(IntEnum):
 
 _SCRIPTS = {
     StepKind.FULL: (Message.GATHER,),
+    StepKind.REUSE: (Message.GATHER,),
     StepKind.PIPELINED: (Message.SWAP, Message.HAND_OUT),
 }
 

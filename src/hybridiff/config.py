@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-STRATEGIES = ("serial", "cfg", "hybrid")
+STRATEGIES = ("serial", "cfg", "reuse", "hybrid")
 SWITCHING = ("published",)
 PARALLEL_GUIDANCE = ("published",)
+FORECASTS = ("hold", "linear", "quadratic")
 OUTPUTS = ("leader", "all")
 
 
@@ -17,7 +18,8 @@ class ParallelConfig:
 
     Args:
         strategy: `serial` (the stock pipeline) or `cfg` (condition-based partitioning: each guidance branch on its
-            own ranks; exact) or `hybrid` (partitioned, and pipelined over two stages while the branches agree).
+            own ranks; exact), `reuse` (partitioned; between full steps only the outer stage runs, on a forecast of
+            the inner one) or `hybrid` (partitioned, and pipelined over two stages while the branches agree).
         devices: Number of ranks the call is meant for. None takes the ranks that were started; under `simulate` it
             is the number of ranks to play, 2 unless given.
         simulate: Play all ranks in this one process, one after the other: the same arithmetic, no speed-up.
@@ -31,7 +33,12 @@ class ParallelConfig:
         slope_threshold: Slopes in [0, slope_threshold) are flat (g); likewise.
         parallel_steps: Number of pipelined steps (k); likewise.
         tau_cap: The parallel stage starts after this step at the latest; likewise.
-        cut: Index of the cut, as `hybridiff inspect` lists them; the best balanced by measured costs unless given.
+        tau1: Last full step before `reuse` begins to leave some out.
+        tau2: The last step that `reuse` may leave out.
+        full_interval: Distance of full steps from tau1 to tau2; 0 for none.
+        forecast: How the inner stage's result is carried over to the next steps: `hold`, `linear` or `quadratic`.
+        outer_share: Cost of the outer stage that `reuse` aims at, as a share of a whole evaluation.
+        cut: Index of the cut, as `hybridiff inspect` lists them; chosen by measured costs unless given.
 
     Raises:
         ValueError: a value is unknown or out of range.
@@ -49,6 +56,11 @@ class ParallelConfig:
     slope_threshold: float | None = None
     parallel_steps: int | None = None
     tau_cap: int | None = None
+    tau1: int | None = None
+    tau2: int | None = None
+    full_interval: int | None = None
+    forecast: str = "linear"
+    outer_share: float | None = None
     cut: int | None = None
 
     def __post_init__(self) -> None:
@@ -56,6 +68,9 @@ class ParallelConfig:
         _check_choice("outputs", self.outputs, OUTPUTS)
         _check_choice("switching", self.switching, SWITCHING)
         _check_choice("parallel_guidance", self.parallel_guidance, PARALLEL_GUIDANCE)
+        _check_choice("forecast", self.forecast, FORECASTS)
+        if self.outer_share is not None and not 0 < self.outer_share < 1:
+            raise ValueError(f"outer_share must lie between 0 and 1, got {self.outer_share}")
         if self.devices is not None and self.devices < 1:
             raise ValueError(f"devices must be at least 1, got {self.devices}")
         if self.timeout <= 0:

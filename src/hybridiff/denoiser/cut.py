@@ -118,3 +118,16 @@ def choose_balanced(plans: Sequence[StagePlan]) -> StagePlan:
     best = min(plan.slower for plan in plans)
     equal = [plan for plan in plans if plan.slower <= best + TIE]
     return min(equal, key=lambda plan: (plan.down_bytes + plan.up_bytes, plan.slower))
+
+
+def choose_share(plans: Sequence[StagePlan], share: float) -> StagePlan:
+    """The plan whose outer stage costs nearest to a share of a whole evaluation; among equals the fewest bytes.
+
+    Raises:
+        ValueError: there is no plan: the network is too small to be cut.
+    """
+    if not plans:
+        raise ValueError("the network is too small to be cut into an outer and an inner stage")
+    best = min(abs(plan.outer - share) for plan in plans)
+    equal = [plan for plan in plans if abs(plan.outer - share) <= best + TIE]
+    return min(equal, key=lambda plan: (plan.down_bytes + plan.up_bytes, abs(plan.outer - share)))

@@ -6,6 +6,9 @@ from typing import Any
 
 from .cut import Cut, Unit
 
+KEEPS_RESIDUAL = True
+"""Blocks add to the streams that run through them, so what the inner ones add is the smoother quantity."""
+
 
 def list_units(transformer: Any) -> list[Unit]:
     """The blocks of an `SD3Transformer2DModel` in order of execution."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -31,6 +32,8 @@ class StagedDenoiser:
 
     Attributes:
         units: The pieces that a cut does not divide, in order of execution.
+        cuts: The legal cuts.
+        keeps_residual: Whether the inner stage adds to its input, so that the sum is what carries over best.
         plan: The cut in force, None before `cut`.
         shape: Shape of the sample for which the cut was made.
     """
@@ -39,6 +42,7 @@ class StagedDenoiser:
         module = _FAMILIES[family.class_name]
         self.units: list[Unit] = module.list_units(network)
         self.cuts: list[Cut] = module.list_cuts(network)
+        self.keeps_residual: bool = module.KEEPS_RESIDUAL
         self.plan: StagePlan | None = None
         self.shape: torch.Size | None = None
         self._network = network
@@ -98,8 +102,8 @@ class StagedDenoiser:
             rows: The rows to evaluate, None for all.
             capture: Keep both boundaries, to be read by `down` and `up`.
         """
-        self._prepare(None, evaluation, rows, capturing=capture)
-        return evaluation.run(rows)
+        with self._running(None, evaluation, rows, capturing=capture):
+            return evaluation.run(rows)
 
     def run_outer(
         self,
@@ -117,8 +121,8 @@ class StagedDenoiser:
             up: The inner stage's result to go on with.
             exchange: Instead of `up`: hands the fresh boundary over in mid-forward and returns the inner result.
         """
-        self._prepare(Stage.OUTER, evaluation, rows, up=up, exchange=exchange)
-        return evaluation.run(rows)
+        with self._running(Stage.OUTER, evaluation, rows, up=up, exchange=exchange):
+            return evaluation.run(rows)
 
     def run_inner(self, evaluation: Evaluation, rows: slice, down: Boundary) -> Boundary:
         """Evaluate the inner stage alone.
@@ -128,11 +132,11 @@ class StagedDenoiser:
             rows: The rows to evaluate.
             down: The outer stage's boundary.
         """
-        self._prepare(Stage.INNER, evaluation, rows, down=down)
-        try:
-            evaluation.run(rows)
-        except StageDone:
-            return self._state.up
+        with self._running(Stage.INNER, evaluation, rows, down=down):
+            try:
+                evaluation.run(rows)
+            except StageDone:
+                return self._state.up
         raise AssertionError("the inner stage ran past its last block")
 
     @property
@@ -145,7 +149,8 @@ class StagedDenoiser:
         """The last boundary from the inner stage back to the outer one."""
         return self._state.up
 
-    def _prepare(
+    @contextmanager
+    def _running(
         self,
         stage: Stage | None,
         evaluation: Evaluation,
@@ -155,11 +160,15 @@ class StagedDenoiser:
         down: Boundary = (),
         up: Boundary = (),
         exchange: Callable[[Boundary], Boundary] | None = None,
-    ) -> None:
+    ) -> Iterator[None]:
         state = self._state
         state.stage, state.capturing, state.exchange = stage, capturing, exchange
         state.rows = evaluation.rows if rows is None else rows.stop - rows.start
         state.down, state.up = down, up
+        try:
+            yield
+        finally:  # any other call of the network runs it whole
+            state.stage, state.capturing, state.exchange = None, False, None
 
     def _hooks(self, cut: Cut) -> list[tuple[str, BlockHook]]:
         """The hooks of a cut: one a block that lies in one stage, one a unit in blocks that hold a boundary."""

@@ -11,6 +11,9 @@ from typing import Any
 
 from .cut import Cut, Unit
 
+KEEPS_RESIDUAL = False
+"""The boundaries down and up have different shapes."""
+
 _BLOCKS = {
     "DownBlock2D",
     "CrossAttnDownBlock2D",

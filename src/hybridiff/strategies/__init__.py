@@ -5,10 +5,20 @@ from __future__ import annotations
 from .base import Answer, RunContext, Strategy
 from .cfg import CfgStrategy
 from .hybrid import HybridStrategy
+from .reuse import ReuseStrategy
 from .serial import SerialStrategy
 
 STRATEGIES: dict[str, type[Strategy]] = {
-    strategy.name: strategy for strategy in (SerialStrategy, CfgStrategy, HybridStrategy)
+    strategy.name: strategy for strategy in (SerialStrategy, CfgStrategy, ReuseStrategy, HybridStrategy)
 }
 
-__all__ = ["STRATEGIES", "Answer", "CfgStrategy", "HybridStrategy", "RunContext", "SerialStrategy", "Strategy"]
+__all__ = [
+    "STRATEGIES",
+    "Answer",
+    "CfgStrategy",
+    "HybridStrategy",
+    "ReuseStrategy",
+    "RunContext",
+    "SerialStrategy",
+    "Strategy",
+]

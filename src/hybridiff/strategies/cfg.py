@@ -83,11 +83,13 @@ def split_rows(rows: int, branches: int, ranks: int) -> list[slice] | None:
     Args:
         rows: Rows of the call, branch after branch.
         branches: Guidance branches in the call.
-        ranks: Number of ranks, a multiple of `branches`.
+        ranks: Number of ranks, a multiple of `branches`, or 1 for all rows at once.
 
     Returns:
         One slice a rank in order; a rank that is left without a row has an empty one.
     """
+    if ranks == 1:
+        return [slice(0, rows)]
     if rows == 1:
         return None
     rows_per_branch, ranks_per_branch = rows // branches, ranks // branches
