@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 from .config import ParallelConfig
 from .messages import Generation, RankSpec, Request
 from .models import ModelFolder, check_dtype, find_model
-from .ranks import EngineError, RankGroup
+from .ranks import RankGroup
 from .schedulers import check_scheduler
+from .verdict import EngineError
 
 __all__ = ["Engine", "EngineError", "Generation"]
 

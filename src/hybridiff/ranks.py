@@ -17,9 +17,10 @@ from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from .messages import Died, Failed, RankSpec, StepDone, Warned, receive, send
+from .verdict import verdict
 
 logger = logging.getLogger("hybridiff")
 
@@ -30,17 +31,6 @@ STOP_TIME = 5.0
 """Seconds that ranks have to leave by themselves before they are ended."""
 
 _TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-
-class EngineError(RuntimeError):
-    """A generation, or the start of the ranks, failed; all ranks have been ended. The message names the rank."""
-
-
-class RemoteTraceback(Exception):
-    """Carries the traceback of a rank as the cause of an error in the parent."""
-
-    def __str__(self) -> str:
-        return "\n" + str(self.args[0])
 
 
 class RankProcess:
@@ -146,7 +136,9 @@ class RankGroup:
             in_trouble = any(isinstance(reply, (Died, Failed)) for reply in replies.values())
             extended = time.monotonic() + (min(GRACE, silence) if in_trouble else silence)
             deadline = min(deadline, extended) if in_trouble else extended
-        self._judge(replies, silence, doing)
+        error = verdict(replies, len(self.ranks), silence, doing + self._progress)
+        if error is not None:
+            raise error
         return [replies[rank] for rank in range(len(self.ranks))]
 
     def stop(self) -> None:
@@ -179,30 +171,6 @@ class RankGroup:
             logger.warning(message.text)
         else:
             replies[rank.rank] = message
-
-    def _judge(self, replies: dict[int, Any], silence: float, doing: str) -> None:
-        failed = {rank: reply for rank, reply in replies.items() if isinstance(reply, Failed)}
-        for rank, reply in replies.items():
-            if isinstance(reply, Died):
-                self._raise_death(rank, reply, failed, doing)
-        if failed:
-            self._raise_failure(failed, doing)
-        if len(replies) < len(self.ranks):
-            silent = ", ".join(str(rank.rank) for rank in self.ranks if rank.rank not in replies)
-            raise EngineError(f"no sign of life from rank {silent} for {silence:g} s while {doing}{self._progress}")
-
-    def _raise_death(self, rank: int, death: Died, failed: dict[int, Failed], doing: str) -> NoReturn:
-        seen = next((f"; {failure.text}" for failure in failed.values() if failure.is_echo), "")
-        cause = RemoteTraceback(f"the last lines of rank {rank}:\n{death.log}") if death.log else None
-        raise EngineError(f"rank {rank} {death.how} while {doing}{self._progress}{seen}") from cause
-
-    def _raise_failure(self, failed: dict[int, Failed], doing: str) -> NoReturn:
-        if len(failed) == len(self.ranks) and all(failure.is_bad_input for failure in failed.values()):
-            raise ValueError(failed[0].text) from RemoteTraceback(failed[0].traceback)
-        rank, failure = min(failed.items(), key=lambda item: (item[1].is_echo, item[0]))
-        echo = next((other.text for other in failed.values() if other.is_echo), None)  # names rank, phase and step
-        text = echo or f"rank {rank} failed while {doing}{self._progress}: {failure.kind}: {failure.text}"
-        raise EngineError(text) from RemoteTraceback(failure.traceback)
 
     def _wait_for_exit(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds

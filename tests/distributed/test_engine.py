@@ -133,7 +133,7 @@ def test_a_silent_rank_meets_the_deadline() -> None:
     with start(timeout=4.0) as engine:
         pids = engine.pids
         started = time.monotonic()
-        with pytest.raises(EngineError, match=r"within 4 s|for 6 s"):
+        with pytest.raises(EngineError, match=r"no sign of life from rank 1.* 4 s"):
             engine.generate(PROMPT, num_inference_steps=50, callback_on_step_end=stall_on_rank_1)
         assert time.monotonic() - started < 40.0
         assert wait_for_end(pids, 1.0) == []
