@@ -87,6 +87,7 @@ class ParallelPipeline:
         arguments = self._agree_on_call(args, kwargs)
         run = Run(self.pipe, self._family, self._denoiser.config.out_channels, self.config, self.comm, self._staged)
         try:
+            self._attached.relink()
             self._hook.answer = run.answer
             output = self.pipe(**self._arguments_of_this_rank(arguments, run))
         except Exception as error:

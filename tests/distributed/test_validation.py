@@ -143,9 +143,9 @@ CONFIGS: dict[str, tuple[int, dict[str, Any], dict[str, Any], str]] = {
         3,
         {},
         {},
-        "strategy 'cfg' needs a multiple of 2 ranks, one half for each guidance branch; 3 started",
+        "strategy 'cfg' needs a multiple of 2 ranks, one half for each guidance branch",
     ),
-    "one rank": (1, {}, {}, "strategy 'cfg' needs a multiple of 2 ranks, one half for each guidance branch; 1 started"),
+    "one rank": (1, {}, {}, "strategy 'cfg' needs a multiple of 2 ranks, one half for each guidance branch"),
 }
 
 

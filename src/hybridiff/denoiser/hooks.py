@@ -27,12 +27,24 @@ class AttachedHook:
         self._had_registry = hasattr(module, "_diffusers_hook")
         self._had_forward = "forward" in vars(module)
         HookRegistry.check_if_exists_or_initialize(module).register_hook(hook, name)
+        self._reference = hook.fn_ref
+        self._forward = hook.fn_ref.forward
+
+    def relink(self) -> None:
+        """Take our place again, if a hook that came before ours has been removed.
+
+        diffusers (0.42) then puts the removed hook's forward in the place of ours, which would silently be passed by.
+        """
+        if self._reference.forward is not self._forward:
+            self._reference.original_forward = self._reference.forward
+            self._reference.forward = self._forward
 
     def remove(self) -> None:
         """Restore the module; hooks that others registered since stay in place."""
         registry = getattr(self._module, "_diffusers_hook", None)
         if registry is None:
             return
+        self.relink()
         registry.remove_hook(self._name, recurse=False)
         if registry.hooks:
             return
