@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 STRATEGIES = ("serial", "cfg", "reuse", "hybrid")
-SWITCHING = ("published",)
-PARALLEL_GUIDANCE = ("published",)
+SWITCHING = ("published", "fixed")
+PARALLEL_GUIDANCE = ("published", "carry")
 FORECASTS = ("hold", "linear", "quadratic")
 OUTPUTS = ("leader", "all")
 
@@ -27,15 +27,17 @@ class ParallelConfig:
             on every rank.
         timeout: Deadline in seconds of every wait for another rank.
         trace: Record what each rank does when; waits for the device at every turn, so leave it off to measure.
-        switching: How `hybrid` decides when to pipeline: `published`, the paper's rule.
-        parallel_guidance: What pipelined steps do for guidance: `published` lets one prediction serve both branches.
+        switching: How `hybrid` decides when to pipeline: `published`, the paper's rule, or `fixed` by tau1 and tau2.
+        parallel_guidance: What pipelined steps do for guidance: `published` lets one prediction serve both branches,
+            `carry` takes the difference of the branches over from the last full steps.
         slope_window: Steps over which the discrepancy's slope is taken (L); the model's preset unless given.
         slope_threshold: Slopes in [0, slope_threshold) are flat (g); likewise.
         parallel_steps: Number of pipelined steps (k); likewise.
         tau_cap: The parallel stage starts after this step at the latest; likewise.
-        tau1: Last full step before `reuse` begins to leave some out.
-        tau2: The last step that `reuse` may leave out.
-        full_interval: Distance of full steps from tau1 to tau2; 0 for none.
+        tau1: Last step before the parallel stage, for `reuse` and for fixed switching.
+        tau2: Last step of the parallel stage, likewise.
+        full_interval: Distance of full steps within the parallel stage, likewise; 0 for none.
+        carry: How the guidance difference is carried over: `hold`, `linear` or `quadratic`.
         forecast: How the inner stage's result is carried over to the next steps: `hold`, `linear` or `quadratic`.
         outer_share: Cost of the outer stage that `reuse` aims at, as a share of a whole evaluation.
         cut: Index of the cut, as `hybridiff inspect` lists them; chosen by measured costs unless given.
@@ -59,6 +61,7 @@ class ParallelConfig:
     tau1: int | None = None
     tau2: int | None = None
     full_interval: int | None = None
+    carry: str = "linear"
     forecast: str = "linear"
     outer_share: float | None = None
     cut: int | None = None
@@ -68,12 +71,13 @@ class ParallelConfig:
         _check_choice("outputs", self.outputs, OUTPUTS)
         _check_choice("switching", self.switching, SWITCHING)
         _check_choice("parallel_guidance", self.parallel_guidance, PARALLEL_GUIDANCE)
+        _check_choice("carry", self.carry, FORECASTS)
         _check_choice("forecast", self.forecast, FORECASTS)
         if self.outer_share is not None and not 0 < self.outer_share < 1:
             raise ValueError(f"outer_share must lie between 0 and 1, got {self.outer_share}")
         if self.devices is not None and self.devices < 1:
             raise ValueError(f"devices must be at least 1, got {self.devices}")
-        if self.timeout <= 0:
+        if not 0 < self.timeout < float("inf"):
             raise ValueError(f"timeout must be a positive number of seconds, got {self.timeout}")
 
     def to_dict(self) -> dict[str, Any]:

@@ -33,7 +33,6 @@ class StagedDenoiser:
     Attributes:
         units: The pieces that a cut does not divide, in order of execution.
         cuts: The legal cuts.
-        keeps_residual: Whether the inner stage adds to its input, so that the sum is what carries over best.
         plan: The cut in force, None before `cut`.
         shape: Shape of the sample for which the cut was made.
     """
@@ -42,7 +41,7 @@ class StagedDenoiser:
         module = _FAMILIES[family.class_name]
         self.units: list[Unit] = module.list_units(network)
         self.cuts: list[Cut] = module.list_cuts(network)
-        self.keeps_residual: bool = module.KEEPS_RESIDUAL
+        self._keeps_residual: bool = module.KEEPS_RESIDUAL
         self.plan: StagePlan | None = None
         self.shape: torch.Size | None = None
         self._network = network
@@ -148,6 +147,18 @@ class StagedDenoiser:
     def up(self) -> Boundary:
         """The last boundary from the inner stage back to the outer one."""
         return self._state.up
+
+    def kept(self, down: Boundary, up: Boundary) -> Boundary:
+        """What carries over from an inner stage to later steps: its result, or what it adds to its input."""
+        if not self._keeps_residual:
+            return up
+        return tuple(result - given for result, given in zip(up, down, strict=True))
+
+    def restored(self, down: Boundary, kept: Boundary) -> Boundary:
+        """The inner stage's result that something kept stands for at a fresh boundary; the inverse of `kept`."""
+        if not self._keeps_residual:
+            return kept
+        return tuple(given + residual for given, residual in zip(down, kept, strict=True))
 
     @contextmanager
     def _running(

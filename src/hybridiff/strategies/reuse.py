@@ -35,7 +35,6 @@ class ReuseStrategy(StagedStrategy):
         super().__init__(context, _policy(context.config, context.steps))
         order = ORDERS[context.config.forecast]
         self._forecasts = {rank: Forecast(order) for rank in self.comm.members}
-        self._keeps_residual = self._staged.keeps_residual
 
     @classmethod
     def check_ranks(cls, ranks: int) -> None:
@@ -64,20 +63,11 @@ class ReuseStrategy(StagedStrategy):
         if self.kind(step) is StepKind.REUSE:
             return self._staged.run_outer(evaluation, share, exchange=lambda down: self._inner(rank, step, down))
         prediction = self._staged.run_whole(evaluation, share, capture=True)
-        self._forecasts[rank].observe(step, self._kept(self._staged.down, self._staged.up))
+        self._forecasts[rank].observe(step, self._staged.kept(self._staged.down, self._staged.up))
         return prediction
 
-    def _kept(self, down: Boundary, up: Boundary) -> Boundary:
-        """What is forecast: the inner stage's result, or what it adds to its input."""
-        if not self._keeps_residual:
-            return up
-        return tuple(result - given for result, given in zip(up, down, strict=True))
-
     def _inner(self, rank: int, step: int, down: Boundary) -> Boundary:
-        kept = self._forecasts[rank].at(step)
-        if not self._keeps_residual:
-            return kept
-        return tuple(given + residual for given, residual in zip(down, kept, strict=True))
+        return self._staged.restored(down, self._forecasts[rank].at(step))
 
 
 def _policy(config: ParallelConfig, steps: int) -> FixedPolicy:
