@@ -82,19 +82,17 @@ class StagePlan:
         return max(self.outer, self.inner)
 
 
-def plan_cut(cut: Cut, units: Sequence[Unit], costs: Sequence[UnitCost], seconds: float) -> StagePlan:
+def plan_cut(cut: Cut, units: Sequence[Unit], costs: Sequence[UnitCost], around: float) -> StagePlan:
     """The plan of a cut.
 
     Args:
         cut: The cut.
         units: Units of the network.
         costs: A cost a unit.
-        seconds: Time of a whole evaluation, at least the sum over the units.
+        around: Time of what lies outside the units: embeddings and the like, which the forward of either stage runs.
     """
-    in_units = sum(cost.seconds for cost in costs)
     inner = sum(cost.seconds for i, cost in enumerate(costs) if cut.is_inner(i))
-    around = max(0.0, seconds - in_units)  # embeddings and the like: every forward runs them
-    whole = in_units + around
+    whole = sum(cost.seconds for cost in costs) + around
     return StagePlan(
         cut=cut,
         entry=units[cut.entry].name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from .cut import Cut, StagePlan, Unit, UnitCost, plan_cut
 from .hooks import AttachedHook
 
 _HOOK_NAME = "hybridiff_stage"
-_REPEATS = 3
+_REPEATS = 4
 _FAMILIES: dict[str, ModuleType] = {"UNet2DConditionModel": unet, "SD3Transformer2DModel": dit}
 
 
@@ -71,8 +70,12 @@ class StagedDenoiser:
         finally:
             for hook in hooks:
                 hook.remove()
-        costs = [timer.cost() for timer in timers]
-        return [plan_cut(cut, self.units, costs, statistics.median(wholes)) for cut in self.cuts]
+        # Minima, as other work on the machine can only add time; what is around the units from one same evaluation.
+        around = min(
+            whole - sum(timer.seconds(repeat) for timer in timers) for repeat, whole in enumerate(wholes, start=1)
+        )
+        costs = [UnitCost(min(timer.seconds(r) for r in range(1, _REPEATS + 1)), timer.bytes) for timer in timers]
+        return [plan_cut(cut, self.units, costs, max(0.0, around)) for cut in self.cuts]
 
     def cut(self, plan: StagePlan, shape: torch.Size) -> None:
         """Put a cut in force, made for samples of a shape."""
@@ -208,17 +211,17 @@ class _TimerHook(ModelHook):
         super().__init__()
         self._device = device
         self._marks: list[tuple[Any, Any]] = []
-        self._bytes = 0
+        self.bytes = 0
 
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         start = _mark(self._device)
         output = self.fn_ref.original_forward(*args, **kwargs)
         self._marks.append((start, _mark(self._device)))
-        self._bytes = sum(tensor.nbytes for tensor in tensors_of(output))
+        self.bytes = sum(tensor.nbytes for tensor in tensors_of(output))
         return output
 
-    def cost(self) -> UnitCost:
-        return UnitCost(statistics.median(_elapsed(start, end) for start, end in self._marks[1:]), self._bytes)
+    def seconds(self, repeat: int) -> float:
+        return _elapsed(*self._marks[repeat])
 
 
 def _mark(device: torch.device) -> Any:
