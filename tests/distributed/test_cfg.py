@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hybridiff import ParallelConfig, parallelize
+from hybridiff.comm import ProcessComm
 from support.jobs import Drawn, draw_parallel, on_ranks, rank
 from support.oracles import drawn_one_part_after_another, relative_difference
 from support.pipelines import PIPELINES, TEXT_WIDTH, build, call_arguments, draw
@@ -169,6 +170,54 @@ def test_ranks_without_a_generator_draw_the_same() -> None:
 def draw_with_own_global_seed() -> torch.Tensor:
     torch.manual_seed(rank())
     return draw_parallel("sdxl two levels", {"generator": None}, scheduler="euler-ancestral")[0].latents
+
+
+@pytest.mark.parametrize(
+    ("changes", "config"),
+    [
+        pytest.param({}, {}, id="cfg"),
+        pytest.param({"num_images_per_prompt": 2}, {}, id="cfg, two pictures"),
+        pytest.param({"guidance_scale": 1.0}, {}, id="cfg without guidance"),
+        pytest.param({}, {"strategy": "serial"}, id="serial"),
+    ],
+)
+def test_one_message_a_step_in_the_same_order_on_both_ranks(changes: dict[str, Any], config: dict[str, Any]) -> None:
+    first, second = run_ranks(record_messages, 2, changes, config)
+    assert first == second
+    assert first.count("step") == 4
+    in_the_loop = first[first.index("gather") : -1]
+    assert in_the_loop == ["gather", "step"] * 4
+    assert first[-1] == "gather"  # all ranks have come to the end
+    assert set(first[: first.index("gather")]) == {"exchange"}
+
+
+def record_messages(changes: dict[str, Any], config: dict[str, Any]) -> list[str]:
+    log: list[str] = []
+
+    class RecordingComm(ProcessComm):
+        def gather(self, *args: Any) -> None:
+            log.append("gather")
+            super().gather(*args)
+
+        def exchange(self, thing: Any) -> list[Any]:
+            log.append("exchange")
+            return super().exchange(thing)
+
+        def swap(self, *args: Any) -> None:
+            log.append("swap")
+            super().swap(*args)
+
+        def hand_out(self, *args: Any) -> None:
+            log.append("hand out")
+            super().hand_out(*args)
+
+    def note_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        log.append("step")
+        return tensors
+
+    parallel = parallelize(build("sd3"), ParallelConfig(outputs="all", **config), comm=RecordingComm(60.0))
+    draw(parallel, "sd3", callback_on_step_end=note_step, **changes)
+    return log
 
 
 def test_serial_on_two_ranks_is_the_stock_pipeline_on_both() -> None:

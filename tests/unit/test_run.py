@@ -1,0 +1,257 @@
+"""One call of a parallel pipeline, with all its ranks played in this process."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback, SD3CFGCutoffCallback, SDXLCFGCutoffCallback
+
+from hybridiff import ParallelConfig, ParallelPipeline, Phase, RunReport, parallelize
+from support.oracles import drawn_one_part_after_another, relative_difference
+from support.pipelines import build, call_arguments, draw
+
+NAME = "sdxl two levels"
+
+
+def simulate(name: str, strategy: str = "cfg", scheduler: str | None = None, **config: Any) -> ParallelPipeline:
+    return parallelize(build(name, scheduler), ParallelConfig(strategy=strategy, simulate=True, **config))
+
+
+def report_of(parallel: ParallelPipeline) -> RunReport:
+    assert parallel.report is not None
+    return parallel.report
+
+
+@pytest.mark.parametrize("name", [NAME, "sd3"])
+def test_one_record_a_step(name: str) -> None:
+    parallel = simulate(name)
+    assert parallel.report is None
+    draw(parallel, name, num_inference_steps=5)
+    report = report_of(parallel)
+    assert (report.strategy, report.devices, report.tau1, report.tau2) == ("cfg", 2, None, None)
+    assert [step.index for step in report.steps] == [0, 1, 2, 3, 4]
+    assert all(step.phase is Phase.WARM_UP for step in report.steps)
+    assert all(step.discrepancy is not None and step.discrepancy > 0 for step in report.steps)
+    assert all(step.seconds > 0 for step in report.steps)
+    assert report.seconds >= sum(step.seconds for step in report.steps)
+    assert report.notes == []
+    assert json.loads(report.to_json())["steps"][4]["index"] == 4
+
+
+def test_a_scheduler_that_evaluates_twice_a_step_has_a_record_for_each() -> None:
+    parallel = simulate(NAME, scheduler="heun")
+    draw(parallel, NAME, num_inference_steps=5)
+    assert len(report_of(parallel).steps) == 9
+
+
+def test_a_second_call_has_a_report_of_its_own() -> None:
+    parallel = simulate("sd3")
+    draw(parallel, "sd3")
+    first = report_of(parallel)
+    draw(parallel, "sd3", num_inference_steps=2)
+    assert report_of(parallel) is not first
+    assert (len(first.steps), len(report_of(parallel).steps)) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "pictures", "rows"), [(2, 1, 1), (2, 3, 3), (4, 2, 1), (4, 3, 2)], ids=lambda value: str(value)
+)
+def test_bytes_of_a_step_are_one_packet_to_each_other_rank(ranks: int, pictures: int, rows: int) -> None:
+    parallel = simulate("sd3", devices=ranks)
+    draw(parallel, "sd3", num_images_per_prompt=pictures)
+    packet = (rows * 4 * 16 * 16 + 1) * 4  # the largest share of the prediction and the tail, float32
+    assert [step.bytes for step in report_of(parallel).steps] == [ranks * (ranks - 1) * packet] * 4
+
+
+def test_serial_has_the_discrepancy_of_cfg_and_sends_nothing() -> None:
+    serial = parallelize(build("sd3"), ParallelConfig(strategy="serial"))
+    parallel = simulate("sd3")
+    draw(serial, "sd3")
+    draw(parallel, "sd3")
+    for one, other in zip(report_of(serial).steps, report_of(parallel).steps, strict=True):
+        assert one.discrepancy == pytest.approx(other.discrepancy, rel=1e-4)
+        assert one.bytes == 0
+
+
+SKIP_LAYERS = {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 0.9}
+
+
+@pytest.mark.parametrize("pictures", [1, 2])
+def test_skip_layer_guidance_is_part_of_its_step(pictures: int) -> None:
+    parallel = simulate("sd3")
+    changes = SKIP_LAYERS | {"num_images_per_prompt": pictures, "num_inference_steps": 6}
+    latents = draw(parallel, "sd3", **changes)
+    assert relative_difference(latents, draw(build("sd3"), "sd3", **changes)) < 1e-4
+    assert [step.index for step in report_of(parallel).steps] == list(range(6))
+    plain = simulate("sd3")
+    draw(plain, "sd3", **(changes | {"skip_guidance_layers": None}))
+    assert report_of(parallel).steps[0].discrepancy == report_of(plain).steps[0].discrepancy
+
+
+@pytest.mark.parametrize("strategy", ["cfg", "serial"])
+@pytest.mark.parametrize("name", [NAME, "sd3"])
+@pytest.mark.parametrize("pictures", [1, 3])
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_without_guidance_it_runs_and_says_so(name: str, strategy: str, pictures: int, scale: float) -> None:
+    parallel = simulate(name, strategy)
+    changes = {"guidance_scale": scale, "num_images_per_prompt": pictures}
+    latents = draw(parallel, name, **changes)
+    stock = draw(build(name), name, **changes)
+    assert relative_difference(latents, stock) < 1e-4
+    if pictures == 1 or strategy == "serial":
+        assert torch.equal(latents, stock)
+    report = report_of(parallel)
+    assert all(step.discrepancy is None for step in report.steps)
+    assert len(report.steps) == 4
+    assert len(report.notes) == 1
+    assert f"guidance is off (guidance_scale {scale})" in report.notes[0]
+
+
+def end_guidance_after_step_3(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    """As the cutoff callbacks of diffusers, which keep one row of text and so are right for one picture only."""
+    if step != 3:
+        return tensors
+    pipe._guidance_scale = 0.0
+    texts = {name: tensor.chunk(2)[1] for name, tensor in tensors.items() if name != "latents"}
+    return tensors | texts
+
+
+@pytest.mark.parametrize(
+    ("name", "pictures", "callback"),
+    [
+        (NAME, 1, SDXLCFGCutoffCallback(cutoff_step_ratio=0.5)),
+        ("sd3", 1, SD3CFGCutoffCallback(cutoff_step_ratio=0.5)),
+        (NAME, 2, end_guidance_after_step_3),
+        (NAME, 3, end_guidance_after_step_3),
+        ("sd3", 3, end_guidance_after_step_3),
+    ],
+)
+def test_guidance_that_ends_midway(name: str, pictures: int, callback: Any) -> None:
+    tensors = SDXLCFGCutoffCallback.tensor_inputs if name == NAME else SD3CFGCutoffCallback.tensor_inputs
+    changes = {"num_images_per_prompt": pictures, "num_inference_steps": 6}
+    cutoff = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": ["latents", *tensors]}
+    parallel = simulate(name)
+    latents = draw(parallel, name, **changes, **cutoff)
+    assert relative_difference(latents, draw(build(name), name, **changes, **cutoff)) < 1e-4
+    assert relative_difference(latents, draw(build(name), name, **changes)) > 1e-3
+    known = [step.discrepancy is not None for step in report_of(parallel).steps]
+    assert known == [True] * 4 + [False] * 2
+
+
+class Brighten(PipelineCallback):
+    """A callback class that asks for tensors and changes them."""
+
+    tensor_inputs = ["latents"]  # noqa: RUF012 - diffusers' own form
+
+    def callback_fn(self, pipeline: Any, step_index: int, timesteps: Any, callback_kwargs: Any) -> Any:
+        callback_kwargs["latents"] = callback_kwargs["latents"] + 0.5
+        return callback_kwargs
+
+
+def brighten(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    return tensors | {"latents": tensors["latents"] + 0.5}
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [brighten, Brighten(), MultiPipelineCallbacks([Brighten(), SDXLCFGCutoffCallback(cutoff_step_ratio=0.5)])],
+    ids=["function", "class", "several"],
+)
+def test_callbacks_do_what_they_do_in_the_stock_pipeline(callback: Any) -> None:
+    parallel = simulate(NAME)
+    latents = draw(parallel, NAME, callback_on_step_end=callback)
+    assert relative_difference(latents, draw(build(NAME), NAME, callback_on_step_end=callback)) < 1e-4
+    assert relative_difference(latents, draw(build(NAME), NAME)) > 1e-3
+    assert len(report_of(parallel).steps) == 4
+
+
+def test_a_callback_is_given_what_it_asks_for() -> None:
+    seen: list[tuple[Any, int, set[str]]] = []
+
+    def callback(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        seen.append((pipe, step, set(tensors)))
+        return tensors
+
+    parallel = simulate(NAME)
+    wanted = ["latents", "prompt_embeds"]
+    draw(parallel, NAME, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=wanted)
+    assert [(step, tensors) for _, step, tensors in seen] == [(step, set(wanted)) for step in range(4)]
+    assert all(pipe is parallel.pipe for pipe, _, _ in seen)
+
+
+def interrupt_after(last_step: int) -> Any:
+    def callback(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if step == last_step:
+            pipe._interrupt = True
+        return tensors
+
+    return callback
+
+
+@pytest.mark.parametrize("strategy", ["cfg", "serial"])
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+def test_an_interrupt_takes_effect_one_step_later_with_several_ranks(strategy: str, scale: float) -> None:
+    parallel = simulate(NAME, strategy)
+    draw(parallel, NAME, num_inference_steps=8, guidance_scale=scale, callback_on_step_end=interrupt_after(2))
+    assert len(report_of(parallel).steps) == 4
+    draw(parallel, NAME, num_inference_steps=8, guidance_scale=scale)
+    assert len(report_of(parallel).steps) == 8
+
+
+def test_an_interrupt_of_one_rank_takes_effect_as_in_the_stock_pipeline() -> None:
+    parallel = parallelize(build(NAME), ParallelConfig(strategy="serial"))
+    changes = {"num_inference_steps": 8, "callback_on_step_end": interrupt_after(2)}
+    assert torch.equal(draw(parallel, NAME, **changes), draw(build(NAME), NAME, **changes))
+    assert len(report_of(parallel).steps) == 3
+
+
+def test_an_interrupt_after_guidance_ended_is_heard() -> None:
+    def cut_and_interrupt(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        return interrupt_after(4)(pipe, step, timestep, cutoff(pipe, step, timestep, tensors))  # type: ignore[no-any-return]
+
+    cutoff = SDXLCFGCutoffCallback(cutoff_step_ratio=0.2)
+    parallel = simulate(NAME)
+    draw(
+        parallel,
+        NAME,
+        num_inference_steps=10,
+        callback_on_step_end=cut_and_interrupt,
+        callback_on_step_end_tensor_inputs=cutoff.tensor_inputs,
+    )
+    assert len(report_of(parallel).steps) == 6
+
+
+def test_an_interrupt_at_the_last_step_changes_nothing() -> None:
+    parallel = simulate(NAME)
+    latents = draw(parallel, NAME, callback_on_step_end=interrupt_after(3))
+    assert torch.equal(latents, drawn_one_part_after_another(NAME))
+
+
+def test_positional_arguments() -> None:
+    parallel = simulate(NAME)
+    arguments = call_arguments(NAME)
+    prompt = arguments.pop("prompt")
+    assert torch.equal(parallel(prompt, **arguments).images, drawn_one_part_after_another(NAME))
+
+
+def test_an_error_leaves_the_last_report_and_the_next_call_in_order() -> None:
+    parallel = simulate(NAME)
+    first = draw(parallel, NAME)
+    report = report_of(parallel)
+    with pytest.raises(ValueError, match="divisible by 8"):
+        draw(parallel, NAME, height=33)
+    assert parallel.report is report
+    assert torch.equal(draw(parallel, NAME), first)
+
+
+def test_a_simulation_decodes_pictures() -> None:
+    images = simulate(NAME)(**call_arguments(NAME, output_type="np")).images
+    assert images.shape == (1, 32, 32, 3)
+
+
+def test_devices_that_were_not_started_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 ranks requested, 1 started; use devices=1, or start 2"):
+        parallelize(build(NAME), ParallelConfig(strategy="serial", devices=2))

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from hybridiff import Phase, RunReport, StepRecord
+from hybridiff.switching import StepKind
+
+
+def record(index: int) -> StepRecord:
+    return StepRecord(
+        index=index,
+        phase=Phase.WARM_UP,
+        kind=StepKind.FULL,
+        discrepancy=0.5 if index else None,
+        seconds=0.25,
+        bytes_by_purpose={"prediction": 64, "control": 8},
+    )
+
+
+def test_a_report_survives_json_with_the_promised_keys() -> None:
+    report = RunReport(strategy="cfg", devices=2, tau1=1, tau2=None, seconds=1.5, steps=[record(0), record(1)])
+    report.notes.append("a sentence")
+    read = json.loads(report.to_json())
+    assert read == report.to_dict()
+    assert {"strategy", "tau1", "tau2", "seconds", "steps"} <= read.keys()
+    assert (read["strategy"], read["tau1"], read["tau2"], read["seconds"]) == ("cfg", 1, None, 1.5)
+    for index, step in enumerate(read["steps"]):
+        assert {"index", "phase", "discrepancy", "seconds", "bytes"} <= step.keys()
+        assert (step["index"], step["phase"], step["bytes"]) == (index, "warm-up", 72)
+    assert [step["discrepancy"] for step in read["steps"]] == [None, 0.5]
+
+
+def test_bytes_of_a_step_are_those_of_all_purposes() -> None:
+    assert record(0).bytes == 72
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_phases_stand_in_json_by_their_names(phase: Phase) -> None:
+    assert json.loads(json.dumps(phase)) == phase.value
