@@ -51,15 +51,20 @@ def critical_path(kinds: Iterable[StepKind], costs: StageCosts = HALVES) -> floa
 
 
 def ideal_speedup(
-    kinds: Sequence[StepKind], costs: StageCosts = HALVES, devices: int = 2, serial_step: float = SERIAL_STEP
+    kinds: Sequence[StepKind],
+    costs: StageCosts = HALVES,
+    devices: int = 2,
+    serial_step: float = SERIAL_STEP,
+    unguided: int = 0,
 ) -> float:
     """Time of the serial generation divided by the critical path of the schedule.
 
     Args:
-        kinds: How each step was shared, in order.
+        kinds: How each guided step was shared, in order.
         costs: Measured costs of the stages.
         devices: Number of devices; a single one evaluates both branches as one batch, more than two split batches.
         serial_step: Cost of a step on one device in evaluations of one branch (rho).
+        unguided: Number of steps without guidance, which have one branch only and count as no faster than serial ones.
     """
     evaluation = serial_step if devices == 1 else 1.0
-    return serial_step * len(kinds) / (evaluation * critical_path(kinds, costs))
+    return (serial_step * len(kinds) + unguided) / (evaluation * critical_path(kinds, costs) + unguided)

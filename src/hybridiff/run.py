@@ -51,6 +51,7 @@ class Run:
         self._channel = Channel(comm, self._position, self._timeline)
         self._strategy: Strategy | None = None
         self._step = 0
+        self._kind = StepKind.FULL
         self._discrepancy: float | None = None
         self._answered = False  # whether this step had its guided evaluation
         self._started = self._step_started = time.perf_counter()
@@ -68,6 +69,7 @@ class Run:
         if self._answered:
             return evaluation.wrap(self._strategy.predict_extra(evaluation, self._step))
         answer = self._strategy.predict(evaluation, self._step)
+        self._kind = self._strategy.kind(self._step)  # before a callback can end guidance
         self._answered = True
         self._discrepancy = answer.discrepancy
         if self._channel.interrupted:
@@ -82,7 +84,7 @@ class Run:
             StepRecord(
                 index=self._step,
                 phase=self._phase(),
-                kind=self._strategy.kind(self._step) if self._strategy is not None else StepKind.FULL,
+                kind=self._kind,
                 discrepancy=self._discrepancy,
                 seconds=now - self._step_started,
                 bytes_by_purpose=dict(sent - self._sent_before),

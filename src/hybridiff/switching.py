@@ -206,7 +206,7 @@ def _check_settings(settings: PublishedSettings, steps: int) -> None:
     for name in ("slope_window", "parallel_steps", "tau_cap"):
         if getattr(settings, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(settings, name)}")
-    if settings.slope_threshold <= 0:
+    if not settings.slope_threshold > 0:  # nor NaN
         raise ValueError(f"slope_threshold must be above 0, got {settings.slope_threshold:g}")
     last = settings.tau_cap + settings.parallel_steps
     if last > steps - 1:

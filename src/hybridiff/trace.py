@@ -173,7 +173,9 @@ class RunReport:
         if self.strategy == "serial" or not self.steps or all(step.discrepancy is None for step in self.steps):
             return None
         costs = StageCosts(self.stages["outer"], self.stages["inner"]) if self.stages else HALVES
-        return ideal_speedup([step.kind for step in self.steps], costs, self.devices)
+        unguided = [step for step in self.steps if step.kind is StepKind.FULL and step.discrepancy is None]
+        kinds = [step.kind for step in self.steps if step not in unguided]
+        return ideal_speedup(kinds, costs, self.devices, unguided=len(unguided))
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, ready for JSON."""
