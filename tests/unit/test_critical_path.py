@@ -1,0 +1,106 @@
+"""Ideal times and speed-ups, against the formulas of the method ("The arithmetic")."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hybridiff.critical_path import StageCosts, critical_path, ideal_speedup
+from hybridiff.switching import Phase, StepKind
+from hybridiff.trace import RunReport, StepRecord
+
+FULL, PIPELINED = StepKind.FULL, StepKind.PIPELINED
+HALVES = StageCosts(0.5, 0.5)
+
+
+def schedule(steps: int, *groups: tuple[int, int]) -> list[StepKind]:
+    """Full steps, with groups of pipelined ones given by their first step and their length."""
+    kinds = [FULL] * steps
+    for first, length in groups:
+        kinds[first : first + length] = [PIPELINED] * length
+    return kinds
+
+
+def test_partitioning_alone_halves_the_time() -> None:
+    assert critical_path([FULL] * 50, HALVES) == 50.0
+    assert ideal_speedup([FULL] * 50, HALVES) == 2.0
+
+
+@pytest.mark.parametrize(("pipelined", "quoted"), [(0, "2.00"), (5, "2.11"), (20, "2.50"), (30, "2.86")])
+def test_the_limits_quoted_for_halves(pipelined: int, quoted: str) -> None:
+    speedup = ideal_speedup(schedule(50, (15, pipelined)), HALVES)
+    assert speedup == pytest.approx(2 * 50 / (50 - pipelined / 2))
+    assert f"{speedup:.2f}" == quoted
+
+
+shares = st.floats(0.05, 0.95)
+
+
+@given(shares, st.floats(0.0, 0.1), st.integers(1, 30))
+def test_one_group(outer: float, around: float, length: int) -> None:
+    costs = StageCosts(outer, 1 - outer + around)
+    expected = 20 + outer + (length - 1) * max(costs.outer, costs.inner)
+    assert critical_path(schedule(20 + length, (5, length)), costs) == pytest.approx(expected)
+
+
+@given(shares, st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6)), min_size=1, max_size=6))
+def test_several_groups(outer: float, groups: list[tuple[int, int]]) -> None:
+    costs = StageCosts(outer, 1 - outer)
+    kinds: list[StepKind] = []
+    for full, length in groups:
+        kinds += [FULL] * full + [PIPELINED] * length
+    in_full = sum(full for full, _ in groups)
+    in_groups = sum(outer + (length - 1) * max(outer, 1 - outer) for _, length in groups)
+    assert critical_path(kinds, costs) == pytest.approx(in_full + in_groups)
+
+
+def test_a_long_group_of_unbalanced_stages_goes_at_the_pace_of_the_slower() -> None:
+    slow = ideal_speedup(schedule(1000, (10, 900)), StageCosts(0.3, 0.7))
+    assert slow == pytest.approx(2000 / (100 + 0.3 + 899 * 0.7))
+    assert slow == pytest.approx(2000 / (100 + 900 * 0.7), rel=1e-3)
+
+
+def test_a_first_step_gains_already() -> None:
+    """The inner result that the full step before left behind is there: only the outer stage is waited for."""
+    assert critical_path(schedule(3, (1, 1)), StageCosts(0.3, 0.7)) == pytest.approx(2.3)
+    assert critical_path(schedule(4, (1, 2)), StageCosts(0.3, 0.7)) == pytest.approx(3.0)
+
+
+def test_the_cost_of_a_serial_step() -> None:
+    """rho: a batch of two may cost less than two evaluations."""
+    assert ideal_speedup([FULL] * 10, HALVES, serial_step=1.7) == pytest.approx(1.7)
+
+
+def test_a_reuse_step_costs_the_outer_stage() -> None:
+    costs = StageCosts(0.3, 0.7)
+    assert critical_path([FULL, StepKind.REUSE, FULL, StepKind.REUSE, StepKind.REUSE], costs) == pytest.approx(2.9)
+
+
+def report(strategy: str, kinds: list[StepKind], discrepancies: list[float | None], **stages: float) -> RunReport:
+    steps = [
+        StepRecord(i, Phase.WARM_UP, kind, discrepancy, 1.0, {})
+        for i, (kind, discrepancy) in enumerate(zip(kinds, discrepancies, strict=True))
+    ]
+    return RunReport(strategy, 2, steps=steps, stages=dict(stages))
+
+
+def test_a_report_takes_its_own_costs() -> None:
+    kinds = schedule(10, (4, 3))
+    discrepancies = [0.1 if kind is FULL else None for kind in kinds]
+    hybrid = report("hybrid", kinds, discrepancies, outer=0.4, inner=0.62)
+    assert hybrid.ideal_speedup == pytest.approx(20 / (7 + 0.4 + 2 * 0.62))
+    assert hybrid.to_dict()["ideal_speedup"] == hybrid.ideal_speedup
+    assert report("cfg", [FULL] * 10, [0.1] * 10).ideal_speedup == 2.0
+
+
+def test_a_report_without_a_speedup() -> None:
+    assert report("serial", [FULL] * 10, [0.1] * 10).ideal_speedup is None
+    assert report("cfg", [FULL] * 10, [None] * 10).ideal_speedup is None
+    assert report("hybrid", [], []).ideal_speedup is None
+
+
+def test_steps_without_guidance_gain_nothing() -> None:
+    """Guidance that ends early leaves one branch: one evaluation, on however many devices."""
+    cut_off = report("cfg", [FULL] * 10, [0.1] * 4 + [None] * 6)
+    assert cut_off.ideal_speedup == pytest.approx((2 * 4 + 6) / 10)

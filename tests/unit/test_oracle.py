@@ -1,0 +1,328 @@
+"""The published schedule computed by hand, layer by layer and without hooks: `hybrid` draws the same, bit for bit.
+
+Nothing here goes through the code under test: the oracles call the networks' parts one after the other, as the
+forward of the network does, and keep by themselves what is stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from hybridiff import ParallelConfig, parallelize
+from hybridiff.denoiser import dit, unet
+from hybridiff.denoiser.cut import Cut
+from support.pipelines import build, draw
+
+STEPS, TAU1, PARALLEL_STEPS, SCALE = 10, 3, 4, 5.0
+
+Inputs = dict[str, torch.Tensor]
+"""Everything one branch's evaluation needs: the scaled sample, the timestep, the texts."""
+
+
+@dataclass
+class UnetByHand:
+    """A U-Net cut at a level: that many of its finest levels are the outer stage.
+
+    Attributes:
+        network: The network.
+        levels: Levels of the outer stage.
+    """
+
+    network: Any
+    levels: int
+
+    def __post_init__(self) -> None:
+        self.deep = len(self.network.down_blocks) - self.levels
+
+    def begin(self, inputs: Inputs) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The outer stage up to the boundary, which is the last of the skip connections too."""
+        embedding = self.embed(inputs)
+        hidden = self.network.conv_in(inputs["sample"])
+        skips = [hidden]
+        for block in self.network.down_blocks[: self.levels]:
+            hidden = self.down(block, hidden, embedding, inputs, skips)
+        return hidden, skips[:-1]
+
+    def middle(self, inputs: Inputs, hidden: torch.Tensor) -> torch.Tensor:
+        """The inner stage."""
+        embedding = self.embed(inputs)
+        skips = [hidden]
+        for block in self.network.down_blocks[self.levels :]:
+            hidden = self.down(block, hidden, embedding, inputs, skips)
+        hidden = self.network.mid_block(hidden, embedding, encoder_hidden_states=inputs["text"])
+        for block in self.network.up_blocks[: self.deep]:
+            hidden = self.up(block, hidden, embedding, inputs, skips)
+        assert not skips
+        return hidden
+
+    def end(self, inputs: Inputs, hidden: torch.Tensor, skips: list[torch.Tensor]) -> torch.Tensor:
+        """The outer stage from the inner one's result to the prediction."""
+        embedding, skips = self.embed(inputs), list(skips)
+        for block in self.network.up_blocks[self.deep :]:
+            hidden = self.up(block, hidden, embedding, inputs, skips)
+        assert not skips
+        return self.network.conv_out(self.network.conv_act(self.network.conv_norm_out(hidden)))
+
+    def down(self, block: Any, hidden: Any, embedding: Any, inputs: Inputs, skips: list[torch.Tensor]) -> Any:
+        texts = {"encoder_hidden_states": inputs["text"]} if hasattr(block, "attentions") else {}
+        hidden, made = block(hidden_states=hidden, temb=embedding, **texts)
+        skips += made
+        return hidden
+
+    def up(self, block: Any, hidden: Any, embedding: Any, inputs: Inputs, skips: list[torch.Tensor]) -> Any:
+        texts = {"encoder_hidden_states": inputs["text"]} if hasattr(block, "attentions") else {}
+        taken = tuple(skips[-len(block.resnets) :])
+        del skips[-len(block.resnets) :]
+        return block(hidden_states=hidden, temb=embedding, res_hidden_states_tuple=taken, **texts)
+
+    def embed(self, inputs: Inputs) -> torch.Tensor:
+        network, rows = self.network, inputs["sample"].shape[0]
+        embedding = network.time_embedding(network.time_proj(inputs["timestep"].expand(rows)))
+        if "pooled" not in inputs:
+            return embedding  # type: ignore[no-any-return]
+        sizes = network.add_time_proj(inputs["sizes"].flatten()).reshape(rows, -1)
+        return embedding + network.add_embedding(torch.cat([inputs["pooled"], sizes], dim=-1))  # type: ignore[no-any-return]
+
+
+@dataclass
+class TransformerByHand:
+    """An SD3 transformer whose blocks from `first` to `last` are the inner stage."""
+
+    network: Any
+    first: int
+    last: int
+
+    def begin(self, inputs: Inputs) -> tuple[tuple[torch.Tensor, torch.Tensor], None]:
+        picture = self.network.pos_embed(inputs["sample"])
+        text = self.network.context_embedder(inputs["text"])
+        return self.blocks(inputs, (text, picture), range(self.first)), None
+
+    def middle(self, inputs: Inputs, streams: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.blocks(inputs, streams, range(self.first, self.last + 1))
+
+    def end(self, inputs: Inputs, streams: tuple[torch.Tensor, torch.Tensor], skips: None) -> torch.Tensor:
+        blocks = range(self.last + 1, len(self.network.transformer_blocks))
+        picture = self.blocks(inputs, streams, blocks)[1]
+        picture = self.network.proj_out(self.network.norm_out(picture, self.embed(inputs)))
+        rows, _, height, width = inputs["sample"].shape
+        patch = self.network.config.patch_size
+        picture = picture.reshape(rows, height // patch, width // patch, patch, patch, -1)
+        return picture.permute(0, 5, 1, 3, 2, 4).reshape(rows, -1, height, width)
+
+    def blocks(
+        self, inputs: Inputs, streams: tuple[torch.Tensor, torch.Tensor], which: range
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        text, picture = streams
+        embedding = self.embed(inputs)
+        for i in which:
+            block = self.network.transformer_blocks[i]
+            text, picture = block(hidden_states=picture, encoder_hidden_states=text, temb=embedding)
+        return text, picture
+
+    def embed(self, inputs: Inputs) -> torch.Tensor:
+        return self.network.time_text_embed(inputs["timestep"], inputs["pooled"])  # type: ignore[no-any-return]
+
+
+class PublishedSchedule:
+    """Answers a generation's evaluations, both branches in one call, by the published schedule."""
+
+    def __init__(self, parts: Any, inputs_of: Callable[..., tuple[Inputs, Inputs]]) -> None:
+        self.parts = parts
+        self.inputs_of = inputs_of
+        self.step = 0
+        self.pipelined: list[int] = []
+        self.boundary: Any = None  # of the conditional branch, of the step before
+        self.result: Any = None  # of the inner stage on the unconditional branch, of the step before
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor]:
+        unconditional, conditional = self.inputs_of(*args, **kwargs)
+        if TAU1 < self.step <= TAU1 + PARALLEL_STEPS:
+            prediction = self.pipelined_step(unconditional, conditional)
+        else:
+            prediction = self.full_step(unconditional, conditional)
+        self.step += 1
+        return (prediction,)
+
+    def full_step(self, unconditional: Inputs, conditional: Inputs) -> torch.Tensor:
+        boundary, skips = self.parts.begin(unconditional)
+        self.result = self.parts.middle(unconditional, boundary)
+        first = self.parts.end(unconditional, self.result, skips)
+        self.boundary, skips = self.parts.begin(conditional)
+        second = self.parts.end(conditional, self.parts.middle(conditional, self.boundary), skips)
+        return torch.cat([first, second])
+
+    def pipelined_step(self, unconditional: Inputs, conditional: Inputs) -> torch.Tensor:
+        self.pipelined.append(self.step)
+        result = self.parts.middle(unconditional, self.boundary)
+        self.boundary, skips = self.parts.begin(conditional)
+        prediction = self.parts.end(conditional, self.result, skips)
+        self.result = result
+        return torch.cat([prediction, prediction])
+
+
+def unet_inputs(
+    sample: Any, timestep: Any, encoder_hidden_states: Any, added_cond_kwargs: Any = None, **_: Any
+) -> tuple[Inputs, Inputs]:
+    branches = []
+    for branch in range(2):
+        inputs = {"sample": sample.chunk(2)[branch], "timestep": timestep}
+        inputs["text"] = encoder_hidden_states.chunk(2)[branch]
+        if added_cond_kwargs is not None:
+            inputs["pooled"] = added_cond_kwargs["text_embeds"].chunk(2)[branch]
+            inputs["sizes"] = added_cond_kwargs["time_ids"].chunk(2)[branch]
+        branches.append(inputs)
+    return branches[0], branches[1]
+
+
+def transformer_inputs(
+    hidden_states: Any, timestep: Any, encoder_hidden_states: Any, pooled_projections: Any, **_: Any
+) -> tuple[Inputs, Inputs]:
+    both = {"sample": hidden_states, "timestep": timestep, "text": encoder_hidden_states, "pooled": pooled_projections}
+    return (
+        {name: tensor.chunk(2)[0] for name, tensor in both.items()},
+        {name: tensor.chunk(2)[1] for name, tensor in both.items()},
+    )
+
+
+def drawn_by_hand(name: str, scheduler: str, parts_of: Callable[[Any], Any], **changes: Any) -> torch.Tensor:
+    """A stock pipeline whose denoiser is the schedule computed by hand."""
+    pipe = build(name, scheduler)
+    network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    schedule = PublishedSchedule(parts_of(network), unet_inputs if hasattr(pipe, "unet") else transformer_inputs)
+    network.forward = schedule
+    latents = draw(pipe, name, num_inference_steps=STEPS, guidance_scale=SCALE, **changes)
+    assert schedule.step == STEPS
+    assert schedule.pipelined == [4, 5, 6, 7]
+    return latents
+
+
+def drawn_by_hybrid(name: str, scheduler: str, cut: int, **changes: Any) -> torch.Tensor:
+    config = ParallelConfig(
+        strategy="hybrid",
+        simulate=True,
+        switching="published",
+        parallel_guidance="published",
+        slope_window=STEPS,  # longer than the warm-up: tau_cap decides
+        slope_threshold=1e-6,
+        tau_cap=TAU1,
+        parallel_steps=PARALLEL_STEPS,
+        cut=cut,
+    )
+    with parallelize(build(name, scheduler), config) as parallel:
+        latents = draw(parallel, name, num_inference_steps=STEPS, guidance_scale=SCALE, **changes)
+        assert parallel.report is not None
+        assert (parallel.report.tau1, parallel.report.tau2) == (TAU1, TAU1 + PARALLEL_STEPS)
+    return latents
+
+
+def level_cut(network: Any, levels: int) -> int:
+    """Index of the cut that has that many levels outside."""
+    names = [unit.name for unit in unet.list_units(network)]
+    deep = len(network.down_blocks) - levels
+    entry, exit_ = f"down_blocks.{levels - 1}.downsamplers.0", f"up_blocks.{deep - 1}.upsamplers.0"
+    return unet.list_cuts(network).index(Cut(names.index(entry), names.index(exit_)))
+
+
+@pytest.mark.parametrize(
+    ("name", "levels", "scheduler", "changes"),
+    [
+        ("sdxl", 1, "ddim", {}),
+        ("sdxl", 2, "ddim", {"num_images_per_prompt": 2}),
+        ("sdxl", 1, "dpmsolver++", {}),
+        ("sd15", 1, "ddim", {"num_images_per_prompt": 2}),
+        ("sd15", 2, "euler", {}),
+        ("sdxl two levels", 1, "ddim", {"guidance_rescale": 0.5}),
+    ],
+)
+def test_a_unet_generation(name: str, levels: int, scheduler: str, changes: dict[str, Any]) -> None:
+    expected = drawn_by_hand(name, scheduler, lambda network: UnetByHand(network, levels), **changes)
+    cut = level_cut(build(name).unet, levels)
+    assert torch.equal(drawn_by_hybrid(name, scheduler, cut, **changes), expected)
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_images_per_prompt": 2}], ids=["one picture", "two pictures"])
+@pytest.mark.parametrize("name", ["sd3", "sd3.5"])
+@pytest.mark.parametrize(("entry", "exit_"), [(0, 1), (0, 2), (1, 2)])
+def test_a_transformer_generation(name: str, entry: int, exit_: int, changes: dict[str, Any]) -> None:
+    expected = drawn_by_hand(
+        name, "flow-euler", lambda network: TransformerByHand(network, entry + 1, exit_), **changes
+    )
+    cut = dit.list_cuts(build(name).transformer).index(Cut(entry, exit_))
+    assert torch.equal(drawn_by_hybrid(name, "flow-euler", cut, **changes), expected)
+
+
+def test_ddim_with_the_sampling_loop_by_hand() -> None:
+    """The same, with guidance and DDIM (eta 0) by their formulas in the place of the pipeline and its scheduler."""
+    name, cut = "sd15", level_cut(build("sd15").unet, 1)
+    pipe = build(name, "ddim")
+    schedule = PublishedSchedule(UnetByHand(pipe.unet, 1), unet_inputs)
+    with torch.no_grad():
+        positive, negative = pipe.encode_prompt("a red ring", "cpu", 1, True, negative_prompt="blurred")
+        pipe.scheduler.set_timesteps(STEPS)
+        alphas = pipe.scheduler.alphas_cumprod
+        latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
+        for t in pipe.scheduler.timesteps:
+            (both,) = schedule(torch.cat([latents] * 2), t, encoder_hidden_states=torch.cat([negative, positive]))
+            unconditional, conditional = both.chunk(2)
+            noise = unconditional + SCALE * (conditional - unconditional)
+            before = t - pipe.scheduler.config.num_train_timesteps // STEPS
+            alpha, next_alpha = alphas[t], alphas[before] if before >= 0 else pipe.scheduler.final_alpha_cumprod
+            clean = (latents - (1 - alpha) ** 0.5 * noise) / alpha**0.5
+            latents = next_alpha**0.5 * clean + (1 - next_alpha) ** 0.5 * noise
+    drawn = drawn_by_hybrid(name, "ddim", cut)
+    assert (drawn - latents).abs().max() <= 1e-5 * latents.abs().max()  # the scheduler groups its sums otherwise
+
+
+def test_flow_matching_with_the_sampling_loop_by_hand() -> None:
+    name = "sd3"
+    pipe = build(name, "flow-euler")
+    schedule = PublishedSchedule(TransformerByHand(pipe.transformer, 1, 2), transformer_inputs)
+    with torch.no_grad():
+        texts = pipe.encode_prompt(
+            "a red ring", None, None, negative_prompt="blurred", max_sequence_length=12, device="cpu"
+        )
+        positive, negative, pooled, negative_pooled = texts
+        pipe.scheduler.set_timesteps(STEPS)
+        latents = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(3))
+        for i, t in enumerate(pipe.scheduler.timesteps):
+            (both,) = schedule(
+                hidden_states=torch.cat([latents] * 2),
+                timestep=t.expand(2),
+                encoder_hidden_states=torch.cat([negative, positive]),
+                pooled_projections=torch.cat([negative_pooled, pooled]),
+            )
+            unconditional, conditional = both.chunk(2)
+            velocity = unconditional + SCALE * (conditional - unconditional)
+            latents = latents + (pipe.scheduler.sigmas[i + 1] - pipe.scheduler.sigmas[i]) * velocity
+    cut = dit.list_cuts(pipe.transformer).index(Cut(0, 2))
+    assert torch.equal(drawn_by_hybrid(name, "flow-euler", cut), latents)
+
+
+def test_the_oracle_is_the_whole_network_without_pipelined_steps() -> None:
+    """A check on the oracles themselves."""
+    random = torch.Generator().manual_seed(7)
+    for name in ("sdxl", "sd15", "sd3.5"):
+        pipe = build(name)
+        seen: list[dict[str, Any]] = []
+        network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+        whole = network.forward
+
+        def spy(*args: Any, seen: list[Any] = seen, whole: Any = whole, **kwargs: Any) -> Any:
+            seen.append((args, kwargs))
+            return whole(*args, **kwargs)
+
+        network.forward = spy
+        draw(pipe, name, num_inference_steps=1, generator=random)
+        args, kwargs = seen[0]
+        is_unet = hasattr(pipe, "unet")
+        parts = UnetByHand(network, 1) if is_unet else TransformerByHand(network, 1, 2)
+        with torch.no_grad():
+            unconditional, conditional = (unet_inputs if is_unet else transformer_inputs)(*args, **kwargs)
+            both = PublishedSchedule(parts, unet_inputs).full_step(unconditional, conditional)
+            expected = whole(*args, **{**kwargs, "return_dict": False})[0]
+        assert (both - expected).abs().max() <= 1e-5 * expected.abs().max()

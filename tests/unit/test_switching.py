@@ -1,0 +1,243 @@
+"""Contract 4: the published switching rule, against a statement of it of our own."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from hybridiff.presets import PUBLISHED
+from hybridiff.switching import Phase, PublishedPolicy, PublishedSettings, StepKind
+
+
+def settings(window: int = 3, threshold: float = 0.01, steps: int = 2, cap: int = 8) -> PublishedSettings:
+    return PublishedSettings(slope_window=window, slope_threshold=threshold, parallel_steps=steps, tau_cap=cap)
+
+
+def run(curve: list[float], chosen: PublishedSettings) -> PublishedPolicy:
+    """A generation: full steps are observed, pipelined ones have no discrepancy."""
+    policy = PublishedPolicy(chosen, len(curve))
+    for step, value in enumerate(curve):
+        if policy.kind(step) is StepKind.FULL:
+            policy.observe(step, value)
+    return policy
+
+
+def published_taus(curve: list[float], chosen: PublishedSettings) -> tuple[int, int]:
+    """(tau1, tau2) of a whole curve at once: the earliest flat window before the cap decides, else the cap.
+
+    The window of step i reaches back to i-L+1 and is looked at from step L on; its slope divides by L. The cap speaks
+    after step tau_cap-1 at the earliest, and only where that step is not flat itself.
+    """
+    length, cap = chosen.slope_window, chosen.tau_cap
+    flat = [
+        end
+        for end in range(length, len(curve))
+        for slope in [(curve[end - length + 1] - curve[end]) / length]
+        if not slope < 0 and slope < chosen.slope_threshold
+    ]
+    tau1 = min([end for end in flat if end <= max(cap - 1, 0)], default=cap)
+    return tau1, tau1 + chosen.parallel_steps
+
+
+values = st.floats(0.0, 1.0, allow_nan=False, width=32)
+coarse = st.integers(0, 8).map(lambda eighth: eighth / 8)  # so that equal values, and slopes of exactly 0, are common
+
+
+@st.composite
+def generations(draw: st.DrawFn) -> tuple[list[float], PublishedSettings]:
+    curve = draw(st.lists(st.one_of(values, coarse), min_size=3, max_size=40))
+    shape = draw(st.sampled_from(["as it is", "falling", "rising", "U-shaped"]))
+    if shape != "as it is":
+        ordered = sorted(curve, reverse=shape == "falling")
+        curve = [*ordered[::-2], *ordered[::2]] if shape == "U-shaped" else ordered
+        curve = sorted(curve[: len(curve) // 2], reverse=True) + curve[len(curve) // 2 :] if shape[0] == "U" else curve
+    parallel_steps = draw(st.integers(1, len(curve) - 2))
+    return curve, PublishedSettings(
+        slope_window=draw(st.integers(1, len(curve) + 5)),
+        slope_threshold=draw(st.sampled_from([1e-6, 1e-3, 0.02, 0.1, 2.0])),
+        parallel_steps=parallel_steps,
+        tau_cap=draw(st.integers(1, len(curve) - 1 - parallel_steps)),
+    )
+
+
+@given(generations())
+@example(([0.5] * 11, settings()))
+@example(([1 - i / 11 for i in range(11)], settings(window=12)))
+@example(([0.1 * i for i in range(11)], settings(cap=1)))
+def test_the_rule(generation: tuple[list[float], PublishedSettings]) -> None:
+    curve, chosen = generation
+    policy = run(curve, chosen)
+    assert (policy.tau1, policy.tau2) == published_taus(curve, chosen)
+    assert policy.tau2 is not None
+    assert policy.tau2 < len(curve)
+
+
+@given(generations())
+def test_phases_and_kinds_follow_from_the_taus(generation: tuple[list[float], PublishedSettings]) -> None:
+    curve, chosen = generation
+    tau1, tau2 = published_taus(curve, chosen)
+    policy = run(curve, chosen)
+    phases = [policy.phase(step) for step in range(len(curve))]
+    assert phases[: tau1 + 1] == [Phase.WARM_UP] * (tau1 + 1)
+    assert phases[tau1 + 1 : tau2 + 1] == [Phase.PARALLEL] * chosen.parallel_steps
+    assert phases[tau2 + 1 :] == [Phase.CONNECT] * (len(curve) - 1 - tau2)
+    assert [policy.kind(step) for step in range(len(curve))] == [
+        StepKind.PIPELINED if phase is Phase.PARALLEL else StepKind.FULL for phase in phases
+    ]
+
+
+@given(generations())
+def test_a_phase_is_final_once_the_steps_before_it_were_seen(generation: tuple[list[float], PublishedSettings]) -> None:
+    curve, chosen = generation
+    policy = PublishedPolicy(chosen, len(curve))
+    told = []
+    for step, value in enumerate(curve):
+        told.append(policy.phase(step))
+        if policy.kind(step) is StepKind.FULL:
+            policy.observe(step, value)
+    assert told == [policy.phase(step) for step in range(len(curve))]
+
+
+@pytest.mark.parametrize(
+    ("curve", "chosen", "tau1"),
+    [
+        pytest.param([0.5] * 12, settings(), 3, id="flat from the start: at step L, not before"),
+        pytest.param([1.0 - i / 15 for i in range(12)], settings(), 8, id="never flat"),
+        pytest.param([i / 15 for i in range(12)], settings(threshold=10.0), 8, id="rising"),
+        pytest.param([0.5] * 12, settings(cap=1), 1, id="cap 1"),
+        pytest.param([0.5] * 12, settings(window=30), 8, id="window longer than the run"),
+        pytest.param([1.0 - i / 15 for i in range(12)], settings(window=1), 1, id="window 1: spans no step at all"),
+        pytest.param([0.5] * 12, settings(window=8), 8, id="window as long as the cap: one step too late"),
+        pytest.param([0.9] + [0.5] * 11, settings(window=7), 7, id="flat at the last step before the cap"),
+        pytest.param([math.nan] * 12, settings(), 8, id="no number"),
+        pytest.param([0.5, math.nan] + [0.5] * 10, settings(), 4, id="no number within the first window"),
+        pytest.param([math.inf] * 12, settings(), 8, id="infinite"),
+        pytest.param([0.9, 0.7, 0.6, 0.57, 0.56, 0.56] + [0.6] * 6, settings(), 5, id="the slope of a falling curve"),
+    ],
+)
+def test_edge_cases(curve: list[float], chosen: PublishedSettings, tau1: int) -> None:
+    policy = run(curve, chosen)
+    assert (policy.tau1, policy.tau2) == (tau1, tau1 + chosen.parallel_steps)
+
+
+def test_a_slope_of_exactly_the_threshold_is_not_flat() -> None:
+    curve = [1.0, 1.0, 0.75, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
+    # With L = 2: slopes 1/8, 1/8, 0 after steps 2, 3, 4.
+    assert run(curve, settings(window=2, threshold=1 / 8, cap=7)).tau1 == 4
+    assert run(curve, settings(window=2, threshold=0.126, cap=7)).tau1 == 2
+
+
+def test_the_window_spans_one_step_less_than_it_divides_by() -> None:
+    curve = [9.0, 0.9, 0.8, 0.6, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
+    # With L = 3 the first slope is taken after step 3 between steps 1 and 3: 0.3 / 3, and after it 0.3 / 3, 0.1 / 3.
+    assert run(curve, settings(window=3, threshold=0.09, cap=7)).tau1 == 5
+    assert run(curve, settings(window=3, threshold=0.11, cap=7)).tau1 == 3
+
+
+@given(generations())
+def test_what_comes_after_tau1_changes_nothing(generation: tuple[list[float], PublishedSettings]) -> None:
+    curve, chosen = generation
+    tau1, tau2 = published_taus(curve, chosen)
+    changed = [value if step <= tau1 else math.nan for step, value in enumerate(curve)]
+    policy = run(changed, chosen)
+    assert (policy.tau1, policy.tau2) == (tau1, tau2)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "steps", "message"),
+    [
+        (settings(window=0), 20, "slope_window must be at least 1, got 0"),
+        (settings(steps=0), 20, "parallel_steps must be at least 1, got 0"),
+        (settings(cap=0), 20, "tau_cap must be at least 1, got 0"),
+        (settings(threshold=0.0), 20, "slope_threshold must be above 0, got 0"),
+        (settings(threshold=-1e-3), 20, "slope_threshold must be above 0, got -0.001"),
+        (settings(threshold=math.nan), 20, "slope_threshold must be above 0, got nan"),
+        (settings(steps=5, cap=15), 20, "tau_cap 15 [+] parallel_steps 5 = 20 lies beyond the last of 20 steps [(]19"),
+        (settings(steps=30, cap=1), 20, "tau_cap 1 [+] parallel_steps 30 = 31 lies beyond the last of 20 steps"),
+    ],
+)
+def test_settings_that_make_no_sense(chosen: PublishedSettings, steps: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PublishedPolicy(chosen, steps)
+
+
+def test_the_parallel_stage_may_end_with_the_last_step() -> None:
+    policy = run([1.0 - i / 30 for i in range(20)], settings(steps=5, cap=14))
+    assert (policy.tau1, policy.tau2) == (14, 19)
+    assert policy.phase(19) is Phase.PARALLEL
+
+
+@pytest.mark.parametrize(
+    ("model", "steps", "expected"),
+    [
+        ("sdxl", 50, (12, 4e-4, 5, 15)),
+        ("sdxl", 100, (24, 2e-4, 10, 30)),
+        ("sdxl", 28, (7, 4e-4 * 50 / 28, 3, 8)),
+        ("sdxl", 20, (5, 1e-3, 2, 6)),
+        ("sdxl", 4, (1, 5e-3, 1, 1)),
+        ("sd3", 50, (15, 5e-4, 5, 40)),
+        ("sd3", 100, (30, 2.5e-4, 10, 80)),
+        ("sd3", 28, (8, 5e-4 * 50 / 28, 3, 22)),
+        ("sd3", 20, (6, 1.25e-3, 2, 16)),
+        ("sd3", 4, (1, 6.25e-3, 1, 2)),  # tau_cap would be 3, which leaves no room for a pipelined step
+    ],
+)
+def test_presets_scaled(model: str, steps: int, expected: tuple[int, float, int, int]) -> None:
+    scaled = PUBLISHED[model].scaled(steps)
+    assert (scaled.slope_window, scaled.parallel_steps, scaled.tau_cap) == (expected[0], expected[2], expected[3])
+    assert scaled.slope_threshold == pytest.approx(expected[1])
+
+
+@given(
+    st.builds(
+        PublishedSettings,
+        slope_window=st.integers(1, 30),
+        slope_threshold=st.floats(1e-5, 1e-2),
+        parallel_steps=st.integers(1, 30),
+        tau_cap=st.integers(1, 49),
+    ),
+    st.integers(3, 150),
+)
+def test_scaled_settings_are_legal_wherever_the_settings_are(chosen: PublishedSettings, steps: int) -> None:
+    assume(chosen.slope_window <= chosen.tau_cap and chosen.tau_cap + chosen.parallel_steps <= 44)
+    scaled = chosen.scaled(steps)
+    policy = PublishedPolicy(scaled, steps)
+    assert policy.settings == scaled
+    assert scaled.slope_threshold * steps == pytest.approx(chosen.slope_threshold * 50)
+
+
+def test_fifty_steps_change_nothing() -> None:
+    for preset in PUBLISHED.values():
+        assert preset.scaled(50) == preset
+
+
+def test_replaced_settings_are_taken_as_they_are() -> None:
+    base = settings()
+    assert base.replaced() == base
+    assert base.replaced(slope_window=9, tau_cap=4) == replace(base, slope_window=9, tau_cap=4)
+    assert base.replaced(slope_threshold=0.5, parallel_steps=7) == replace(base, slope_threshold=0.5, parallel_steps=7)
+
+
+@pytest.mark.parametrize(
+    ("curve", "chosen", "words"),
+    [
+        ([i / 20 for i in range(12)], settings(), "rose at every step, where the slope rule cannot fire"),
+        ([1 - i / 20 for i in range(12)], settings(), "fell at every step and never by less than 0.01 a step"),
+        ([0.5, 0.9] * 6, settings(window=4), r"had no slope in \[0, 0.01\) over 4 steps"),
+        ([0.5] * 12, settings(window=9), "tau_cap set tau1 = 8 before a slope over 9 steps could be taken"),
+    ],
+)
+def test_a_cap_that_decided_is_said_aloud(curve: list[float], chosen: PublishedSettings, words: str) -> None:
+    (note,) = run(curve, chosen).notes()
+    assert re.search(words, note)
+    assert "tau_cap set tau1 = 8" in note
+
+
+def test_a_slope_that_decided_needs_no_note() -> None:
+    assert run([0.5] * 12, settings()).notes() == []
+    assert PublishedPolicy(settings(), 12).notes() == []  # nothing decided yet
