@@ -139,7 +139,9 @@ class ProcessComm(Comm):
         self._group = dist.new_group(timeout=self._deadline)
 
     def gather(self, packets: Mapping[int, torch.Tensor], out: torch.Tensor) -> None:
-        self._wait(lambda: dist.all_gather_into_tensor(out.view(-1), packets[self.rank], group=self._group))
+        # torch 2.13 renamed it, and warns of the older name.
+        all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        self._wait(lambda: all_gather(out.view(-1), packets[self.rank], group=self._group))
 
     def swap(
         self, peers: Mapping[int, int], outgoing: Mapping[int, torch.Tensor], incoming: Mapping[int, torch.Tensor]

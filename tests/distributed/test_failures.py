@@ -113,6 +113,26 @@ def check_story(outcomes: tuple[Outcome, ...], faulty: int, where: str, message:
         assert outcome.seconds < QUICK
 
 
+def test_two_ranks_that_fail_at_different_places() -> None:
+    results = run_ranks(run_with_two_faults, 4)
+    outcomes, again = zip(*results, strict=True)
+    assert [outcome.message for outcome in outcomes[:2]] == ["later evaluation", "scheduler"]
+    for outcome in outcomes[2:]:
+        assert outcome.error == "RankError"
+        assert outcome.message == (
+            "rank 0 failed in warm-up, step 2: Planted: later evaluation; "
+            "rank 1 failed in warm-up, step 1: Planted: scheduler"
+        )
+    assert all(torch.equal(outcome.value, again[0].value) for outcome in again)
+
+
+def run_with_two_faults() -> tuple[Outcome, Outcome]:
+    """Rank 1 fails after the gather of step 1, rank 0 before that of step 2, in which both say so."""
+    faults = {0: "later evaluation", 1: "scheduler"}
+    faulty = rank() if rank() in faults else -1
+    return run_with_fault(faults.get(rank(), "scheduler"), faulty, {"num_images_per_prompt": 2}, {})
+
+
 def test_an_error_in_a_callback() -> None:
     results = run_ranks(run_with_faulty_callback, 2)
     check_story(tuple(results), 1, "warm-up, step 2", "callback")

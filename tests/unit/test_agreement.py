@@ -112,7 +112,7 @@ def test_an_error_of_one_rank_is_raised_by_all_with_its_name() -> None:
 
 
 def test_an_error_that_all_ranks_share_is_told_once() -> None:
-    with pytest.raises(ValueError, match="^bad value$"):
+    with pytest.raises(ValueError, match=r"^bad value$"):
         require_same(LocalComm(2), ValueError("bad value"))
 
 

@@ -84,7 +84,7 @@ def test_an_error_of_another_rank_is_told_with_its_place() -> None:
     comm.status = Status.FAILED
     comm.story = (Status.FAILED, "warm-up, step 2", "ValueError: dark")
     channel.gather({})
-    with pytest.raises(RankError, match="^rank 1 failed in warm-up, step 2: ValueError: dark$"):
+    with pytest.raises(RankError, match=r"^rank 1 failed in warm-up, step 2: ValueError: dark$"):
         channel.settle()
     assert comm.log == ["gather", "exchange"]
 
@@ -123,7 +123,7 @@ def test_finishing_while_another_goes_on_raises() -> None:
 def test_a_broken_group_is_left_alone() -> None:
     channel, comm = open_channel()
     comm.dead = True
-    with pytest.raises(RankError, match="^rank 0 in warm-up, step 3, waiting .*: gone$"):
+    with pytest.raises(RankError, match=r"^rank 0 in warm-up, step 3, waiting .*: gone$"):
         channel.gather({})
     channel.fail(ValueError("mine"))
     assert comm.log == ["gather"]
