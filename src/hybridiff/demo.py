@@ -95,7 +95,9 @@ def format_table(rows: list[DemoRow]) -> str:
         for row in rows
     ]
     widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in (head, *body))
+    aligned = (str.ljust, str.ljust, str.rjust, str.rjust, str.rjust, str.rjust)
+    lines = [[align(*cell) for align, *cell in zip(aligned, line, widths, strict=True)] for line in (head, *body)]
+    return "\n".join("  ".join(line).rstrip() for line in lines)
 
 
 def _engine(model: str, run: DemoRun, options: dict[str, Any]) -> Engine:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import re
+import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,6 +25,8 @@ CALL_OPTIONS = (
     "max_sequence_length",
 )
 """Options that go to the pipeline under their own name, where given."""
+
+_OWN_OPTIONS = ("strategy", "devices", "simulate", "outputs", "timeout")
 
 
 class Parser(argparse.ArgumentParser):
@@ -71,6 +76,8 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--variant", metavar="NAME", help="weight files to take, such as fp16")
     where.add_argument("--config", metavar="FILE", help="these options from a JSON or TOML file; flags beat it")
 
+    _add_strategy_options(parser.add_argument_group("settings of strategies, see ParallelConfig"))
+
 
 def add_machine_options(parser: Any, device: str) -> None:
     """The options that all commands share."""
@@ -113,7 +120,10 @@ def parallel_config(options: argparse.Namespace) -> ParallelConfig:
     if devices is None and not is_under_torchrun():
         devices = 1 if options.strategy == "serial" else 2
     strategy = options.strategy or ("serial" if devices == 1 else "cfg")
-    return ParallelConfig(strategy=strategy, devices=devices, simulate=options.simulate, timeout=options.timeout)
+    settings = {name: getattr(options, name) for name in _strategy_settings()}
+    return ParallelConfig(
+        strategy=strategy, devices=devices, simulate=options.simulate, timeout=options.timeout, **settings
+    )
 
 
 def call_arguments(options: argparse.Namespace) -> dict[str, Any]:
@@ -123,6 +133,35 @@ def call_arguments(options: argparse.Namespace) -> dict[str, Any]:
     if options.num_images > 1:
         arguments["num_images_per_prompt"] = options.num_images
     return arguments
+
+
+def _add_strategy_options(group: Any) -> None:
+    """One option for every further field of ParallelConfig, so that the command line cannot fall behind it."""
+    help_texts = _field_texts(ParallelConfig)
+    for name, kind in _strategy_settings().items():
+        flag = "--" + name.replace("_", "-")
+        default = getattr(ParallelConfig, name)
+        if kind is bool:
+            group.add_argument(flag, action="store_true", help=help_texts.get(name))
+        else:
+            group.add_argument(flag, type=kind, default=default, metavar="X", help=help_texts.get(name))
+
+
+def _strategy_settings() -> dict[str, type]:
+    """The fields of ParallelConfig that have no option of their own, with the type that each takes."""
+    kinds = typing.get_type_hints(ParallelConfig)
+    return {
+        field.name: next(iter(typing.get_args(kinds[field.name])), kinds[field.name])
+        for field in dataclasses.fields(ParallelConfig)
+        if field.name not in _OWN_OPTIONS
+    }
+
+
+def _field_texts(documented: type) -> dict[str, str]:
+    """What a class's docstring says of each of its arguments, ready for argparse."""
+    arguments = (documented.__doc__ or "").partition("Args:")[2].partition("Raises:")[0]
+    entries = re.findall(r"^ {8}(\w+): (.*?)(?=^ {8}\w+: |\Z)", arguments, re.DOTALL | re.MULTILINE)
+    return {name: " ".join(text.split()).replace("`", "").replace("%", "%%").rstrip(".") for name, text in entries}
 
 
 def _read_config(path: Path) -> dict[str, Any]:

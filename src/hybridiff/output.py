@@ -10,6 +10,7 @@ from typing import Any
 
 from .messages import Generation
 from .plots import image_sheet, plot_discrepancy
+from .trace import RunReport, write_chrome_trace
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -17,6 +18,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 @dataclass(frozen=True)
 class Output:
     """The files of one generation: `picture.png`, `picture-1.png` ..., `picture.json`, `picture-discrepancy.png`.
+
+    Several pictures come with a sheet, a traced run with `picture-trace.json`.
 
     Attributes:
         folder: Where they go.
@@ -79,7 +82,14 @@ class Output:
         content = generation.report.to_dict() | {"seed": generation.seed, "images": [path.name for path in pictures]}
         report.write_text(json.dumps(content | facts, indent=2) + "\n", encoding="utf-8")
         plot_discrepancy(generation.report, curve, title=str(facts.get("prompt", "")))
-        return [*written, report, curve]
+        return [*written, report, curve, *self._write_trace(generation.report)]
+
+    def _write_trace(self, report: RunReport) -> list[Path]:
+        if not report.spans:
+            return []
+        path = self.folder / f"{self.stem}-trace.json"
+        write_chrome_trace(report, path)
+        return [path]
 
     def _path(self, ending: str) -> Path:
         return self.folder / f"{self.stem}{ending}{self.suffix}"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -74,6 +75,7 @@ def options_of(arguments: list[str]) -> Any:
         ([*RING, "--devices", "0"], "must be a whole number of at least 1, got '0'"),
         ([*RING, "--seed", "-1"], "must be a whole number of at least 0, got '-1'"),
         ([*RING, "--height", "100"], "height must be a positive multiple of 8"),
+        ([*RING, "--carry", "magic"], "unknown carry 'magic'; choose one of"),
         ([*RING, "--timeout", "0"], "must be a positive number of seconds"),
         ([*RING, "--max-sequence-length", "9"], "max_sequence_length is for pipelines with a transformer"),
         ([*RING, "--output", "ring.gif"], "cannot write a picture as 'ring.gif'"),
@@ -189,6 +191,15 @@ def test_bad_config_files_are_refused_by_name(tmp_path: Path, name: str, content
     (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=message):
         options_of(["generate", "--config", str(tmp_path / name)])
+
+
+def test_every_field_of_the_config_has_its_option() -> None:
+    options = options_of([*RING, "--slope-window", "7", "--slope_threshold", "0.5", "--trace", "--carry", "hold"])
+    config = parallel_config(options)
+    assert (config.slope_window, config.slope_threshold, config.trace, config.carry) == (7, 0.5, True, "hold")
+    assert parallel_config(options_of(RING)) == ParallelConfig(devices=2)
+    fields = {field.name for field in dataclasses.fields(ParallelConfig)}
+    assert fields - set(vars(options)) == {"outputs"}
 
 
 def test_one_device_means_serial_and_two_mean_cfg() -> None:

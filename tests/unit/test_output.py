@@ -8,6 +8,7 @@ from PIL import Image
 
 from hybridiff.messages import Generation
 from hybridiff.output import Output
+from hybridiff.trace import Span
 from support.reports import report
 
 
@@ -62,3 +63,11 @@ def test_several_pictures_come_with_a_sheet(tmp_path: Path) -> None:
     paths = Output(tmp_path, "ring", ".jpg").write(generation(3), {})
     assert [path.name for path in paths[:4]] == ["ring.jpg", "ring-1.jpg", "ring-2.jpg", "ring-sheet.jpg"]
     assert all(path.stat().st_size for path in paths)
+
+
+def test_a_traced_run_comes_with_its_trace(tmp_path: Path) -> None:
+    traced = generation(1)
+    traced.report.spans.append(Span(rank=0, name="whole", category="stage", start=1.0, seconds=0.5))
+    paths = Output(tmp_path, "ring", ".png").write(traced, {})
+    assert paths[-1].name == "ring-trace.json"
+    assert json.loads(paths[-1].read_text())["traceEvents"]

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from hybridiff.demo import RUNS, DemoRow, format_table, run_demo
+from hybridiff.messages import Generation
+from hybridiff.models import EMBEDDED
+from support.reports import report
+
+
+class FakeEngine:
+    """Draws the same picture on one device and on two, twice as fast on two; remembers the order of requests."""
+
+    asked: list[tuple[str, int]]
+
+    def __init__(self, model: str, devices: int, config: Any, **options: Any) -> None:
+        self.model, self.devices = model, devices
+        assert options == {"device": "cpu"}
+
+    def generate(self, prompt: str, *, seed: int, num_inference_steps: int) -> Generation:
+        self.asked.append((self.model, self.devices))
+        seconds = num_inference_steps / self.devices
+        image = Image.new("RGB", (8, 8), "red")
+        return Generation([image], report([0.1], devices=self.devices, seconds=seconds), seed)
+
+    def __enter__(self) -> FakeEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_ways_take_turns_and_are_compared_with_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = type("FreshFakeEngine", (FakeEngine,), {"asked": []})
+    monkeypatch.setattr("hybridiff.demo.Engine", engine)
+    told: list[str] = []
+    rows = list(run_demo(str(tmp_path), steps=8, repeats=2, on_progress=told.append, device="cpu"))
+    assert [(row.model, row.run, row.seconds, row.speed_up, row.psnr) for row in rows] == [
+        (model, run, 8.0 / run.devices, float(run.devices), math.inf) for model in EMBEDDED for run in RUNS
+    ]
+    devices = [run.devices for run in RUNS]
+    assert engine.asked == [(model, count) for model in EMBEDDED for count in devices * 3]  # a warm-up, two repeats
+    assert all(row.path.exists() and row.path.with_suffix(".json").exists() for row in rows)
+    assert told[0].startswith(EMBEDDED[0])
+
+
+def test_table_has_a_line_for_each_row() -> None:
+    rows = [
+        DemoRow("tiny-sdxl", RUNS[0], 6.0, 1.0, math.inf, Path()),
+        DemoRow("tiny-sdxl", RUNS[1], 4.0, 1.5, 95.04, Path()),
+        DemoRow("tiny-sd3", RUNS[1], 12.0, 0.5, math.inf, Path()),
+    ]
+    lines = format_table(rows).splitlines()
+    assert [line.split()[-1] for line in lines] == ["device", "-", "dB", "identical"]
+    assert lines[2].split() == ["tiny-sdxl", "cfg", "2", "4.00", "1.50x", "95.0", "dB"]
+    assert len({len(line) for line in lines}) == 1
