@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,10 +94,13 @@ def format_table(rows: list[DemoRow]) -> str:
         )
         for row in rows
     ]
-    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-    aligned = (str.ljust, str.ljust, str.rjust, str.rjust, str.rjust, str.rjust)
-    lines = [[align(*cell) for align, *cell in zip(aligned, line, widths, strict=True)] for line in (head, *body)]
-    return "\n".join("  ".join(line).rstrip() for line in lines)
+    columns = [_aligned(column, left=index < 2) for index, column in enumerate(zip(head, *body, strict=True))]
+    return "\n".join("  ".join(line) for line in zip(*columns, strict=True))
+
+
+def _aligned(column: Sequence[str], left: bool) -> list[str]:
+    width = max(map(len, column))
+    return [cell.ljust(width) if left else cell.rjust(width) for cell in column]
 
 
 def _engine(model: str, run: DemoRun, options: dict[str, Any]) -> Engine:
