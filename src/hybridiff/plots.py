@@ -37,10 +37,13 @@ def discrepancy_figure(report: RunReport, title: str = "") -> Figure:
     figure = Figure(figsize=(8.0, 4.2), dpi=120, layout="constrained")
     axes = figure.subplots()
     _shade_phases(axes, report.steps)
-    points = [(step.index, step.discrepancy) for step in report.steps if step.discrepancy is not None]
-    if points:
-        axes.plot(*zip(*points, strict=True), color=LINE_COLOR, linewidth=1.8, marker="o", markersize=3)
-        axes.set_ylim(0.0, 1.12 * max(value for _, value in points) or 1.0)
+    measured = [step.discrepancy for step in report.steps if step.discrepancy is not None]
+    if measured:
+        # Steps that evaluate one branch only measure nothing: the curve has a gap there.
+        values = [math.nan if step.discrepancy is None else step.discrepancy for step in report.steps]
+        indices = [step.index for step in report.steps]
+        axes.plot(indices, values, color=LINE_COLOR, linewidth=1.8, marker="o", markersize=3)
+        axes.set_ylim(0.0, 1.12 * max(measured) or 1.0)
     else:
         _say(axes, "no discrepancy: guidance was off" if report.steps else "no steps")
         axes.set_yticks([])
