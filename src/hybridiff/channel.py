@@ -188,7 +188,7 @@ class Channel:
         assert self._gathered is not None
         tails = self._gathered[:, -1].float()
         values: list[float] = (tails if scalar is None else torch.cat([tails, scalar.reshape(1)])).tolist()
-        self._heed(values[: self.comm.size])
+        self._heed([Status(int(value)) for value in values[: self.comm.size]])
         return None if scalar is None else values[-1]
 
     def settle_pipelined(self) -> None:
@@ -197,7 +197,7 @@ class Channel:
         Raises:
             RankError: a rank failed, or left the loop while this one goes on.
         """
-        self._heed(self._pipelined_tails())
+        self._heed(self._pipelined_statuses())
 
     def finish(self) -> None:
         """Leave the run, and see that all ranks do so at the same step.
@@ -227,16 +227,15 @@ class Channel:
         if self._script == [Message.HAND_OUT]:
             # Past the swap of a pipelined step: only the source has a packet left in which to say so.
             self.hand_out({})
-            statuses = [Status(int(value)) for value in self._pipelined_tails()]
-            if self._is_source or any(other >= Status.FINISHED for other in statuses):
-                return statuses
+            if self._is_source or self._peer_status() >= Status.FINISHED:
+                return self._pipelined_statuses()
         if not self._script:
             self.begin_step(self.kind_ahead())
         if self._script == [Message.GATHER]:
             return [Status(int(value)) for value in self._control_gather()]
         self.swap({})
         self.hand_out({})
-        return [Status(int(value)) for value in self._pipelined_tails()]
+        return self._pipelined_statuses()
 
     def _control_gather(self) -> list[float]:
         self.gather({})
@@ -248,19 +247,22 @@ class Channel:
     def _is_source(self) -> bool:
         return self._pipeline is not None and self._pipeline.source in self.comm.members
 
-    def _pipelined_tails(self) -> list[float]:
-        """How the two ranks of a pipelined step fare, by order of rank; the source's last word counts."""
+    def _pipelined_statuses(self) -> list[Status]:
+        """How the two ranks of a pipelined step fare, by order of rank."""
         assert self._pipeline is not None
-        pipeline, mine = self._pipeline, self.comm.rank
-        theirs = pipeline.incoming[mine][-1:]
+        statuses = {self.comm.rank: self.status, self._pipeline.peers[self.comm.rank]: self._peer_status()}
+        return [statuses[rank] for rank in sorted(statuses)]
+
+    def _peer_status(self) -> Status:
+        """What the peer said in the messages of a pipelined step; the source's last word counts."""
+        assert self._pipeline is not None
+        mine = self.comm.rank
+        theirs = self._pipeline.incoming[mine][-1:]
         if not self._is_source:
             theirs = torch.maximum(theirs, self._packets[mine][-1:].to(theirs.dtype))
-        value: float = theirs.float().tolist()[0]
-        tails = {mine: float(self.status), pipeline.peers[mine]: value}
-        return [tails[rank] for rank in sorted(tails)]
+        return Status(int(theirs.float().tolist()[0]))
 
-    def _heed(self, tails: list[float]) -> None:
-        statuses = [Status(int(value)) for value in tails]
+    def _heed(self, statuses: list[Status]) -> None:
         if any(status >= Status.FINISHED for status in statuses):
             self._raise_together(None)
         self.interrupted = self.interrupted or Status.INTERRUPTED in statuses
