@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -145,3 +146,22 @@ def _transformer_arguments(
         arguments["block_controlnet_hidden_states"] = states
         arguments["joint_attention_kwargs"] = {"scale": 0.5}
     return arguments
+
+
+def count_layers(network: torch.nn.Module) -> Counter[str]:
+    """Count the computations of all layers without parts, below their `forward`, which a stage may have replaced."""
+    counts: Counter[str] = Counter()
+
+    def counting(name: str, compute: Any) -> Any:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            counts[name] += 1
+            return compute(*args, **kwargs)
+
+        return counted
+
+    for name, module in network.named_modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module._conv_forward = counting(name, module._conv_forward)  # type: ignore[method-assign]
+        elif isinstance(module, torch.nn.Linear):
+            module.forward = counting(name, module.forward)  # type: ignore[method-assign]
+    return counts

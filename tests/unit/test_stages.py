@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from hybridiff.denoiser.blocks import Boundary
 from hybridiff.denoiser.cut import Cut, UnitCost, plan_cut
 from hybridiff.denoiser.stages import StagedDenoiser
-from support.networks import NETWORKS, evaluation_of, family_of
+from support.networks import NETWORKS, count_layers, evaluation_of, family_of
 
 SIZES = {"sdxl": (13, 10), "sd1.x": (11, 13), "sd2.x": (13, 14), "sd3": (10, 14), "sd3.5": (14, 6)}
 """Height and width of the sample: no multiple of the upsampling factor; multiples of the patch alone."""
@@ -139,25 +138,6 @@ def test_every_layer_runs_in_one_stage(name: str) -> None:
 
 def is_in(layer: str, unit: str) -> bool:
     return layer == unit or layer.startswith(unit + ".")
-
-
-def count_layers(network: torch.nn.Module) -> Counter[str]:
-    """Count the computations of all layers without parts, below their `forward`, which a stage may have replaced."""
-    counts: Counter[str] = Counter()
-
-    def counting(name: str, compute: Any) -> Any:
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            counts[name] += 1
-            return compute(*args, **kwargs)
-
-        return counted
-
-    for name, module in network.named_modules():
-        if isinstance(module, torch.nn.Conv2d):
-            module._conv_forward = counting(name, module._conv_forward)  # type: ignore[method-assign]
-        elif isinstance(module, torch.nn.Linear):
-            module.forward = counting(name, module.forward)  # type: ignore[method-assign]
-    return counts
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -1,0 +1,194 @@
+"""Contract 3: `hybrid` on two ranks is the simulation of them in one process, bit for bit, whatever is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from hybridiff import ParallelConfig, parallelize
+from support.jobs import Drawn, Outcome, attempt, draw_parallel, on_ranks, rank
+from support.pipelines import build, denoiser_of, draw
+from support.ranks import run_ranks
+from support.schedules import PUBLISHED, callback_at, capped, guidance_until
+
+pytestmark = pytest.mark.distributed
+
+TWO_PROMPTS = {"prompt": ["a red ring", "two blue cubes"], "negative_prompt": ["blurred", "dark"]}
+SMALL = "sdxl two levels"
+
+
+def drawn_on_two_ranks(name: str, changes: dict[str, Any], config: dict[str, Any], runs: int = 2) -> Drawn:
+    """What two ranks draw in some runs, which must be the same in all and on both."""
+    results = run_ranks(on_ranks, 2, name, changes, config | {"runs": runs})
+    first = results[0][0]
+    for ranks_runs in results:
+        for drawn in ranks_runs:
+            assert torch.equal(drawn.latents, first.latents)
+            assert told_alike(drawn) == told_alike(first)
+    return first  # type: ignore[no-any-return]
+
+
+def told_alike(drawn: Drawn) -> Any:
+    """What reports must agree on: everything but times, and what the first step of a first run costs."""
+    steps = [{key: step[key] for key in ("index", "phase", "kind", "discrepancy")} for step in drawn.report["steps"]]
+    return steps, drawn.report["tau1"], drawn.report["tau2"], drawn.report["stages"]["cut"], drawn.report["notes"]
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler", "steps", "cut", "changes"),
+    [
+        ("sdxl", "ddim", 10, 0, {}),
+        ("sdxl", "euler", 10, 20, {"num_images_per_prompt": 2}),
+        ("sdxl", "euler-ancestral", 10, 33, {}),
+        ("sd15", "unipc", 10, 11, {}),
+        ("sd15", "dpmsolver++", 4, 25, TWO_PROMPTS | {"num_images_per_prompt": 2}),
+        (SMALL, "dpmsolver++", 50, 3, {}),
+        (SMALL, "ddim", 100, 7, {}),
+        (SMALL, "euler-ancestral", 10, 5, TWO_PROMPTS),
+        ("sd3", "flow-euler", 4, 0, {}),
+        ("sd3", "flow-euler", 50, 1, {"num_images_per_prompt": 2}),
+        ("sd3", "flow-euler", 100, 2, {}),
+        ("sd3.5", "flow-euler", 10, 1, TWO_PROMPTS | {"num_images_per_prompt": 2}),
+    ],
+)
+def test_two_ranks_equal_their_simulation(
+    name: str, scheduler: str, steps: int, cut: int, changes: dict[str, Any]
+) -> None:
+    changes = changes | {"num_inference_steps": steps}
+    config = capped(steps, steps // 4, steps // 2, cut=cut, scheduler=scheduler)
+    drawn = drawn_on_two_ranks(name, changes, config, runs=2 if steps <= 10 else 1)
+    simulated = draw_parallel(name, changes, simulate=True, **config)[0]
+    assert torch.equal(drawn.latents, simulated.latents)
+    assert [told_alike(drawn)[i] for i in (0, 1, 2, 4)] == [told_alike(simulated)[i] for i in (0, 1, 2, 4)]
+    kinds = [step["kind"] for step in drawn.report["steps"]]
+    assert kinds.count("pipelined") == steps // 2
+    assert kinds[steps // 4 + 1 :][: steps // 2] == ["pipelined"] * (steps // 2)
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd3"])
+def test_the_cut_that_the_ranks_measured(name: str) -> None:
+    """No two ranks measure the same, so they agree on one; and the slope rule decides alike on both."""
+    config = PUBLISHED | {"slope_threshold": 0.5, "slope_window": 3, "tau_cap": 12, "parallel_steps": 6}
+    drawn = drawn_on_two_ranks(name, {"num_inference_steps": 20}, config)
+    stages = drawn.report["stages"]
+    assert 0 < stages["outer"] < 1
+    from hybridiff.denoiser import dit, unet
+
+    pipe = build(name)
+    cuts = unet.list_cuts(pipe.unet) if name == "sd15" else dit.list_cuts(pipe.transformer)
+    index = [(cut.entry, cut.exit) for cut in cuts].index((stages["cut"]["entry"], stages["cut"]["exit"]))
+    simulated = draw_parallel(name, {"num_inference_steps": 20}, simulate=True, cut=index, **config)[0]
+    assert torch.equal(drawn.latents, simulated.latents)
+
+
+@pytest.mark.parametrize(("name", "dtype"), [(SMALL, torch.float16), ("sd3", torch.bfloat16)])
+def test_half_precision(name: str, dtype: torch.dtype) -> None:
+    changes, config = {"num_inference_steps": 10}, capped(10, 3, 4, cut=1, dtype=dtype)
+    drawn = drawn_on_two_ranks(name, changes, config)
+    assert drawn.latents.dtype == dtype
+    assert torch.equal(drawn.latents, draw_parallel(name, changes, simulate=True, **config)[0].latents)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        pytest.param("sd15", {}, id="one branch from the middle of the stage on"),
+        pytest.param("sd3", {"num_images_per_prompt": 2}, id="one branch of two pictures"),
+    ],
+)
+def test_guidance_that_ends_in_the_parallel_stage(name: str, changes: dict[str, Any]) -> None:
+    ranks = run_ranks(draw_until_guidance_ends, 2, name, changes, False)
+    simulated = draw_until_guidance_ends(name, changes, True)
+    for drawn in ranks:
+        assert torch.equal(drawn.latents, simulated.latents)
+        assert told_alike(drawn) == told_alike(simulated)
+    assert [step["kind"] for step in simulated.report["steps"]] == ["full"] * 4 + ["pipelined"] * 2 + ["full"] * 4
+
+
+def draw_until_guidance_ends(name: str, changes: dict[str, Any], simulate: bool) -> Drawn:
+    changes = changes | guidance_until(name, 5) | {"num_inference_steps": 10}
+    return draw_parallel(name, changes, simulate=simulate, **capped(10, 3, 4, cut=1))[0]
+
+
+def test_skip_layer_guidance() -> None:
+    changes = {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 0.9}
+    changes["num_inference_steps"] = 10
+    config = capped(10, 3, 4, cut=1)
+    drawn = drawn_on_two_ranks("sd3", changes, config)
+    assert torch.equal(drawn.latents, draw_parallel("sd3", changes, simulate=True, **config)[0].latents)
+
+
+@pytest.mark.parametrize("asking", [0, 1])
+@pytest.mark.parametrize("last", [3, 5, 7], ids=["before the stage", "within the stage", "at its last step"])
+def test_an_interrupt_on_one_rank_stops_both_one_step_later(last: int, asking: int) -> None:
+    results = run_ranks(run_with_interrupt, 2, last, asking)
+    kept: list[torch.Tensor] = []
+
+    def keep(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        kept.append(tensors["latents"].clone())
+        return tensors
+
+    changes = {"num_inference_steps": 10, "callback_on_step_end": keep}
+    draw_parallel("sd3", changes, simulate=True, **capped(10, 3, 4, cut=1))
+    for interrupted, steps, whole in results:
+        assert steps == last + 2
+        assert torch.equal(interrupted, kept[last + 1])
+        assert torch.equal(whole, kept[9])
+
+
+def run_with_interrupt(last: int, asking: int) -> Any:
+    def interrupt(pipe: Any) -> None:
+        pipe._interrupt = pipe._interrupt or rank() == asking
+
+    changes = {"num_inference_steps": 10}
+    parallel = parallelize(build("sd3"), ParallelConfig(outputs="all", **capped(10, 3, 4, cut=1)))
+    interrupted = draw(parallel, "sd3", **changes, callback_on_step_end=callback_at(last, interrupt))
+    assert parallel.report is not None
+    return interrupted, len(parallel.report.steps), draw(parallel, "sd3", **changes)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "a stage beyond the end": ({"parallel_steps": 9}, "lies beyond the last of 10 steps (9); lower one of them"),
+    "no window": ({"slope_window": 0}, "slope_window must be at least 1, got 0"),
+    "no such cut": ({"cut": 99}, "cut 99 does not exist: this network has cuts 0 to 2"),
+}
+
+
+def test_bad_settings_are_refused_on_every_rank_before_any_network_runs() -> None:
+    results = run_ranks(refusals, 2)
+    for outcomes, calls in results:
+        assert calls == 0
+        for (_, words), outcome in zip(REFUSED.values(), outcomes, strict=True):
+            assert outcome.error == "ValueError"
+            assert words in outcome.message
+        assert [outcome.message for outcome in outcomes] == [outcome.message for outcome in results[0][0]]
+
+
+def refusals() -> tuple[list[Outcome], int]:
+    calls: list[int] = []
+    outcomes = []
+    for config, _ in REFUSED.values():
+        pipe = build("sd3")
+        for module in (denoiser_of(pipe), pipe.text_encoder):
+            module.register_forward_pre_hook(lambda *_: calls.append(1))
+
+        def call(pipe: Any = pipe, config: dict[str, Any] = config) -> None:
+            with parallelize(pipe, ParallelConfig(**(PUBLISHED | config))) as parallel:
+                draw(parallel, "sd3", num_inference_steps=10)
+
+        outcomes.append(attempt(call))
+    return outcomes, len(calls)
+
+
+def test_four_ranks_are_refused_on_all() -> None:
+    for outcome in run_ranks(attempt_on_four, 4):
+        assert outcome.error == "ValueError"
+        assert outcome.message == ("strategy 'hybrid' runs on 2 ranks, got 4; use --devices 2, or strategy 'cfg'")
+
+
+def attempt_on_four() -> Outcome:
+    make: Callable[[], Any] = lambda: parallelize(build("sd3"), ParallelConfig(strategy="hybrid"))  # noqa: E731
+    return attempt(make)

@@ -1,0 +1,38 @@
+"""Settings by which short runs of `hybrid` switch where a test wants them to, and callbacks that end guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+PUBLISHED = {"strategy": "hybrid", "switching": "published", "parallel_guidance": "published"}
+
+
+def capped(steps: int, tau1: int, parallel_steps: int, **config: Any) -> dict[str, Any]:
+    """A config whose cap decides: tau1 is where the test wants it, and steps tau1+1 .. tau1+k are pipelined."""
+    rule = {"slope_window": steps, "slope_threshold": 1e-9, "tau_cap": tau1, "parallel_steps": parallel_steps}
+    return PUBLISHED | rule | config
+
+
+def guidance_until(name: str, last_step: int) -> dict[str, Any]:
+    """Arguments of a call whose callback ends guidance after a step, for any number of pictures."""
+    texts = ["prompt_embeds", *(["pooled_prompt_embeds"] if name.startswith("sd3") else [])]
+
+    def end_guidance(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if step != last_step:
+            return tensors
+        pipe._guidance_scale = 0.0
+        return tensors | {text: tensors[text].chunk(2)[1] for text in texts}
+
+    return {"callback_on_step_end": end_guidance, "callback_on_step_end_tensor_inputs": ["latents", *texts]}
+
+
+def callback_at(step_of_action: int, action: Callable[[Any], None]) -> Callable[..., dict[str, Any]]:
+    """A step-end callback that does something to the pipeline at the end of one step."""
+
+    def callback(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if step == step_of_action:
+            action(pipe)
+        return tensors
+
+    return callback

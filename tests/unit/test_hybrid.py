@@ -1,0 +1,277 @@
+"""How `hybrid` behaves where it cannot pipeline, or must stop doing so; all ranks played in this process."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from hybridiff import ParallelConfig, parallelize
+from hybridiff.denoiser import dit, unet
+from support.jobs import Drawn, draw_parallel
+from support.oracles import differences, drawn_one_part_after_another, relative_difference, state_of
+from support.pipelines import build, draw
+from support.schedules import PUBLISHED, callback_at, capped, guidance_until
+
+STEPS = {"num_inference_steps": 10}
+NAMES = ["sd15", "sd3"]
+
+
+def simulated(name: str, config: dict[str, Any], changes: dict[str, Any] | None = None, **rest: Any) -> Drawn:
+    return draw_parallel(name, STEPS | (changes or {}), simulate=True, **config, **rest)[0]
+
+
+def kinds(drawn: Drawn) -> str:
+    """One letter a step: full or pipelined."""
+    return "".join(step["kind"][0] for step in drawn.report["steps"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_phases_of_a_run(name: str) -> None:
+    drawn = simulated(name, capped(10, 3, 4, cut=1))
+    assert kinds(drawn) == "ffffppppff"
+    assert (drawn.report["tau1"], drawn.report["tau2"]) == (3, 7)
+    assert drawn.report["phases"] == {"warm-up": 4, "parallel": 4, "connect": 2}
+    assert [step["discrepancy"] is None for step in drawn.report["steps"]] == [False] * 4 + [True] * 4 + [False] * 2
+    stages = drawn.report["stages"]
+    expected = 20 / (6 + stages["outer"] + 3 * max(stages["outer"], stages["inner"]))
+    assert drawn.report["ideal_speedup"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["sd3"])
+def test_guidance_vanishes_while_the_published_stage_lasts(name: str) -> None:
+    scales = [simulated(name, capped(10, 1, 8, cut=1), {"guidance_scale": scale}).latents for scale in (5.0, 5.5)]
+    guided = [drawn_one_part_after_another(name, guidance_scale=scale, **STEPS) for scale in (5.0, 5.5)]
+    assert relative_difference(*scales) < relative_difference(*guided)
+    assert not torch.equal(scales[0], guided[0])
+
+
+@pytest.mark.parametrize("name", ["sd3"])
+def test_a_flat_discrepancy_starts_the_stage_by_the_slope_rule(name: str) -> None:
+    config = capped(10, 7, 2, cut=1) | {"slope_window": 2, "slope_threshold": 1e9}
+    falls = simulated(name, config | {"slope_window": 1})  # a window of 1 spans no step: its slope is 0
+    assert kinds(falls) == "ffppffffff"
+    assert falls.report["notes"] == []
+
+
+def test_a_cap_that_decided_is_reported() -> None:
+    (note,) = simulated("sd15", capped(10, 3, 4, cut=1)).report["notes"]
+    assert "tau_cap set tau1 = 3" in note
+
+
+def test_a_second_order_scheduler_runs_partitioned_and_says_so() -> None:
+    changes = {"num_inference_steps": 6}
+    drawn = simulated("sd15", capped(6, 1, 2), changes, scheduler="heun")
+    assert torch.equal(drawn.latents, drawn_one_part_after_another("sd15", scheduler="heun", **changes))
+    assert kinds(drawn) == "f" * 11
+    assert (drawn.report["tau1"], drawn.report["tau2"]) == (None, None)
+    (note,) = drawn.report["notes"]
+    assert note.startswith("HeunDiscreteScheduler is of order 2: ")
+    assert note.endswith("all ran partitioned")
+    assert drawn.report["stages"] == {}
+    assert drawn.report["ideal_speedup"] == 2.0
+
+
+@pytest.mark.parametrize(("name", "pictures"), [("sd15", 1), ("sd3", 1), ("sd3", 2)])
+def test_without_guidance(name: str, pictures: int) -> None:
+    changes = {"guidance_scale": 1.0, "num_images_per_prompt": pictures}
+    drawn = simulated(name, capped(10, 3, 4), changes)
+    assert torch.equal(drawn.latents, simulated(name, {"strategy": "cfg"}, changes).latents)
+    assert kinds(drawn) == "f" * 10
+    assert (drawn.report["tau1"], drawn.report["tau2"]) == (None, None)
+    assert "guidance is off" in drawn.report["notes"][0]
+    assert drawn.report["ideal_speedup"] is None
+
+
+@pytest.mark.parametrize(("name", "pictures"), [("sd15", 1), ("sd3", 1), ("sd3", 2)])
+def test_guidance_that_ends_in_the_warm_up(name: str, pictures: int) -> None:
+    changes = guidance_until(name, 1) | {"num_images_per_prompt": pictures}
+    drawn = simulated(name, capped(10, 3, 4, cut=1), changes)
+    assert torch.equal(drawn.latents, simulated(name, {"strategy": "cfg"}, changes).latents)
+    assert kinds(drawn) == "f" * 10
+    assert drawn.report["tau1"] is None
+    assert drawn.report["ideal_speedup"] == pytest.approx((2 * 2 + 8) / 10)
+
+
+@pytest.mark.parametrize("last", [3, 5, 7], ids=["before its first step", "in the middle", "at its last step"])
+@pytest.mark.parametrize(("name", "pictures"), [("sd15", 1), ("sd3", 1), ("sd3", 2)])
+def test_guidance_that_ends_in_the_parallel_stage(name: str, last: int, pictures: int) -> None:
+    """Equal to a stage that ends there of itself, as what follows has one branch only."""
+    changes = guidance_until(name, last) | {"num_images_per_prompt": pictures}
+    drawn = simulated(name, capped(10, 3, 4, cut=1), changes)
+    assert kinds(drawn) == ("ffff" + "p" * (last - 3)).ljust(10, "f")
+    assert (drawn.report["tau1"], drawn.report["tau2"]) == (3, last)
+    if last > 3:
+        assert torch.equal(drawn.latents, simulated(name, capped(10, 3, last - 3, cut=1), changes).latents)
+    else:
+        assert torch.equal(drawn.latents, simulated(name, {"strategy": "cfg"}, changes).latents)
+
+
+def test_skip_layer_guidance_sees_the_whole_network() -> None:
+    """Its extra evaluation comes between pipelined ones, and is not cut."""
+    changes = {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 0.9}
+    drawn = simulated("sd3", capped(10, 3, 4, cut=1), changes)
+    assert kinds(drawn) == "ffffppppff"
+    assert torch.isfinite(drawn.latents).all()
+    assert relative_difference(drawn.latents, drawn_one_part_after_another("sd3", **STEPS, **changes)) < 0.5
+    assert not torch.equal(drawn.latents, simulated("sd3", capped(10, 3, 4, cut=1)).latents)
+
+
+@pytest.mark.parametrize("name", ["sd3"])
+@pytest.mark.parametrize("last", [3, 4, 7])
+def test_an_interrupt(name: str, last: int) -> None:
+    kept: list[torch.Tensor] = []
+
+    def keep(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        kept.append(tensors["latents"].clone())
+        return tensors
+
+    config = capped(10, 3, 4, cut=1)
+    simulated(name, config, {"callback_on_step_end": keep})
+    stop = callback_at(last, lambda pipe: setattr(pipe, "_interrupt", True))
+    drawn = simulated(name, config, {"callback_on_step_end": stop})
+    assert kinds(drawn) == "ffffppppff"[: last + 2]  # the request rides with the next step
+    assert torch.equal(drawn.latents, kept[last + 1])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stock_call_and_other_runs_after_a_parallel_stage(name: str) -> None:
+    """The network stays cut between calls; whoever calls it otherwise finds it whole."""
+    pipe = build(name)
+    stock, unguided = draw(build(name), name), draw(build(name), name, guidance_scale=1.0)
+    with parallelize(pipe, ParallelConfig(simulate=True, **capped(4, 1, 2, cut=1))) as parallel:
+        first = draw(parallel, name)
+        assert torch.equal(draw(pipe, name), stock)
+        assert torch.equal(draw(parallel, name, guidance_scale=1.0), unguided)
+        assert torch.equal(draw(parallel, name), first)
+    assert torch.equal(draw(pipe, name), stock)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_error_in_a_stage_leaves_the_network_whole(name: str) -> None:
+    pipe = build(name)
+    stock = draw(build(name), name)
+    block = pipe.unet.mid_block.resnets[0] if name == "sd15" else pipe.transformer.transformer_blocks[1].attn
+    hooks: list[Any] = []
+
+    def fail(*_: Any) -> None:
+        hooks.pop().remove()
+        raise RuntimeError("planted")
+
+    plant = callback_at(1, lambda _: hooks.append(block.register_forward_pre_hook(fail)))
+    with parallelize(pipe, ParallelConfig(simulate=True, **capped(4, 1, 2, cut=1))) as parallel:
+        first = draw(parallel, name)
+        with pytest.raises(RuntimeError, match="planted"):
+            draw(parallel, name, callback_on_step_end=plant)
+        assert torch.equal(draw(pipe, name), stock)
+        assert torch.equal(draw(parallel, name), first)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_other_sizes_and_batches_one_after_the_other(name: str) -> None:
+    """Boundaries have other shapes then: each is the same as in a pipeline of its own."""
+    changes: list[dict[str, Any]] = [{}, {"height": 24, "width": 48}, {"num_images_per_prompt": 2}]
+    with parallelize(build(name), ParallelConfig(simulate=True, **capped(4, 1, 2, cut=1))) as parallel:
+        together = [draw(parallel, name, **change) for change in changes]
+    for latents, change in zip(together, changes, strict=True):
+        alone = draw_parallel(name, change, simulate=True, **capped(4, 1, 2, cut=1))[0]
+        assert torch.equal(latents, alone.latents)
+
+
+@pytest.mark.parametrize("name", ["sd3"])
+def test_a_longer_prompt_in_the_next_run(name: str) -> None:
+    """Prompt embeddings of another length change the text that crosses a transformer's cut."""
+    width = 32
+    random = torch.Generator().manual_seed(1)
+
+    def texts(length: int) -> dict[str, Any]:
+        names = {"prompt_embeds": (1, length, width), "negative_prompt_embeds": (1, length, width)}
+        names |= {"pooled_prompt_embeds": (1, width), "negative_pooled_prompt_embeds": (1, width)}
+        tensors = {text: torch.randn(*shape, generator=random) for text, shape in names.items()}
+        return tensors | {"prompt": None, "negative_prompt": None}
+
+    calls = [texts(5), texts(9)]
+    with parallelize(build(name), ParallelConfig(simulate=True, **capped(4, 1, 2, cut=1))) as parallel:
+        together = [draw(parallel, name, **call) for call in calls]
+    for latents, call in zip(together, calls, strict=True):
+        assert torch.equal(latents, draw_parallel(name, call, simulate=True, **capped(4, 1, 2, cut=1))[0].latents)
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3.5"])
+def test_detach_restores_the_stock_pipeline(name: str) -> None:
+    pipe = build(name)
+    stock = draw(pipe, name)
+    before = state_of(pipe)
+    parallel = parallelize(pipe, ParallelConfig(simulate=True, **capped(4, 1, 2)))
+    draw(parallel, name)
+    parallel.detach()
+    changed = [entry for entry in differences(before, state_of(pipe)) if not _belongs_to_calls(entry)]
+    assert changed == []
+    assert torch.equal(draw(pipe, name), stock)
+
+
+def _belongs_to_calls(entry: str) -> bool:
+    """What any call of the stock pipeline changes: its own settings, and the scheduler's."""
+    return entry.startswith(("pipe._", "scheduler."))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_cut_out_of_range(name: str) -> None:
+    pipe = build(name)
+    cuts = len(unet.list_cuts(pipe.unet) if name == "sd15" else dit.list_cuts(pipe.transformer))
+    with pytest.raises(ValueError, match=f"cut {cuts} does not exist: this network has cuts 0 to {cuts - 1}"):
+        parallelize(pipe, ParallelConfig(strategy="hybrid", simulate=True, cut=cuts))
+    assert torch.equal(draw(pipe, name), draw(build(name), name))  # nothing is attached
+
+
+def test_a_negative_cut() -> None:
+    with pytest.raises(ValueError, match="cut"):
+        parallelize(build("sd3"), ParallelConfig(strategy="hybrid", simulate=True, cut=-1))
+
+
+@pytest.mark.parametrize("devices", [1, 3, 4])
+def test_other_numbers_of_ranks_are_refused(devices: int) -> None:
+    with pytest.raises(ValueError, match=rf"'hybrid' runs on 2 ranks, got {devices}; use --devices 2"):
+        parallelize(build("sd3"), ParallelConfig(strategy="hybrid", simulate=True, devices=devices))
+
+
+@pytest.mark.parametrize(
+    ("config", "steps", "message"),
+    [
+        ({"parallel_steps": 9}, 10, r"tau_cap \d+ \+ parallel_steps 9 = \d+ lies beyond the last of 10 steps \(9\)"),
+        ({"tau_cap": 9}, 10, r"tau_cap 9 \+ parallel_steps 1 = 10 lies beyond the last of 10 steps \(9\)"),
+        ({"slope_window": 0}, 10, "slope_window must be at least 1, got 0"),
+        ({"slope_threshold": math.nan}, 10, "slope_threshold must be above 0"),
+    ],
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_schedule_beyond_the_end_is_refused_before_any_network_runs(
+    name: str, config: dict[str, Any], steps: int, message: str
+) -> None:
+    pipe = build(name)
+    network = pipe.unet if name == "sd15" else pipe.transformer
+    for module in (network, pipe.text_encoder):
+        module.register_forward_pre_hook(pytest.fail)
+    with (
+        parallelize(pipe, ParallelConfig(simulate=True, **(PUBLISHED | config))) as parallel,
+        pytest.raises(ValueError, match=message),
+    ):
+        draw(parallel, name, num_inference_steps=steps)
+
+
+@pytest.mark.parametrize("name", ["sd3"])
+@pytest.mark.parametrize("steps", [3, 4, 20])
+def test_the_presets_fit_any_number_of_steps(name: str, steps: int) -> None:
+    drawn = draw_parallel(name, {"num_inference_steps": steps}, simulate=True, cut=1, **PUBLISHED)[0]
+    assert len(drawn.report["steps"]) == steps
+    assert "p" in kinds(drawn)
+
+
+@pytest.mark.parametrize("name", ["sd15 img2img", "sd3 img2img"])
+def test_a_run_that_starts_in_the_middle(name: str) -> None:
+    """Fewer steps than asked for: the schedule is that of the steps there are."""
+    drawn = draw_parallel(name, {"num_inference_steps": 10}, simulate=True, cut=1, **PUBLISHED)[0]
+    assert len(drawn.report["steps"]) == 8
+    assert "p" in kinds(drawn)
