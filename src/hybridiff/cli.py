@@ -14,6 +14,7 @@ from . import __version__
 from .options import (
     Parser,
     add_generate_options,
+    add_inspect_options,
     add_machine_options,
     call_arguments,
     parallel_config,
@@ -52,6 +53,10 @@ def _parser() -> Parser:
     add_generate_options(generate)
     generate.set_defaults(command=_generate)
 
+    inspect = commands.add_parser("inspect", help="where a model's denoiser is cut, what the stages cost, what crosses")
+    add_inspect_options(inspect)
+    inspect.set_defaults(command=_inspect)
+
     demo = commands.add_parser("demo", help="the same scene with the embedded models on one device and on two")
     demo.add_argument("--output", default="out/demo", metavar="FOLDER", help="(default out/demo)")
     demo.add_argument("--num-inference-steps", type=int, default=50, metavar="N", help="(default 50)")
@@ -75,6 +80,7 @@ def _generate(options: argparse.Namespace) -> None:
     folder.check_call(arguments)
     config = parallel_config(options)
     output.prepare()
+    trace = None if options.trace is None else Output.file(options.trace, ".json")
     engine = Engine(
         folder,
         config=config,
@@ -90,7 +96,10 @@ def _generate(options: argparse.Namespace) -> None:
                 generation = engine.generate(prompt.prompt, seed=prompt.seed, on_step=bar.show, **call)
             if engine.is_leader:
                 facts = {"model": options.model, "prompt": prompt.prompt, "settings": _settings(options, engine, call)}
-                _tell(generation, output.numbered(number, len(prompts)).write(generation, facts))
+                paths = output.numbered(number, len(prompts)).write(generation, facts)
+                if trace is not None:
+                    paths.append(trace.numbered(number, len(prompts)).write_trace(generation))
+                _tell(generation, paths)
 
 
 def _prompts(options: argparse.Namespace) -> list[Any]:
@@ -119,6 +128,19 @@ def _tell(generation: Any, paths: Sequence[Any]) -> None:
     )
     for path in paths:
         print(f"  {path}")
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from .engine import choose_device
+    from .inspection import format_inspection, inspect_denoiser
+    from .models import find_model, load_pipeline
+
+    folder = find_model(options.model, options.variant)
+    size = {name: getattr(options, name) for name in ("height", "width") if getattr(options, name) is not None}
+    folder.check_call(size)
+    pipe = load_pipeline(folder.path, choose_device(options.device, 1), options.dtype, variant=options.variant)
+    pipe.set_progress_bar_config(disable=True)
+    print(format_inspection(inspect_denoiser(pipe, **size), options.all))
 
 
 def _demo(options: argparse.Namespace) -> None:

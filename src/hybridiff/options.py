@@ -26,7 +26,7 @@ CALL_OPTIONS = (
 )
 """Options that go to the pipeline under their own name, where given."""
 
-_OWN_OPTIONS = ("strategy", "devices", "simulate", "outputs", "timeout")
+_OWN_OPTIONS = ("strategy", "devices", "simulate", "outputs", "timeout", "trace")
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,6 +55,11 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--height", type=_whole(1), metavar="PIXELS")
     what.add_argument("--width", type=_whole(1), metavar="PIXELS")
     what.add_argument("--output", default="out/picture.png", metavar="PATH", help="(default out/picture.png)")
+    what.add_argument(
+        "--trace",
+        metavar="FILE",
+        help="also write what each rank did when, for ui.perfetto.dev or chrome://tracing (.json); slows the run down",
+    )
 
     how = parser.add_argument_group("how to denoise; the model's own defaults where not given")
     how.add_argument("--num-inference-steps", type=_whole(1), metavar="N")
@@ -77,6 +82,20 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--config", metavar="FILE", help="these options from a JSON or TOML file; flags beat it")
 
     _add_strategy_options(parser.add_argument_group("settings of strategies, see ParallelConfig"))
+
+
+def add_inspect_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `hybridiff inspect`."""
+    parser.add_argument(
+        "--model", required=True, metavar="MODEL", help=f"{', '.join(EMBEDDED)}, a local folder, or a hub id"
+    )
+    parser.add_argument("--height", type=_whole(1), metavar="PIXELS")
+    parser.add_argument("--width", type=_whole(1), metavar="PIXELS")
+    parser.add_argument("--all", action="store_true", help="list every legal cut, not only the chosen ones")
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="(default auto)")
+    parser.add_argument("--dtype", choices=DTYPES, help="(default float32 on CPU, a half type on CUDA)")
+    parser.add_argument("--variant", metavar="NAME", help="weight files to take, such as fp16")
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
 
 
 def add_machine_options(parser: Any, device: str) -> None:
@@ -122,7 +141,12 @@ def parallel_config(options: argparse.Namespace) -> ParallelConfig:
     strategy = options.strategy or ("serial" if devices == 1 else "cfg")
     settings = {name: getattr(options, name) for name in _strategy_settings()}
     return ParallelConfig(
-        strategy=strategy, devices=devices, simulate=options.simulate, timeout=options.timeout, **settings
+        strategy=strategy,
+        devices=devices,
+        simulate=options.simulate,
+        timeout=options.timeout,
+        trace=options.trace is not None,
+        **settings,
     )
 
 

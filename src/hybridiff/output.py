@@ -10,7 +10,7 @@ from typing import Any
 
 from .messages import Generation
 from .plots import image_sheet, plot_discrepancy
-from .trace import RunReport, write_chrome_trace
+from .trace import write_chrome_trace
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -19,7 +19,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 class Output:
     """The files of one generation: `picture.png`, `picture-1.png` ..., `picture.json`, `picture-discrepancy.png`.
 
-    Several pictures come with a sheet, a traced run with `picture-trace.json`.
+    Several pictures come with a sheet.
 
     Attributes:
         folder: Where they go.
@@ -44,6 +44,20 @@ class Output:
         if target.suffix.lower() not in SUFFIXES:
             raise ValueError(f"cannot write a picture as {target.name!r}; use one of {', '.join(SUFFIXES)}")
         return Output(target.parent, target.stem, target.suffix)
+
+    @staticmethod
+    def file(path: str, suffix: str) -> Output:
+        """The output of one further file a generation, such as a trace; its folder is made.
+
+        Raises:
+            ValueError: it is a folder, has another suffix, or nothing can be written there.
+        """
+        target = Path(path).expanduser()
+        if target.is_dir() or target.suffix.lower() != suffix:
+            raise ValueError(f"{path!r} must name a {suffix} file")
+        output = Output(target.parent, target.stem, target.suffix)
+        output.prepare()
+        return output
 
     def numbered(self, number: int, of: int) -> Output:
         """The output of one prompt of several, counted from 1."""
@@ -82,14 +96,13 @@ class Output:
         content = generation.report.to_dict() | {"seed": generation.seed, "images": [path.name for path in pictures]}
         report.write_text(json.dumps(content | facts, indent=2) + "\n", encoding="utf-8")
         plot_discrepancy(generation.report, curve, title=str(facts.get("prompt", "")))
-        return [*written, report, curve, *self._write_trace(generation.report)]
+        return [*written, report, curve]
 
-    def _write_trace(self, report: RunReport) -> list[Path]:
-        if not report.spans:
-            return []
-        path = self.folder / f"{self.stem}-trace.json"
-        write_chrome_trace(report, path)
-        return [path]
+    def write_trace(self, generation: Generation) -> Path:
+        """Write what each rank did when; the path written. See `trace.write_chrome_trace`."""
+        path = self._path("")
+        write_chrome_trace(generation.report, path)
+        return path
 
     def _path(self, ending: str) -> Path:
         return self.folder / f"{self.stem}{ending}{self.suffix}"

@@ -194,7 +194,9 @@ def test_bad_config_files_are_refused_by_name(tmp_path: Path, name: str, content
 
 
 def test_every_field_of_the_config_has_its_option() -> None:
-    options = options_of([*RING, "--slope-window", "7", "--slope_threshold", "0.5", "--trace", "--carry", "hold"])
+    options = options_of(
+        [*RING, "--slope-window", "7", "--slope_threshold", "0.5", "--trace", "out/trace.json", "--carry", "hold"]
+    )
     config = parallel_config(options)
     assert (config.slope_window, config.slope_threshold, config.trace, config.carry) == (7, 0.5, True, "hold")
     assert parallel_config(options_of(RING)) == ParallelConfig(devices=2)

@@ -65,9 +65,13 @@ def test_several_pictures_come_with_a_sheet(tmp_path: Path) -> None:
     assert all(path.stat().st_size for path in paths)
 
 
-def test_a_traced_run_comes_with_its_trace(tmp_path: Path) -> None:
+def test_a_trace_goes_where_it_was_asked_for(tmp_path: Path) -> None:
     traced = generation(1)
     traced.report.spans.append(Span(rank=0, name="whole", category="stage", start=1.0, seconds=0.5))
-    paths = Output(tmp_path, "ring", ".png").write(traced, {})
-    assert paths[-1].name == "ring-trace.json"
-    assert json.loads(paths[-1].read_text())["traceEvents"]
+    trace = Output.file(str(tmp_path / "new" / "trace.json"), ".json")
+    path = trace.numbered(2, 3).write_trace(traced)
+    assert path == tmp_path / "new" / "trace-002.json"
+    assert json.loads(path.read_text())["traceEvents"]
+    for wrong in (tmp_path, tmp_path / "trace.txt"):
+        with pytest.raises(ValueError, match=r"\.json file"):
+            Output.file(str(wrong), ".json")
