@@ -137,6 +137,9 @@ class ProcessComm(Comm):
         self.members = (dist.get_rank(),)
         self._deadline = timedelta(seconds=timeout)
         self._group = dist.new_group(timeout=self._deadline)
+        # Objects travel by way of the host: no device memory, and a dead rank is noticed at once.
+        on_host = dist.get_backend(self._group) == "gloo"
+        self._host_group = self._group if on_host else dist.new_group(timeout=self._deadline, backend="gloo")
 
     def gather(self, packets: Mapping[int, torch.Tensor], out: torch.Tensor) -> None:
         # torch 2.13 renamed it, and warns of the older name.
@@ -158,13 +161,15 @@ class ProcessComm(Comm):
 
     def exchange(self, thing: T) -> list[T]:
         things: list[Any] = [None] * self.size
-        self._wait(lambda: dist.all_gather_object(things, thing, group=self._group))
+        self._wait(lambda: dist.all_gather_object(things, thing, group=self._host_group))
         return things
 
     def close(self) -> None:
         if self._group is not None and dist.is_initialized() and not self.broken:
+            if self._host_group is not self._group:
+                dist.destroy_process_group(self._host_group)
             dist.destroy_process_group(self._group)
-        self._group = None
+        self._group = self._host_group = None
 
     def _wait(self, send: Callable[[], object]) -> None:
         if self.broken:

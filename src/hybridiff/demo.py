@@ -27,7 +27,7 @@ class DemoRun:
     devices: int
 
 
-RUNS = (DemoRun("serial", 1), DemoRun("cfg", 2))
+RUNS = (DemoRun("serial", 1), DemoRun("cfg", 2), DemoRun("hybrid", 2))
 """The first is the reference of the others."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,6 +14,11 @@ from typing import Any
 
 from .critical_path import HALVES, StageCosts, ideal_speedup
 from .switching import Phase, StepKind
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no number for what is not one."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class StepRecord:
             "index": self.index,
             "phase": self.phase.value,
             "kind": self.kind.value,
-            "discrepancy": self.discrepancy,
+            "discrepancy": _finite(self.discrepancy),
             "seconds": self.seconds,
             "bytes": self.bytes,
             "bytes_by_purpose": self.bytes_by_purpose,

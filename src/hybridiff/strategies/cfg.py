@@ -70,7 +70,9 @@ class CfgStrategy(Strategy):
             packet[: (share.stop - share.start) * row_elements].view(-1, *evaluation.row_shape)
             for packet, share in zip(gathered, shares, strict=True)
         ]
-        return torch.cat(rows)
+        # Under autocast the network answers in another dtype than the sample's, which is that of the packets.
+        dtype = next((piece.dtype for piece in pieces.values()), evaluation.sample.dtype)
+        return torch.cat(rows).to(dtype)
 
     def _evaluate_share(self, evaluation: Evaluation, rank: int, share: slice) -> torch.Tensor:
         """One rank's rows through the whole network; strategies that cut it keep its boundaries here."""
