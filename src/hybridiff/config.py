@@ -10,6 +10,8 @@ SWITCHING = ("published", "fixed")
 PARALLEL_GUIDANCE = ("published", "carry")
 FORECASTS = ("hold", "linear", "quadratic")
 OUTPUTS = ("leader", "all")
+BRANCHES = 2
+"""Guidance branches of a pipeline: unconditional and conditional."""
 
 
 @dataclass(frozen=True)
@@ -88,3 +90,21 @@ class ParallelConfig:
 def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"unknown {field} {value!r}; choose one of {', '.join(choices)}")
+
+
+def check_ranks(strategy: str, ranks: int) -> None:
+    """Refuse a number of ranks that a strategy cannot use; needs nothing but the two, so that it comes first.
+
+    Raises:
+        ValueError: with the numbers and the remedy.
+    """
+    if strategy == "serial" or (strategy == "reuse" and ranks == 1):
+        return
+    if strategy == "hybrid" and ranks != 2:
+        raise ValueError(f"strategy 'hybrid' runs on 2 ranks, got {ranks}; use --devices 2, or strategy 'cfg'")
+    if ranks % BRANCHES:
+        more = ranks + 1
+        raise ValueError(
+            f"strategy {strategy!r} needs a multiple of {BRANCHES} ranks, one half for each guidance branch; got "
+            f"{ranks}; use {more} (--devices {more}, torchrun --nproc-per-node {more}) or strategy 'serial'"
+        )

@@ -11,7 +11,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, ClassVar
 
-from .config import ParallelConfig
+from .config import ParallelConfig, check_ranks
 from .messages import Generation, RankSpec, Request
 from .models import ModelFolder, check_dtype, find_model
 from .ranks import RankGroup
@@ -21,7 +21,6 @@ from .verdict import EngineError
 __all__ = ["Engine", "EngineError", "Generation"]
 
 DEVICES = ("auto", "cuda", "cpu")
-GUIDANCE_BRANCHES = 2
 
 OnStep = Callable[[int, int], None]
 
@@ -72,8 +71,8 @@ class Engine:
         self.folder = model if isinstance(model, ModelFolder) else find_model(model, variant)
         if scheduler is not None:
             check_scheduler(scheduler, self.folder.scheduler_config)
-        check_ranks(self.config)
         assert self.config.devices is not None
+        check_ranks(self.config.strategy, self.config.devices)
         processes = 1 if self.config.simulate else self.config.devices
         spec = RankSpec(
             rank=0,
@@ -248,22 +247,6 @@ def choose_device(device: str, ranks: int) -> str:
 
 def _device_of(device: str, local_rank: int) -> str:
     return device if device == "cpu" else f"{device}:{local_rank}"
-
-
-def check_ranks(config: ParallelConfig) -> None:
-    """Refuse a number of ranks that cannot be shared by the guidance branches, before any rank is started.
-
-    What a strategy further needs is checked by the strategy, in every rank.
-
-    Raises:
-        ValueError: with the numbers and the remedy.
-    """
-    ranks = config.devices or 1
-    if config.strategy != "serial" and ranks % GUIDANCE_BRANCHES:
-        raise ValueError(
-            f"{ranks} rank{'s' * (ranks > 1)} requested; strategy {config.strategy!r} needs a multiple of "
-            f"{GUIDANCE_BRANCHES}, one share for each guidance branch; use --devices {ranks + 1} or --strategy serial"
-        )
 
 
 def _complete(config: ParallelConfig, devices: int | None, timeout: float | None, joined: bool) -> ParallelConfig:

@@ -12,7 +12,7 @@ import torch
 
 from .agreement import describe_call, random_state_digest, require_same
 from .comm import Comm, LocalComm, RankError
-from .config import ParallelConfig
+from .config import ParallelConfig, check_ranks
 from .denoiser.call import DenoiserFamily, find_denoiser
 from .denoiser.hooks import AttachedHook, DenoiserHook
 from .denoiser.stages import StagedDenoiser
@@ -191,9 +191,9 @@ def _agree_on_setup(
     """Check what this rank was given, and that the others were given the same: every rank raises, or none."""
     problem: Exception | None = None
     try:
-        _check_ranks(config, comm)
+        _check_size(config, comm)
+        check_ranks(config.strategy, comm.size)
         strategy = STRATEGIES[config.strategy]
-        strategy.check_ranks(comm.size)
         family, denoiser = find_denoiser(pipe)
         _check_pipeline(pipe)
         staged = StagedDenoiser(family, denoiser) if strategy.uses_stages else None
@@ -205,7 +205,7 @@ def _agree_on_setup(
     return family, denoiser, staged
 
 
-def _check_ranks(config: ParallelConfig, comm: Comm) -> None:
+def _check_size(config: ParallelConfig, comm: Comm) -> None:
     if config.devices is not None and config.devices != comm.size:
         raise ValueError(
             f"{config.devices} ranks requested, {comm.size} started; use devices={comm.size}, or start "

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from hybridiff import ParallelConfig, parallelize
 from hybridiff.comm import LocalComm
-from hybridiff.strategies.cfg import CfgStrategy, split_rows
+from hybridiff.strategies.cfg import split_rows
 from support.oracles import drawn_one_part_after_another, relative_difference
 from support.pipelines import build, draw
 
@@ -35,12 +35,6 @@ def test_two_ranks_have_a_branch_each() -> None:
 
 def test_one_row_cannot_be_split() -> None:
     assert split_rows(1, 1, 2) is None
-
-
-@pytest.mark.parametrize("ranks", [1, 3, 5])
-def test_odd_numbers_of_ranks_are_refused(ranks: int) -> None:
-    with pytest.raises(ValueError, match=f"strategy 'cfg' needs a multiple of 2 ranks.*{ranks}.*{ranks + 1}"):
-        CfgStrategy.check_ranks(ranks)
 
 
 class SwappingComm(LocalComm):

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from hybridiff import ParallelConfig
-from hybridiff.config import STRATEGIES
+from hybridiff.config import STRATEGIES, check_ranks
 from hybridiff.strategies import STRATEGIES as CLASSES
 
 
@@ -36,3 +36,18 @@ def test_it_is_frozen_plain_data() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.devices = 3  # type: ignore[misc]
     assert ParallelConfig(**json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize("ranks", [1, 3, 5])
+def test_odd_numbers_of_ranks_are_refused(ranks: int) -> None:
+    with pytest.raises(ValueError, match=f"strategy 'cfg' needs a multiple of 2 ranks.*{ranks}.*{ranks + 1}"):
+        check_ranks("cfg", ranks)
+
+
+def test_numbers_of_ranks_by_strategy() -> None:
+    for strategy, ranks in (("serial", 3), ("cfg", 4), ("reuse", 1), ("reuse", 6), ("hybrid", 2)):
+        check_ranks(strategy, ranks)
+    with pytest.raises(ValueError, match="'reuse' needs a multiple of 2 ranks"):
+        check_ranks("reuse", 3)
+    with pytest.raises(ValueError, match="'hybrid' runs on 2 ranks, got 4"):
+        check_ranks("hybrid", 4)

@@ -53,7 +53,7 @@ def test_fewer_gpus_than_ranks_are_refused_with_the_remedy(monkeypatch: pytest.M
     ("options", "message"),
     [
         ({"model": "tiny-sdxx"}, "unknown model 'tiny-sdxx'"),
-        ({"devices": 3}, "3 ranks requested; strategy 'cfg' needs a multiple of 2"),
+        ({"devices": 3}, "strategy 'cfg' needs a multiple of 2 ranks, one half for each guidance branch; got 3"),
         ({"devices": 0}, "devices must be at least 1, got 0"),
         ({"device": "tpu"}, "unknown device 'tpu'; choose one of auto, cuda, cpu"),
         ({"dtype": "float8"}, "unknown dtype 'float8'"),

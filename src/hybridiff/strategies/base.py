@@ -64,14 +64,6 @@ class Strategy(ABC):
         self.comm: Comm = context.channel.comm
 
     @classmethod  # noqa: B027 - most strategies have nothing to refuse
-    def check_ranks(cls, ranks: int) -> None:
-        """Refuse a number of ranks that the strategy cannot use.
-
-        Raises:
-            ValueError: with the numbers and the remedy; the same on every rank.
-        """
-
-    @classmethod  # noqa: B027
     def check_network(cls, config: ParallelConfig, staged: StagedDenoiser) -> None:
         """Refuse a network that the strategy cannot use; for strategies with `uses_stages`.
 

@@ -8,8 +8,6 @@ from ..denoiser.call import Evaluation
 from ..guidance import discrepancy
 from .base import Answer, Strategy
 
-BRANCHES = 2
-
 
 class CfgStrategy(Strategy):
     """Every rank evaluates its share of one branch; one gather a step gives all ranks the whole prediction.
@@ -18,15 +16,6 @@ class CfgStrategy(Strategy):
     """
 
     name = "cfg"
-
-    @classmethod
-    def check_ranks(cls, ranks: int) -> None:
-        if ranks % BRANCHES:
-            more = ranks + 1
-            raise ValueError(
-                f"strategy {cls.name!r} needs a multiple of {BRANCHES} ranks, one half for each guidance branch; got "
-                f"{ranks}; use {more} (--devices {more}, torchrun --nproc-per-node {more}) or strategy 'serial'"
-            )
 
     def predict(self, evaluation: Evaluation, step: int) -> Answer:
         shares = split_rows(evaluation.rows, evaluation.branches, self.comm.size)

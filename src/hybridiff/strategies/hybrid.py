@@ -32,11 +32,6 @@ class HybridStrategy(StagedStrategy):
         self._is_open = False
 
     @classmethod
-    def check_ranks(cls, ranks: int) -> None:
-        if ranks != 2:
-            raise ValueError(f"strategy 'hybrid' runs on 2 ranks, got {ranks}; use --devices 2, or strategy 'cfg'")
-
-    @classmethod
     def check_call(cls, config: ParallelConfig, pipe: Any, steps: int) -> None:
         _policy(pipe, config, steps)
 

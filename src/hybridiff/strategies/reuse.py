@@ -19,7 +19,6 @@ from ..forecast import ORDERS, Forecast
 from ..presets import fixed_schedule, reuse_share
 from ..switching import FixedPolicy, StepKind
 from .base import Answer, RunContext
-from .cfg import CfgStrategy
 from .staged import StagedStrategy
 
 
@@ -35,11 +34,6 @@ class ReuseStrategy(StagedStrategy):
         super().__init__(context, _policy(context.config, context.steps))
         order = ORDERS[context.config.forecast]
         self._forecasts = {rank: Forecast(order) for rank in self.comm.members}
-
-    @classmethod
-    def check_ranks(cls, ranks: int) -> None:
-        if ranks != 1:
-            CfgStrategy.check_ranks(ranks)
 
     @classmethod
     def check_call(cls, config: ParallelConfig, pipe: Any, steps: int) -> None:
