@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridiff.forecast import ORDERS, Forecast
@@ -17,6 +17,7 @@ def polynomial(coefficients: list[float], position: float) -> torch.Tensor:
     return torch.tensor([value, 2 * value], dtype=torch.float64).float()
 
 
+@settings(deadline=None)
 @given(
     coefficients=st.lists(st.floats(-2, 2), min_size=1, max_size=3),
     gaps=st.lists(st.integers(1, 5), min_size=3, max_size=6),
