@@ -103,8 +103,12 @@ class RepeatedTokenProcessor:
     """
 
     def __call__(
-        self, attn: Attention, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None, key_bias: torch.Tensor | None = None,
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        key_bias: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         def heads(states: torch.Tensor, norm: torch.nn.Module | None) -> torch.Tensor:
             states = states.unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # (B, N, C) -> (B, H, N, C / H)
@@ -142,8 +146,12 @@ def sd3_loss(pipeline: Any, latents: torch.Tensor, tokens: torch.Tensor, empty: 
     noise = torch.randn_like(latents)
     level = sigma[:, None, None, None]
     found = pipeline.transformer(
-        (1 - level) * latents + level * noise, states, torch.cat(pooled, -1), sigma * 1000,
-        joint_attention_kwargs={"key_bias": bias}, return_dict=False,
+        (1 - level) * latents + level * noise,
+        states,
+        torch.cat(pooled, -1),
+        sigma * 1000,
+        joint_attention_kwargs={"key_bias": bias},
+        return_dict=False,
     )[0]
     return F.mse_loss(found.float(), noise - latents)
 
@@ -245,9 +253,15 @@ def train(cache: Path, name: str, minutes: float, batch: int, peak: float, seed:
             kept_at = time.monotonic()
             save(
                 {
-                    "model": parts.state_dict(), "average": average.values, "optimizer": optimizer.state_dict(),
-                    "step": step, "samples": samples, "spent": clock.spent, "losses": losses,
-                    "scenes": len(scenes.captions), "random": torch.get_rng_state(),
+                    "model": parts.state_dict(),
+                    "average": average.values,
+                    "optimizer": optimizer.state_dict(),
+                    "step": step,
+                    "samples": samples,
+                    "spent": clock.spent,
+                    "losses": losses,
+                    "scenes": len(scenes.captions),
+                    "random": torch.get_rng_state(),
                 },
                 saved,
             )

@@ -44,8 +44,15 @@ def draw(pipeline: Any, texts: list[str], seed: int, batch: int, **arguments: An
 
 
 def evaluate(
-    pipeline: Any, objects: int, count: int, steps: int, guidance: float, seed: int, batch: int = 10,
-    split: str = "evaluation", **arguments: Any,
+    pipeline: Any,
+    objects: int,
+    count: int,
+    steps: int,
+    guidance: float,
+    seed: int,
+    batch: int = 10,
+    split: str = "evaluation",
+    **arguments: Any,
 ) -> tuple[dict[str, Any], list[Image.Image], list[str]]:
     """Counts of right attributes over held-out captions, with the pictures and the captions that failed."""
     texts = captions(split, count, objects, seed)
@@ -84,6 +91,7 @@ def check_checker(count: int, objects: int, seed: int = 0) -> dict[str, str]:
 
 def one_difference(scene: Scene, rng: np.random.Generator) -> list[tuple[str, Scene]]:
     """Scenes that differ from a fully described one in exactly one attribute, with the attribute's name."""
+
     def other(names: tuple[str, ...], *taken: str | None) -> str:
         return str(rng.choice([name for name in names if name not in taken]))
 
@@ -126,16 +134,26 @@ def discrepancy(pipeline: Any, count: int, steps: int, guidance: float, seed: in
         for start in range(0, count, batch):
             seen.clear()
             draw(
-                pipeline, texts[start : start + batch], seed + start, batch, num_inference_steps=steps,
-                guidance_scale=guidance, output_type="latent", height=128, width=128,
+                pipeline,
+                texts[start : start + batch],
+                seed + start,
+                batch,
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                output_type="latent",
+                height=128,
+                width=128,
             )
             curves.append(torch.stack(seen, 1).numpy())  # (captions, steps)
     finally:
         handle.remove()
     values = np.concatenate(curves)
     return {
-        "captions": count, "steps": steps, "guidance": guidance,
-        "mean": values.mean(0).round(5).tolist(), "deviation": values.std(0, ddof=1).round(5).tolist(),
+        "captions": count,
+        "steps": steps,
+        "guidance": guidance,
+        "mean": values.mean(0).round(5).tolist(),
+        "deviation": values.std(0, ddof=1).round(5).tolist(),
     }
 
 

@@ -169,14 +169,15 @@ def build_pipeline(name: str, vae: AutoencoderKL, scratch: Path, seed: int = 0) 
     first = build_tokenizer(scratch / "tokenizer")
     second = build_tokenizer(scratch / "tokenizer_2")
     parts: dict[str, Any] = {
-        "vae": vae, "tokenizer": first, "tokenizer_2": second, "scheduler": build_scheduler(name),
+        "vae": vae,
+        "tokenizer": first,
+        "tokenizer_2": second,
+        "scheduler": build_scheduler(name),
         "text_encoder": build_text_encoder(first, projected=name == "tiny-sd3"),
         "text_encoder_2": build_text_encoder(second, projected=True),
     }
     if name == "tiny-sd3":
-        return StableDiffusion3Pipeline(
-            transformer=build_transformer(), text_encoder_3=None, tokenizer_3=None, **parts
-        )
+        return StableDiffusion3Pipeline(transformer=build_transformer(), text_encoder_3=None, tokenizer_3=None, **parts)
     return StableDiffusionXLPipeline(
         unet=build_unet(), force_zeros_for_empty_prompt=True, add_watermarker=False, **parts
     )

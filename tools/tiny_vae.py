@@ -60,9 +60,16 @@ def train_vae(cache: Path, minutes: float, batch: int, peak: float, seed: int) -
         if time.monotonic() - kept_at > 60 or clock.fraction >= 1:
             kept_at = time.monotonic()
             save(
-                {"model": vae.state_dict(), "rng": rng, "step": step,
-                 "average": dict(zip(names, average.values, strict=True)),
-                 "optimizer": optimizer.state_dict(), "spent": clock.spent, "batch": batch}, saved,
+                {
+                    "model": vae.state_dict(),
+                    "rng": rng,
+                    "step": step,
+                    "average": dict(zip(names, average.values, strict=True)),
+                    "optimizer": optimizer.state_dict(),
+                    "spent": clock.spent,
+                    "batch": batch,
+                },
+                saved,
             )
 
 
@@ -82,9 +89,7 @@ def _vae_step(vae: AutoencoderKL, optimizer: torch.optim.Optimizer, pictures: to
         decoded = vae.decode(latents).sample
     decoded = decoded.float()
     flat, square = F.l1_loss(decoded, pictures), F.mse_loss(decoded, pictures)
-    edge = sum(
-        (torch.diff(decoded, dim=dim) - torch.diff(pictures, dim=dim)).abs().mean() for dim in (2, 3)
-    )
+    edge = sum((torch.diff(decoded, dim=dim) - torch.diff(pictures, dim=dim)).abs().mean() for dim in (2, 3))
     divergence = 0.5 * (posterior.mean.float() ** 2 + posterior.logvar.float().exp() - 1 - posterior.logvar.float())
     loss = flat + 2 * square + edge + KL_WEIGHT * divergence.mean()
     optimizer.zero_grad()
@@ -120,7 +125,8 @@ def measure_vae(cache: Path, count: int = 64) -> dict[str, float]:
     return {
         "psnr_mean": float((10 * torch.log10(4 / each)).mean()),
         "psnr_worst": float((10 * torch.log10(4 / each)).min()),
-        "latent_mean": float(means.mean()), **factors,
+        "latent_mean": float(means.mean()),
+        **factors,
         **{f"latent_{index}_std": float(means[:, index].std()) for index in range(4)},
         **{f"latent_{index}_mean": float(means[:, index].mean()) for index in range(4)},
     }

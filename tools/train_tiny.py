@@ -130,8 +130,14 @@ def _plots(arguments: argparse.Namespace) -> None:
 
 
 COMMANDS = {
-    "vae": _vae, "scenes": _scenes, "train": _train, "export": _export, "evaluate": _evaluate, "check": _check,
-    "discrepancy": _discrepancy, "plots": _plots,
+    "vae": _vae,
+    "scenes": _scenes,
+    "train": _train,
+    "export": _export,
+    "evaluate": _evaluate,
+    "check": _check,
+    "discrepancy": _discrepancy,
+    "plots": _plots,
 }
 
 

@@ -62,7 +62,10 @@ def test_splits_do_not_overlap() -> None:
 def test_a_fifth_of_the_combinations_is_held_out() -> None:
     splits = Counter(
         split_of(Scene((SceneObject(shape, colour, "small", place),), background))
-        for shape in SHAPES for colour in COLOURS for place in POSITIONS for background in COLOURS
+        for shape in SHAPES
+        for colour in COLOURS
+        for place in POSITIONS
+        for background in COLOURS
         if background != colour
     )
     held_out = 1 - splits["train"] / splits.total()

@@ -177,7 +177,10 @@ def captions(split: str, count: int, objects: int = 1, seed: int = 0) -> list[st
 
 
 def drop_attributes(
-    scene: Scene, rng: np.random.Generator, size_share: float = 0.25, position_share: float = 0.25,
+    scene: Scene,
+    rng: np.random.Generator,
+    size_share: float = 0.25,
+    position_share: float = 0.25,
     background_share: float = 0.0,
 ) -> Scene:
     """The scene with some sizes, positions and backgrounds left unsaid, each with its share of the time."""
@@ -205,7 +208,9 @@ def _random_scene(objects: int, rng: np.random.Generator) -> Scene:
     colours = [str(colour) for colour in rng.permutation(COLOURS)[: objects + 1]]
     items = tuple(
         SceneObject(
-            str(rng.choice(SHAPES)), colours[index], str(rng.choice(SIZES)),
+            str(rng.choice(SHAPES)),
+            colours[index],
+            str(rng.choice(SIZES)),
             str(rng.choice(POSITIONS)) if objects == 1 else None,
         )
         for index in range(objects)
@@ -336,7 +341,8 @@ def _compare(blobs: Sequence[_Blob], scene: Scene, background: bool | None) -> V
         position=_check_position(blobs, scene),
         background=background,
         sizes=all((blob.radius * SIDE < _SIZE_BORDER) == (item.size == "small") for blob, item in sized)
-        if sized else None,
+        if sized
+        else None,
     )
 
 
@@ -396,9 +402,10 @@ _COLOUR_TOLERANCE = 0.2  # Euclidean, in RGB of 0..1, to the closest shade
 
 def _nearest(colours: Array) -> npt.NDArray[np.int64]:
     """Index in `COLOURS` of the nearest palette colour under any shade, -1 where none is near; (N, 3) -> (N,)."""
-    shades = np.array([[np.array(rgb) * shade for shade in _SHADES] for rgb in PALETTE.values()], np.float32)
-    distance = np.linalg.norm(colours[:, None, None, :] - shades[None], axis=-1).min(-1)
-    return np.where(distance.min(-1) < _COLOUR_TOLERANCE, distance.argmin(-1), -1)
+    shades = np.array([[value * shade for value in rgb] for rgb in PALETTE.values() for shade in _SHADES], np.float32)
+    squares = (colours**2).sum(1)[:, None] - 2 * colours @ shades.T + (shades**2).sum(1)  # (N, colours x shades)
+    closest = squares.argmin(1)
+    return np.where(squares.min(1) < _COLOUR_TOLERANCE**2, closest // len(_SHADES), -1)
 
 
 def _find_blobs(pixels: Array, plane: Array) -> list[_Blob]:
