@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hybridiff import ParallelConfig, parallelize
-from support.jobs import Drawn, Outcome, attempt, draw_parallel, on_ranks, rank
+from support.jobs import Drawn, Outcome, attempt, draw_parallel, drawn_on_ranks, rank, told_alike
 from support.pipelines import build, denoiser_of, draw
 from support.ranks import run_ranks
 from support.schedules import PUBLISHED, callback_at, capped, guidance_until
@@ -18,23 +18,6 @@ pytestmark = pytest.mark.distributed
 
 TWO_PROMPTS = {"prompt": ["a red ring", "two blue cubes"], "negative_prompt": ["blurred", "dark"]}
 SMALL = "sdxl two levels"
-
-
-def drawn_on_two_ranks(name: str, changes: dict[str, Any], config: dict[str, Any], runs: int = 2) -> Drawn:
-    """What two ranks draw in some runs, which must be the same in all and on both."""
-    results = run_ranks(on_ranks, 2, name, changes, config | {"runs": runs})
-    first = results[0][0]
-    for ranks_runs in results:
-        for drawn in ranks_runs:
-            assert torch.equal(drawn.latents, first.latents)
-            assert told_alike(drawn) == told_alike(first)
-    return first  # type: ignore[no-any-return]
-
-
-def told_alike(drawn: Drawn) -> Any:
-    """What reports must agree on: everything but times, and what the first step of a first run costs."""
-    steps = [{key: step[key] for key in ("index", "phase", "kind", "discrepancy")} for step in drawn.report["steps"]]
-    return steps, drawn.report["tau1"], drawn.report["tau2"], drawn.report["stages"]["cut"], drawn.report["notes"]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +42,7 @@ def test_two_ranks_equal_their_simulation(
 ) -> None:
     changes = changes | {"num_inference_steps": steps}
     config = capped(steps, steps // 4, steps // 2, cut=cut, scheduler=scheduler)
-    drawn = drawn_on_two_ranks(name, changes, config, runs=2 if steps <= 10 else 1)
+    drawn = drawn_on_ranks(2, name, changes, config, runs=2 if steps <= 10 else 1)
     simulated = draw_parallel(name, changes, simulate=True, **config)[0]
     assert torch.equal(drawn.latents, simulated.latents)
     assert [told_alike(drawn)[i] for i in (0, 1, 2, 4)] == [told_alike(simulated)[i] for i in (0, 1, 2, 4)]
@@ -72,7 +55,7 @@ def test_two_ranks_equal_their_simulation(
 def test_the_cut_that_the_ranks_measured(name: str) -> None:
     """No two ranks measure the same, so they agree on one; and the slope rule decides alike on both."""
     config = PUBLISHED | {"slope_threshold": 0.5, "slope_window": 3, "tau_cap": 12, "parallel_steps": 6}
-    drawn = drawn_on_two_ranks(name, {"num_inference_steps": 20}, config)
+    drawn = drawn_on_ranks(2, name, {"num_inference_steps": 20}, config)
     stages = drawn.report["stages"]
     assert 0 < stages["outer"] < 1
     from hybridiff.denoiser import dit, unet
@@ -87,7 +70,7 @@ def test_the_cut_that_the_ranks_measured(name: str) -> None:
 @pytest.mark.parametrize(("name", "dtype"), [(SMALL, torch.float16), ("sd3", torch.bfloat16)])
 def test_half_precision(name: str, dtype: torch.dtype) -> None:
     changes, config = {"num_inference_steps": 10}, capped(10, 3, 4, cut=1, dtype=dtype)
-    drawn = drawn_on_two_ranks(name, changes, config)
+    drawn = drawn_on_ranks(2, name, changes, config)
     assert drawn.latents.dtype == dtype
     assert torch.equal(drawn.latents, draw_parallel(name, changes, simulate=True, **config)[0].latents)
 
@@ -117,7 +100,7 @@ def test_skip_layer_guidance() -> None:
     changes = {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 0.9}
     changes["num_inference_steps"] = 10
     config = capped(10, 3, 4, cut=1)
-    drawn = drawn_on_two_ranks("sd3", changes, config)
+    drawn = drawn_on_ranks(2, "sd3", changes, config)
     assert torch.equal(drawn.latents, draw_parallel("sd3", changes, simulate=True, **config)[0].latents)
 
 

@@ -43,10 +43,14 @@ def parts(name: str, pipe: Any) -> dict[str, Any]:
     return {"inner": blocks[1].attn, "outer": pipe.transformer.proj_out, "embedding": pipe.transformer.time_text_embed}
 
 
-def run_with_fault(name: str, faulty: int, place: str, step: int, last: int) -> tuple[Outcome, Outcome]:
+def run_with_fault(
+    name: str, faulty: int, place: str, step: int, last: int, exchange: str = "published"
+) -> tuple[Outcome, Outcome]:
     """How a run ends in which one rank fails in a step, and the run after it; `last` is the last pipelined step."""
     pipe = build(name)
     config = capped(10, TAU1, last - TAU1, cut=1, outputs="all", timeout=GROUP_TIMEOUT)
+    if exchange == "carry":
+        config |= carried(last)
     parallel = parallelize(pipe, ParallelConfig(**config))
     hooks: list[Any] = []
 
@@ -71,6 +75,10 @@ def run_with_fault(name: str, faulty: int, place: str, step: int, last: int) -> 
         callback = callback_at(step - 1, arm)
     outcome = attempt(lambda: draw(parallel, name, **STEPS, callback_on_step_end=callback))
     return outcome, attempt(lambda: draw(parallel, name, **STEPS))
+
+
+def carried(last: int) -> dict[str, Any]:
+    return {"parallel_guidance": "carry", "switching": "fixed", "tau1": TAU1, "tau2": last, "full_interval": 0}
 
 
 def _fail_once(scheduler: Any) -> None:
@@ -127,6 +135,16 @@ def expected() -> dict[str, torch.Tensor]:
 def test_an_error_on_one_rank(name: str, faulty: int, place: str, step: int, expected: dict[str, torch.Tensor]) -> None:
     results = run_ranks(run_with_fault, 2, name, faulty, place, step, TAU1 + PARALLEL_STEPS)
     check(results, faulty, place, step, expected[name])
+
+
+@pytest.mark.parametrize("step", [4, 6, 7])
+@pytest.mark.parametrize(("faulty", "place"), [(INNER_RANK, "inner"), (OUTER_RANK, "outer"), (OUTER_RANK, "embedding")])
+def test_an_error_in_a_guided_pipelined_step(faulty: int, place: str, step: int) -> None:
+    """The swap lies within the outer stage: the layers before it fail before it, those after it behind it."""
+    last = TAU1 + PARALLEL_STEPS
+    results = run_ranks(run_with_fault, 2, "sd3", faulty, place, step, last, "carry")
+    drawn = draw_parallel("sd3", STEPS, simulate=True, cut=1, strategy="hybrid", **carried(last))[0].latents
+    check(results, faulty, place, step, drawn)
 
 
 @pytest.mark.parametrize(("faulty", "place"), [(INNER_RANK, "inner"), (OUTER_RANK, "outer"), (0, "callback")])

@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from hybridiff import ParallelConfig, RankError, parallelize
 from support.pipelines import build, draw
+from support.ranks import run_ranks
 
 
 @dataclass
@@ -68,3 +69,20 @@ def attempt(action: Callable[[], Any]) -> Outcome:
 def rank() -> int:
     """This rank."""
     return dist.get_rank()
+
+
+def drawn_on_ranks(ranks: int, name: str, changes: dict[str, Any], config: dict[str, Any], runs: int = 2) -> Drawn:
+    """What ranks draw in some runs, which must be the same in all of them and on every rank."""
+    results = run_ranks(on_ranks, ranks, name, changes, config | {"runs": runs})
+    first = results[0][0]
+    for ranks_runs in results:
+        for drawn in ranks_runs:
+            assert torch.equal(drawn.latents, first.latents)
+            assert told_alike(drawn) == told_alike(first)
+    return first  # type: ignore[no-any-return]
+
+
+def told_alike(drawn: Drawn) -> Any:
+    """What reports must agree on: everything but times, and what the first step of a first run costs."""
+    steps = [{key: step[key] for key in ("index", "phase", "kind", "discrepancy")} for step in drawn.report["steps"]]
+    return steps, drawn.report["tau1"], drawn.report["tau2"], drawn.report["stages"]["cut"], drawn.report["notes"]
