@@ -10,7 +10,7 @@ def psnr(picture: Any, reference: Any) -> float:
     """Peak signal-to-noise ratio of two pictures in dB; infinite where they are identical.
 
     Args:
-        picture: An image or array, (H, W, C) with values from 0 to 255.
+        picture: An image or array, such as (H, W, C), with values from 0 to 255.
         reference: Of the same size.
     """
     import numpy as np

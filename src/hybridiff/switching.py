@@ -82,8 +82,9 @@ class PublishedSettings:
         """Settings given for 50 steps, for another number of steps."""
         ratio = steps / PUBLISHED_STEPS
         slope_window = max(1, round(self.slope_window * ratio))
-        parallel_steps = max(1, round(self.parallel_steps * ratio))
-        latest = max(1, steps - 1 - parallel_steps)  # so that few steps leave room for the parallel stage
+        # Few steps leave room for at least two full ones before the parallel stage.
+        parallel_steps = max(1, min(steps - 2, round(self.parallel_steps * ratio)))
+        latest = max(1, steps - 1 - parallel_steps)
         return PublishedSettings(
             slope_window=slope_window,
             slope_threshold=self.slope_threshold / ratio,

@@ -22,11 +22,11 @@ class FakeEngine:
         self.model, self.devices = model, devices
         assert options == {"device": "cpu"}
 
-    def generate(self, prompt: str, *, seed: int, num_inference_steps: int) -> Generation:
+    def generate(self, prompt: str, *, seed: int, num_inference_steps: int, num_images_per_prompt: int) -> Generation:
         self.asked.append((self.model, self.devices))
         seconds = num_inference_steps / self.devices
         image = Image.new("RGB", (8, 8), "red")
-        return Generation([image], report([0.1], devices=self.devices, seconds=seconds), seed)
+        return Generation([image] * num_images_per_prompt, report([0.1], devices=self.devices, seconds=seconds), seed)
 
     def __enter__(self) -> FakeEngine:
         return self
@@ -45,7 +45,11 @@ def test_ways_take_turns_and_are_compared_with_the_first(tmp_path: Path, monkeyp
     ]
     devices = [run.devices for run in RUNS]
     assert engine.asked == [(model, count) for model in EMBEDDED for count in devices * 3]  # a warm-up, two repeats
-    assert all(row.path.exists() and row.path.with_suffix(".json").exists() for row in rows)
+    for row in rows:
+        name = f"{row.model}-{row.run.strategy}-{row.run.devices}"
+        assert row.path == tmp_path / f"{name}-sheet.png"
+        assert row.path.exists()
+        assert (tmp_path / f"{name}.json").exists()
     assert told[0].startswith(EMBEDDED[0])
 
 

@@ -20,6 +20,9 @@ from .staged import StagedStrategy
 
 EXCHANGES: dict[str, type[Exchange]] = {"published": PublishedExchange, "carry": CarriedExchange}
 
+LEAST_STEPS = 3
+"""A run has to have a full step or two before a pipelined one; with fewer steps all are full."""
+
 
 class HybridStrategy(StagedStrategy):
     """Partitioned steps, and in between pipelined ones in which each rank computes one stage of one branch."""
@@ -75,6 +78,8 @@ def _policy(pipe: Any, config: ParallelConfig, steps: int) -> SwitchPolicy:
     if config.switching == "fixed":
         tau1, tau2, interval = fixed_schedule(steps, config.tau1, config.tau2, config.full_interval)
         return FixedPolicy(tau1, tau2, interval, StepKind.PIPELINED, steps)
+    given = (config.slope_window, config.slope_threshold, config.parallel_steps, config.tau_cap)
+    if steps < LEAST_STEPS and given == (None,) * 4:
+        return FixedPolicy(steps - 1, steps - 1, 0, StepKind.PIPELINED, steps)
     preset = published_settings(pipe).scaled(steps)
-    settings = preset.replaced(config.slope_window, config.slope_threshold, config.parallel_steps, config.tau_cap)
-    return PublishedPolicy(settings, steps)
+    return PublishedPolicy(preset.replaced(*given), steps)
