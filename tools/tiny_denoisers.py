@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from diffusers.models.normalization import AdaLayerNormZero
 
+from hybridiff import tiny
 from hybridiff.tiny.scenes import caption, drop_attributes, render, sample_scenes
 from tiny_models import TIME_IDS, build_pipeline
 from tiny_training import Average, Clock, Progress, rate, save
@@ -208,17 +209,29 @@ def load_pipeline(cache: Path, name: str) -> Any:
     return pipeline
 
 
-def train(cache: Path, name: str, minutes: float, batch: int, peak: float, seed: int) -> None:
-    """Train until `minutes` of training time have been spent in all runs together; resumes from the cache."""
+def take_package_weights(pipeline: Any, name: str) -> None:
+    """Go on from the committed weights (half precision, no optimizer state)."""
+    trained_parts(pipeline).load_state_dict(trained_parts(tiny.load(name)).state_dict())
+
+
+def train(
+    cache: Path, name: str, minutes: float, batch: int, peak: float, seed: int, from_scratch: bool = False
+) -> None:
+    """Train until `minutes` of training time have been spent in all runs together.
+
+    Resumes from the cache; where it holds no checkpoint, from the package's weights unless `from_scratch`.
+    """
     torch.manual_seed(seed)
     pipeline = build_pipeline(name, load_vae(cache), cache / "scratch" / name, seed)
     prepare(pipeline)
+    saved = cache / f"{name}.pt"
+    if not (from_scratch or saved.exists()):
+        take_package_weights(pipeline, name)
     set_training_attention(pipeline)
     parts = trained_parts(pipeline)
     parts.train()
     optimizer = torch.optim.AdamW(parts.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     average, clock, step, samples, losses = Average(parts.parameters(), 0.9985), Clock(minutes), 0, 0, []
-    saved = cache / f"{name}.pt"
     if saved.exists():
         state = torch.load(saved, weights_only=False)
         parts.load_state_dict(state["model"])

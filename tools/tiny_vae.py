@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
+from hybridiff import tiny
 from hybridiff.tiny.scenes import render, sample_scenes
 from tiny_models import build_vae
 from tiny_training import Average, Clock, Progress, rate, save
@@ -100,14 +101,15 @@ def _vae_step(vae: AutoencoderKL, optimizer: torch.optim.Optimizer, pictures: to
 
 
 def load_vae(cache: Path) -> AutoencoderKL:
-    """The averaged VAE of the cache, with the factors that bring its latents to mean 0 and variance 1."""
-    vae = build_vae().eval()
+    """The averaged VAE of the cache, else the package's, with the factors that bring its latents to unit variance."""
     saved = cache / "vae.pt"
-    if saved.exists():
-        state: dict[str, Any] = torch.load(saved, weights_only=False)
-        # half precision here, so that latents are made by the very weights that are exported
-        vae.load_state_dict({name: value.half().float() for name, value in state["average"].items()})
-        vae.register_to_config(**state.get("factors", {}))
+    if not saved.exists():
+        return AutoencoderKL.from_pretrained(tiny.folder("tiny-sdxl") / "vae").eval()
+    vae = build_vae().eval()
+    state: dict[str, Any] = torch.load(saved, weights_only=False)
+    # half precision here, so that latents are made by the very weights that are exported
+    vae.load_state_dict({name: value.half().float() for name, value in state["average"].items()})
+    vae.register_to_config(**state.get("factors", {}))
     return vae
 
 

@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--minutes", type=float, default=100)
     train.add_argument("--batch", type=int, default=32)
     train.add_argument("--rate", type=float, default=1e-3)
+    train.add_argument("--from-scratch", action="store_true", help="not from the package's weights")
     export = commands.add_parser("export", help="write the averaged weights into the package")
     export.add_argument("names", nargs="*", default=list(tiny.NAMES))
     evaluate = commands.add_parser("evaluate", help="draw held-out captions with the stock pipeline and check them")
@@ -86,7 +87,13 @@ def _scenes(arguments: argparse.Namespace) -> None:
 
 def _train(arguments: argparse.Namespace) -> None:
     tiny_denoisers.train(
-        arguments.cache, arguments.name, arguments.minutes, arguments.batch, arguments.rate, arguments.seed
+        arguments.cache,
+        arguments.name,
+        arguments.minutes,
+        arguments.batch,
+        arguments.rate,
+        arguments.seed,
+        arguments.from_scratch,
     )
 
 
