@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from hybridiff.metrics import psnr
+from hybridiff.metrics import psnr, structural_similarity
 
 
 def test_psnr_of_known_errors() -> None:
@@ -18,3 +18,12 @@ def test_psnr_of_known_errors() -> None:
 def test_sizes_must_agree() -> None:
     with pytest.raises(ValueError, match="different sizes"):
         psnr(np.zeros((4, 4, 3)), np.zeros((2, 4, 3)))
+
+
+def test_structural_similarity_of_a_picture_with_itself_and_with_noise() -> None:
+    random = np.random.default_rng(0)
+    picture = random.random((32, 32, 3), dtype=np.float32)
+    assert structural_similarity(picture, picture) == pytest.approx(1.0)
+    near = np.clip(picture + 0.05 * random.standard_normal(picture.shape, dtype=np.float32), 0, 1)
+    far = np.clip(picture + 0.5 * random.standard_normal(picture.shape, dtype=np.float32), 0, 1)
+    assert structural_similarity(far, picture) < structural_similarity(near, picture) < 1.0
