@@ -169,9 +169,11 @@ def plot_discrepancy(results: dict[str, dict[str, Any]], path: Path) -> None:
         mean, deviation = np.array(result["mean"]), np.array(result["deviation"])
         steps = np.arange(1, len(mean) + 1)
         axis.plot(steps, mean, label="mean")
-        low, high = np.maximum(mean - 2 * deviation, 0), mean + 2 * deviation
+        low, high = np.maximum(mean - 2 * deviation, 1e-3), mean + 2 * deviation
         axis.fill_between(steps, low, high, alpha=0.25, label="2 sigma")
-        axis.set(title=f"{name}, {result['captions']} captions", xlabel="step", ylabel="M", ylim=(0, None))
+        axis.set(
+            title=f"{name}, {result['captions']} captions", xlabel="step", ylabel="M", yscale="log", ylim=(1e-2, None)
+        )
         axis.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=110)

@@ -111,7 +111,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     stem = arguments.out / f"{name}-{objects}-object{'s' if objects > 1 else ''}"
     stem.with_suffix(".json").write_text(json.dumps({**counts, "failed": failed}, indent=1) + "\n")
-    tiny_evaluation.grid(pictures[:50]).save(stem.with_suffix(".png"))
+    tiny_evaluation.grid(pictures[:50]).quantize(256).save(stem.with_suffix(".png"))
     print(name, counts, *failed, sep="\n")
 
 
