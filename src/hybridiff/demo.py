@@ -117,8 +117,13 @@ def _engine(model: str, run: DemoRun, options: dict[str, Any]) -> Engine:
 
 
 def _draw(engine: Engine, steps: int) -> Generation:
-    call = {"num_images_per_prompt": PICTURES, "guidance_scale": GUIDANCE_SCALE}
-    return engine.generate(PROMPT, seed=0, num_inference_steps=steps, **call)
+    return engine.generate(
+        PROMPT,
+        seed=0,
+        num_inference_steps=steps,
+        num_images_per_prompt=PICTURES,
+        guidance_scale=GUIDANCE_SCALE,
+    )
 
 
 def _rows(model: str, generations: dict[DemoRun, list[Generation]], folder: Path) -> Iterator[DemoRow]:

@@ -22,7 +22,9 @@ class FakeEngine:
         self.model, self.devices = model, devices
         assert options == {"device": "cpu"}
 
-    def generate(self, prompt: str, *, seed: int, num_inference_steps: int, num_images_per_prompt: int) -> Generation:
+    def generate(
+        self, prompt: str, *, seed: int, num_inference_steps: int, num_images_per_prompt: int, guidance_scale: float
+    ) -> Generation:
         self.asked.append((self.model, self.devices))
         seconds = num_inference_steps / self.devices
         image = Image.new("RGB", (8, 8), "red")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("tiny-sdxl", "tiny-sd3")
+GUIDANCE = {"tiny-sdxl": 2.0, "tiny-sd3": 5.0}  # the scales at which they draw best; more distorts colours
 
 
 def folder(name: str) -> Path:
