@@ -72,7 +72,7 @@ def _drawing_options(parser: argparse.ArgumentParser, captions: int) -> None:
     parser.add_argument("name", choices=tiny.NAMES)
     parser.add_argument("--captions", type=int, default=captions)
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--guidance", type=float, default=5.0)
+    parser.add_argument("--guidance", type=float, help="by default what suits the model")
     parser.add_argument("--out", type=Path, default=RESULTS)
 
 
@@ -104,14 +104,15 @@ def _export(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     name, objects = arguments.name, arguments.objects
+    guidance = arguments.guidance or tiny.GUIDANCE[name]
     pipeline = tiny_denoisers.load_pipeline(arguments.cache, name) if arguments.working else tiny.load(name)
     counts, pictures, failed = tiny_evaluation.evaluate(
-        pipeline, objects, arguments.captions, arguments.steps, arguments.guidance, arguments.seed
+        pipeline, objects, arguments.captions, arguments.steps, guidance, arguments.seed
     )
     arguments.out.mkdir(parents=True, exist_ok=True)
     stem = arguments.out / f"{name}-{objects}-object{'s' if objects > 1 else ''}"
     stem.with_suffix(".json").write_text(json.dumps({**counts, "failed": failed}, indent=1) + "\n")
-    tiny_evaluation.grid(pictures[:50]).quantize(256).save(stem.with_suffix(".png"))
+    tiny_evaluation.grid(pictures[:50]).save(stem.with_suffix(".jpg"), quality=90)
     print(name, counts, *failed, sep="\n")
 
 
@@ -122,8 +123,9 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _discrepancy(arguments: argparse.Namespace) -> None:
+    guidance = arguments.guidance or tiny.GUIDANCE[arguments.name]
     result = tiny_evaluation.discrepancy(
-        tiny.load(arguments.name), arguments.captions, arguments.steps, arguments.guidance, arguments.seed
+        tiny.load(arguments.name), arguments.captions, arguments.steps, guidance, arguments.seed
     )
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / f"{arguments.name}-discrepancy.json").write_text(json.dumps(result) + "\n")
