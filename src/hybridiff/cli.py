@@ -76,7 +76,7 @@ def _generate(options: argparse.Namespace) -> None:
     if options.model is None:
         raise ValueError("there is no model; give --model, such as --model tiny-sdxl")
     folder = find_model(options.model, options.variant)
-    arguments = call_arguments(options)
+    arguments = {**_recommended(options.model), **call_arguments(options)}
     folder.check_call(arguments)
     config = parallel_config(options)
     output.prepare()
@@ -100,6 +100,13 @@ def _generate(options: argparse.Namespace) -> None:
                 if trace is not None:
                     paths.append(trace.numbered(number, len(prompts)).write_trace(generation))
                 _tell(generation, paths)
+
+
+def _recommended(model: str) -> dict[str, Any]:
+    """The guidance scale at which an embedded model draws best; other models keep their pipeline's default."""
+    from .tiny import GUIDANCE
+
+    return {"guidance_scale": GUIDANCE[model]} if model in GUIDANCE else {}
 
 
 def _prompts(options: argparse.Namespace) -> list[Any]:

@@ -17,13 +17,12 @@ from .messages import Generation
 from .metrics import psnr
 from .models import EMBEDDED
 from .output import Output
+from .tiny import GUIDANCE
 
 PROMPT = "a large red ring at the left on a white background"
 
 PICTURES = 4
 """Drawn at once, so that the embedded models, which are small, keep a core busy."""
-
-GUIDANCE_SCALE = 4.0
 
 WARM_UP_STEPS = 4
 
@@ -80,12 +79,12 @@ def run_demo(
         with contextlib.ExitStack() as stack:
             engines = {run: stack.enter_context(_engine(model, run, engine_options)) for run in RUNS}
             for engine in engines.values():
-                _draw(engine, WARM_UP_STEPS)
+                _draw(engine, model, WARM_UP_STEPS)
             generations: dict[DemoRun, list[Generation]] = {run: [] for run in RUNS}
             for repeat in range(repeats):
                 for run, engine in engines.items():
                     on_progress(f"{model}: {run.strategy} on {run.devices}, {repeat + 1} of {repeats}")
-                    generations[run].append(_draw(engine, steps))
+                    generations[run].append(_draw(engine, model, steps))
         yield from _rows(model, generations, Path(folder))
 
 
@@ -116,13 +115,13 @@ def _engine(model: str, run: DemoRun, options: dict[str, Any]) -> Engine:
     return Engine(model, run.devices, ParallelConfig(strategy=run.strategy), **options)
 
 
-def _draw(engine: Engine, steps: int) -> Generation:
+def _draw(engine: Engine, model: str, steps: int) -> Generation:
     return engine.generate(
         PROMPT,
         seed=0,
         num_inference_steps=steps,
         num_images_per_prompt=PICTURES,
-        guidance_scale=GUIDANCE_SCALE,
+        guidance_scale=GUIDANCE[model],
     )
 
 

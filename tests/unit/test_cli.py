@@ -130,8 +130,8 @@ def test_many_prompts_take_their_own_seeds_and_negative_prompts(tmp_path: Path, 
     assert main(["generate", *flags, "--output", str(tmp_path)]) == 0
     assert len(engine.made) == 1
     assert engine.asked == [
-        {"prompt": "a ring", "seed": 4, "negative_prompt": "blue"},
-        {"prompt": "a cross", "seed": 9, "negative_prompt": "red"},
+        {"prompt": "a ring", "seed": 4, "guidance_scale": 2.0, "negative_prompt": "blue"},  # the model's own scale
+        {"prompt": "a cross", "seed": 9, "guidance_scale": 2.0, "negative_prompt": "red"},
     ]
     assert json.loads((tmp_path / "picture-002.json").read_text())["prompt"] == "a cross"
 
