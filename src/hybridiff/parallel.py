@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from .agreement import describe_call, random_state_digest, require_same
-from .comm import Comm, LocalComm, RankError
+from .comm import Comm, LocalComm
 from .config import ParallelConfig, check_ranks
 from .denoiser.call import DenoiserFamily, find_denoiser
 from .denoiser.hooks import AttachedHook, DenoiserHook
@@ -224,6 +224,3 @@ def _check_pipeline(pipe: Any) -> None:
         raise ValueError(f"{name} does not say whether guidance is on (do_classifier_free_guidance)")
     if "callback_on_step_end" not in parameters or not hasattr(type(pipe), "num_timesteps"):
         raise ValueError(f"{name} has no callback_on_step_end and num_timesteps, by which steps are counted")
-
-
-__all__ = ["ParallelPipeline", "RankError", "parallelize"]

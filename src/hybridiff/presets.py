@@ -26,7 +26,7 @@ FIRST, LAST, INTERVAL = 5, 45, 3
 
 def published_settings(pipe: Any) -> PublishedSettings:
     """The preset for a pipeline, by its model's name or else by its family; for 50 steps."""
-    name = Path(str(getattr(pipe.config, "_name_or_path", None) or pipe.config.get("_name_or_path", ""))).name
+    name = Path(str(pipe.config.get("_name_or_path") or "")).name
     if name in PUBLISHED:
         return PUBLISHED[name]
     return PUBLISHED[_family(pipe)]

@@ -80,7 +80,7 @@ def test_where_a_network_was_read_from_is_not_compared() -> None:
 
 
 def test_ranks_that_agree_pass() -> None:
-    require_same(OtherRank({"prompt": "'a'"}), {"prompt": "'a'"})
+    assert require_same(OtherRank({"prompt": "'a'"}), {"prompt": "'a'"}) is None
 
 
 def test_a_disagreement_names_the_argument_and_both_values() -> None:

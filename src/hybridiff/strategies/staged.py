@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -57,9 +58,9 @@ class StagedStrategy(CfgStrategy):
     def predict_extra(self, evaluation: Evaluation, step: int) -> torch.Tensor:
         return evaluation.run()
 
+    @abstractmethod
     def _choose(self, plans: Sequence[StagePlan]) -> StagePlan:
         """The cut that suits the strategy."""
-        raise NotImplementedError
 
     def _prepare(self, evaluation: Evaluation) -> None:
         """See at the first step whether this run can have other steps than full ones, and where the network is cut."""
