@@ -76,13 +76,18 @@ def encode_text(pipeline: Any, tokens: torch.Tensor) -> tuple[torch.Tensor, list
 
 
 def sdxl_loss(pipeline: Any, latents: torch.Tensor, tokens: torch.Tensor, empty: torch.Tensor) -> torch.Tensor:
-    """v-prediction; the unconditional branch is zeros (as the pipeline's), seldom the encoded empty prompt."""
+    """v-prediction; the unconditional branch is zeros (as the pipeline's), seldom the encoded empty prompt.
+
+    Half of the timesteps lean towards noise: the layout is open only above t = 800, which a uniform draw seldom visits.
+    """
     batch = len(latents)
     fate = torch.rand(batch)
     states, pooled = encode_text(pipeline, torch.where((fate > 0.97)[:, None], empty, tokens))
     kept = (fate >= 0.10).float()
     states, text_embeds = states * kept[:, None, None], pooled[-1] * kept[:, None]
-    steps = torch.randint(0, pipeline.scheduler.config.num_train_timesteps, (batch,))
+    uniform = torch.rand(batch)
+    leaning = torch.where(torch.rand(batch) < 0.5, 3 * uniform / (1 + 2 * uniform), uniform)
+    steps = (leaning * pipeline.scheduler.config.num_train_timesteps).long()
     signal = pipeline.scheduler.alphas_cumprod[steps].sqrt()[:, None, None, None]
     noise_share = (1 - signal**2).sqrt()
     noise = torch.randn_like(latents)

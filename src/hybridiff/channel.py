@@ -42,6 +42,7 @@ _SCRIPTS = {
     StepKind.FULL: (Message.GATHER,),
     StepKind.REUSE: (Message.GATHER,),
     StepKind.PIPELINED: (Message.SWAP, Message.HAND_OUT),
+    StepKind.SKIPPED: (),
 }
 
 
@@ -57,7 +58,7 @@ class Channel:
         status: Goes out with the next packet.
         interrupted: True once some rank asked for the generation to stop.
         sent: Bytes put on the wire so far by all ranks together, by purpose; tails count as "control".
-        kind_ahead: Says of which kind the next step is; a rank that leaves takes part in its messages.
+        kind_ahead: Says of which kind the next step with messages is; a rank that leaves takes part in them.
     """
 
     def __init__(self, comm: Comm, position: Callable[[], str], timeline: Timeline) -> None:
@@ -179,17 +180,17 @@ class Channel:
         self.gather({})
         self.settle()
 
-    def settle(self, scalar: torch.Tensor | None = None) -> float | None:
-        """Read the tails of a full step's gather, and a scalar with them: the one host synchronisation of a step.
+    def settle(self, scalars: torch.Tensor | None = None) -> list[float]:
+        """Read the tails of a full step's gather, and scalars (1-D) with them: the one host synchronisation of a step.
 
         Raises:
             RankError: a rank failed, or left the loop while this one goes on.
         """
         assert self._gathered is not None
         tails = self._gathered[:, -1].float()
-        values: list[float] = (tails if scalar is None else torch.cat([tails, scalar.reshape(1)])).tolist()
+        values: list[float] = (tails if scalars is None else torch.cat([tails, scalars])).tolist()
         self._heed([Status(int(value)) for value in values[: self.comm.size]])
-        return None if scalar is None else values[-1]
+        return values[self.comm.size :]
 
     def settle_pipelined(self) -> None:
         """Read the tails of a pipelined step: its one host synchronisation.

@@ -30,9 +30,9 @@ HALVES = StageCosts(0.5, 0.5)
 def critical_path(kinds: Iterable[StepKind], costs: StageCosts = HALVES) -> float:
     """Ideal time of a schedule, in evaluations of a device's share of the batch by the whole network.
 
-    A full step costs 1, a reuse step the outer stage, o. Of a group of P pipelined steps the first one waits for the
-    outer stage only, as it goes on with the inner result that the step before left behind; every further one waits
-    for the slower stage: `o + (P - 1) max(o, n)`. Messages cost nothing here.
+    A full step costs 1, a reuse step the outer stage, o, a skipped one nothing. Of a group of P pipelined steps the
+    first one waits for the outer stage only, as it goes on with the inner result that the step before left behind;
+    every further one waits for the slower stage: `o + (P - 1) max(o, n)`. Messages cost nothing here.
 
     Args:
         kinds: How each step was shared, in order.
@@ -40,6 +40,8 @@ def critical_path(kinds: Iterable[StepKind], costs: StageCosts = HALVES) -> floa
     """
     time, previous = 0.0, StepKind.FULL
     for kind in kinds:
+        if kind is StepKind.SKIPPED:
+            continue
         if kind is StepKind.FULL:
             time += 1.0
         elif kind is previous is StepKind.PIPELINED:

@@ -72,7 +72,7 @@ class Engine:
         if scheduler is not None:
             check_scheduler(scheduler, self.folder.scheduler_config)
         assert self.config.devices is not None
-        check_ranks(self.config.strategy, self.config.devices)
+        check_ranks(self.config, self.config.devices)
         processes = 1 if self.config.simulate else self.config.devices
         spec = RankSpec(
             rank=0,

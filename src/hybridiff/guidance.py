@@ -22,6 +22,21 @@ def discrepancy(unconditional: torch.Tensor, conditional: torch.Tensor) -> torch
     return (conditional - unconditional).abs().mean() / scale
 
 
+def drift(prediction: torch.Tensor, earlier: torch.Tensor) -> torch.Tensor:
+    """How far a prediction moved: `|p - q| / |p|` in the 2-norm of each row, as root mean square over the rows.
+
+    Args:
+        prediction: All rows of a step, (rows, C, H, W).
+        earlier: Those of an earlier step.
+
+    Returns:
+        A 0-d float32 tensor on the device of the predictions.
+    """
+    now, before = prediction.float().flatten(1), earlier.float().flatten(1)
+    scale = now.square().sum(1).clamp_min(torch.finfo(torch.float32).tiny)
+    return ((now - before).square().sum(1) / scale).mean().sqrt()
+
+
 class GuidanceCarry:
     """Carries the guidance difference `d = e_c - e_u` over steps that compute the conditional branch only.
 

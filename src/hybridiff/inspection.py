@@ -14,7 +14,7 @@ from .denoiser.cut import StagePlan, choose_balanced, choose_share
 from .denoiser.hooks import AttachedHook, DenoiserHook
 from .denoiser.stages import StagedDenoiser
 from .presets import reuse_share
-from .strategies.staged import branch_rows
+from .strategies.base import branch_rows
 
 
 @dataclass(frozen=True)

@@ -192,11 +192,11 @@ def _agree_on_setup(
     problem: Exception | None = None
     try:
         _check_size(config, comm)
-        check_ranks(config.strategy, comm.size)
+        check_ranks(config, comm.size)
         strategy = STRATEGIES[config.strategy]
         family, denoiser = find_denoiser(pipe)
         _check_pipeline(pipe)
-        staged = StagedDenoiser(family, denoiser) if strategy.uses_stages else None
+        staged = StagedDenoiser(family, denoiser) if strategy.needs_stages(config, pipe) else None
         if staged is not None:
             strategy.check_network(config, staged)
     except Exception as error:  # told to all ranks, raised by require_same

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from .calibration import interpolate
 from .switching import PUBLISHED_STEPS, PublishedSettings
 
 PUBLISHED: dict[str, PublishedSettings] = {
@@ -24,12 +25,23 @@ FIRST, LAST, INTERVAL = 5, 45, 3
 """The fixed schedule unless told otherwise, for 50 steps: tau1, tau2, and the distance of full steps between."""
 
 
+_TOLERANCES = ((0.0, 0.25), (0.25, 0.16), (0.5, 0.1), (0.75, 0.05), (0.95, 0.02), (1.0, 0.0))
+
+
+def general_tolerance(quality: float) -> float:
+    """The tolerance of a quality for models that are not calibrated: what suits both embedded models roughly."""
+    return interpolate(_TOLERANCES, quality)
+
+
+def model_name(pipe: Any) -> str:
+    """The last part of the path or hub id that a pipeline was loaded from; empty where it does not know."""
+    return Path(str(pipe.config.get("_name_or_path") or "")).name
+
+
 def published_settings(pipe: Any) -> PublishedSettings:
     """The preset for a pipeline, by its model's name or else by its family; for 50 steps."""
-    name = Path(str(pipe.config.get("_name_or_path") or "")).name
-    if name in PUBLISHED:
-        return PUBLISHED[name]
-    return PUBLISHED[_family(pipe)]
+    name = model_name(pipe)
+    return PUBLISHED[name] if name in PUBLISHED else PUBLISHED[_family(pipe)]
 
 
 def _family(pipe: Any) -> str:
@@ -39,6 +51,11 @@ def _family(pipe: Any) -> str:
 def reuse_share(pipe: Any) -> float:
     """The outer stage's share of a whole evaluation at which reuse cuts a pipeline's denoiser."""
     return REUSE_SHARES[_family(pipe)]
+
+
+def scaled_steps(steps_of_fifty: int, steps: int, least: int = 1) -> int:
+    """A number of steps given for 50, for another number of steps."""
+    return max(least, round(steps_of_fifty * steps / PUBLISHED_STEPS))
 
 
 def fixed_schedule(steps: int, tau1: int | None, tau2: int | None, interval: int | None) -> tuple[int, int, int]:

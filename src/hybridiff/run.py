@@ -53,6 +53,7 @@ class Run:
         self._step = 0
         self._kind = StepKind.FULL
         self._discrepancy: float | None = None
+        self._drift: float | None = None
         self._answered = False  # whether this step had its guided evaluation
         self._started = self._step_started = time.perf_counter()
         self._sent_before: Counter[str] = Counter()
@@ -71,7 +72,7 @@ class Run:
         answer = self._strategy.predict(evaluation, self._step)
         self._kind = self._strategy.kind(self._step)  # before a callback can end guidance
         self._answered = True
-        self._discrepancy = answer.discrepancy
+        self._discrepancy, self._drift = answer.discrepancy, answer.drift
         if self._channel.interrupted:
             self._pipe._interrupt = True
         return evaluation.wrap(answer.prediction)
@@ -86,13 +87,14 @@ class Run:
                 phase=self._phase(),
                 kind=self._kind,
                 discrepancy=self._discrepancy,
+                drift=self._drift,
                 seconds=now - self._step_started,
                 bytes_by_purpose=dict(sent - self._sent_before),
             )
         )
         self._sent_before, self._step_started = sent, now
         self._step += 1
-        self._answered, self._discrepancy = False, None
+        self._answered, self._discrepancy, self._drift = False, None, None
         self._delay_interrupt()
 
     def finish(self) -> RunReport:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
@@ -24,16 +27,30 @@ class StepKind(str, Enum):
     """How the ranks share a step.
 
     FULL: each evaluates the whole network on its own branch. PIPELINED: each evaluates a stage of one branch. REUSE:
-    each evaluates the outer stage on its own branch, and forecasts the inner one.
+    each evaluates the outer stage on its own branch, and forecasts the inner one. SKIPPED: no rank evaluates anything;
+    all of them forecast both predictions.
     """
 
     FULL = "full"
     PIPELINED = "pipelined"
     REUSE = "reuse"
+    SKIPPED = "skipped"
+
+
+BETWEEN: dict[str, tuple[StepKind, ...]] = {
+    "pipelined": (StepKind.PIPELINED,),
+    "reuse": (StepKind.REUSE,),
+    "skipped": (StepKind.SKIPPED,),
+    "mixed": (StepKind.PIPELINED, StepKind.REUSE),
+}
+"""Kinds of the steps between full ones by name; several take turns, from the first step after a full one on."""
 
 
 class SwitchPolicy(ABC):
-    """Decides, step by step, from the discrepancies seen so far.
+    """Decides, step by step, from what full steps have shown so far.
+
+    Args:
+        between: Kinds of the steps between full ones; several take turns.
 
     Attributes:
         tau1: Last step before the parallel stage, None until decided.
@@ -43,9 +60,18 @@ class SwitchPolicy(ABC):
     tau1: int | None = None
     tau2: int | None = None
 
+    def __init__(self, between: Sequence[StepKind] = (StepKind.PIPELINED,)) -> None:
+        self.between = tuple(between)
+
     @abstractmethod
-    def observe(self, step: int, discrepancy: float) -> None:
-        """Take in the discrepancy of a full step."""
+    def observe(self, step: int, discrepancy: float, drift: float) -> None:
+        """Take in what a full step showed.
+
+        Args:
+            step: The step, from 0.
+            discrepancy: How far the branches are apart (`guidance.discrepancy`).
+            drift: How far the predictions moved since the full step before (`guidance.drift`).
+        """
 
     def phase(self, step: int) -> Phase:
         """The phase of a step; final once all steps before it were observed."""
@@ -55,7 +81,15 @@ class SwitchPolicy(ABC):
 
     def kind(self, step: int) -> StepKind:
         """How a step is shared."""
-        return StepKind.PIPELINED if self.phase(step) is Phase.PARALLEL else StepKind.FULL
+        if self.phase(step) is not Phase.PARALLEL:
+            return StepKind.FULL
+        distance = step - self.full_before(step)
+        return self.between[(distance - 1) % len(self.between)] if distance else StepKind.FULL
+
+    def full_before(self, step: int) -> int:
+        """The latest full step up to a step of the parallel stage, itself included."""
+        assert self.tau1 is not None
+        return self.tau1
 
     def notes(self) -> list[str]:
         """Sentences for the user about what was decided."""
@@ -78,9 +112,9 @@ class PublishedSettings:
     parallel_steps: int
     tau_cap: int
 
-    def scaled(self, steps: int) -> PublishedSettings:
-        """Settings given for 50 steps, for another number of steps."""
-        ratio = steps / PUBLISHED_STEPS
+    def scaled(self, steps: int, given_for: int = PUBLISHED_STEPS) -> PublishedSettings:
+        """Settings given for one number of steps, for another one."""
+        ratio = steps / given_for
         slope_window = max(1, round(self.slope_window * ratio))
         # Few steps leave room for at least two full ones before the parallel stage.
         parallel_steps = max(1, min(steps - 2, round(self.parallel_steps * ratio)))
@@ -119,22 +153,26 @@ class PublishedPolicy(SwitchPolicy):
     Args:
         settings: The rule's settings.
         steps: Number of steps of the run.
+        between: Kinds of the steps of the parallel stage.
 
     Raises:
         ValueError: the settings contradict each other, or the parallel stage could end after the last step.
     """
 
-    def __init__(self, settings: PublishedSettings, steps: int) -> None:
+    def __init__(
+        self, settings: PublishedSettings, steps: int, between: Sequence[StepKind] = (StepKind.PIPELINED,)
+    ) -> None:
+        super().__init__(between)
         _check_settings(settings, steps)
         self.settings = settings
         self._discrepancies: list[float] = []
         self._flat_slopes = 0
 
-    def observe(self, step: int, discrepancy: float) -> None:
+    def observe(self, step: int, discrepancy: float, drift: float) -> None:
         if self.tau1 is not None:
             return
-        assert step == len(self._discrepancies), "every step up to tau1 is a full one"
-        self._discrepancies.append(discrepancy)
+        unguided = step - len(self._discrepancies)  # while guidance was off nothing was seen
+        self._discrepancies += [math.nan] * unguided + [discrepancy]
         if self._is_flat(step):
             self._flat_slopes += 1
             self._start_after(step)
@@ -168,39 +206,138 @@ class PublishedPolicy(SwitchPolicy):
 
 
 class FixedPolicy(SwitchPolicy):
-    """A schedule known beforehand: between tau1 and tau2 every `interval`-th step is full, the others are not.
+    """A schedule known beforehand.
+
+    Args:
+        full: The full steps.
+        steps: Number of steps of the run.
+        between: Kinds of all other steps.
+
+    Raises:
+        ValueError: a full step lies beyond the last one, or the first step is not full.
+    """
+
+    def __init__(self, full: Iterable[int], steps: int, between: Sequence[StepKind] = (StepKind.PIPELINED,)) -> None:
+        super().__init__(between)
+        self._full = sorted(set(full))
+        if not self._full or self._full[0] != 0:
+            raise ValueError("step 0 must be a full step: nothing is known before it")
+        if self._full[-1] > steps - 1:
+            raise ValueError(f"full step {self._full[-1]} lies beyond the last of {steps} steps ({steps - 1})")
+        others = sorted(set(range(steps)) - set(self._full))
+        if others:
+            self.tau1, self.tau2 = others[0] - 1, others[-1]
+
+    def observe(self, step: int, discrepancy: float, drift: float) -> None:
+        pass
+
+    def full_before(self, step: int) -> int:
+        return self._full[bisect_right(self._full, step) - 1]
+
+
+def regular_schedule(tau1: int, tau2: int, interval: int, steps: int) -> list[int]:
+    """The full steps of a schedule that has every `interval`-th step full between tau1 and tau2.
 
     Args:
         tau1: Last full step before the parallel stage.
         tau2: Last step of the parallel stage.
-        interval: Distance of full steps (probes) in the parallel stage; 0 has none there.
-        between: What the other steps are.
+        interval: Distance of full steps in the parallel stage; 0 has none there.
         steps: Number of steps of the run.
 
     Raises:
         ValueError: the settings contradict each other or the number of steps.
     """
+    if not 0 <= tau1 <= tau2:
+        raise ValueError(f"tau1 {tau1} and tau2 {tau2} must satisfy 0 <= tau1 <= tau2")
+    if tau2 > steps - 1:
+        raise ValueError(f"tau2 {tau2} lies beyond the last of {steps} steps ({steps - 1})")
+    if interval < 0 or interval == 1:
+        raise ValueError(f"an interval of {interval} leaves no step between full ones; use 2 or more, or 0 for none")
+    probes = range(tau1, tau2 + 1, interval) if interval else []
+    return sorted({*range(tau1 + 1), *probes, *range(tau2 + 1, steps)})
 
-    def __init__(self, tau1: int, tau2: int, interval: int, between: StepKind, steps: int) -> None:
-        if not 0 <= tau1 <= tau2:
-            raise ValueError(f"tau1 {tau1} and tau2 {tau2} must satisfy 0 <= tau1 <= tau2")
-        if tau2 > steps - 1:
-            raise ValueError(f"tau2 {tau2} lies beyond the last of {steps} steps ({steps - 1})")
-        if interval < 0 or interval == 1:
-            raise ValueError(
-                f"an interval of {interval} leaves no step between full ones; use 2 or more, or 0 for none"
-            )
-        self.tau1, self.tau2 = tau1, tau2
-        self._interval = interval
-        self._between = between
 
-    def observe(self, step: int, discrepancy: float) -> None:
-        pass
+@dataclass(frozen=True)
+class GuidedSettings:
+    """Settings of the guided rule.
+
+    Attributes:
+        tolerance: Drift that a step may have since the last full one, weighted by how far the step moves the sample.
+        settled: The parallel stage opens once the discrepancy changes by no more than this share of it in a step.
+        longest: Full steps are at most this far apart.
+        patience: The parallel stage closes for good after this many full steps in a row that leave no room between.
+    """
+
+    tolerance: float
+    settled: float = 0.4
+    longest: int = 6
+    patience: int = 4
+
+
+class GuidedPolicy(SwitchPolicy):
+    """Step-size control: how soon a full step follows depends on the drift that the last ones showed.
+
+    The drift is taken to grow in proportion to the distance from the last full step. From a full step on, other steps
+    follow as long as the drift expected of them, times their weight, stays within the tolerance; at most twice as many
+    as before. The parallel stage opens (tau1) where the discrepancy has settled and the drift leaves room for the
+    first step that is not full, and closes (tau2) where full steps show that they leave no room any more. The last
+    step is always full.
+
+    Args:
+        settings: The rule's settings.
+        weights: How far each step moves the sample, 1 on average (`influence.Influence.weights`).
+        between: Kinds of the steps between full ones.
+    """
+
+    def __init__(
+        self,
+        settings: GuidedSettings,
+        weights: Sequence[float],
+        between: Sequence[StepKind] = (StepKind.SKIPPED,),
+    ) -> None:
+        super().__init__(between)
+        self.settings = settings
+        self._weights = weights
+        self._latest = 0  # latest full step
+        self._next = 1  # the full step after it
+        self._discrepancy = float("inf")
+        self._without_room = 0
+        self._is_settled = False
+
+    def observe(self, step: int, discrepancy: float, drift: float) -> None:
+        if self.tau2 is not None:
+            return
+        self._is_settled = self._is_settled or self._changes_little(discrepancy)
+        distance, self._latest, self._discrepancy = max(1, step - self._latest), step, discrepancy
+        self._next = step + (self._room(step, distance, drift) if self._is_settled else 1)
+        if self._next > step + 1:
+            self._without_room = 0
+            if self.tau1 is None:
+                self.tau1 = step
+        elif self.tau1 is not None:
+            self._without_room += 1
+            if self._without_room >= self.settings.patience or step >= len(self._weights) - 1:
+                self.tau2 = step
 
     def kind(self, step: int) -> StepKind:
-        assert self.tau1 is not None
-        is_probe = self._interval > 0 and (step - self.tau1) % self._interval == 0
-        return StepKind.FULL if self.phase(step) is not Phase.PARALLEL or is_probe else self._between
+        return super().kind(step) if self._latest < step < self._next else StepKind.FULL
+
+    def full_before(self, step: int) -> int:
+        return self._latest
+
+    def _changes_little(self, discrepancy: float) -> bool:
+        return abs(discrepancy - self._discrepancy) <= self.settings.settled * discrepancy
+
+    def _room(self, step: int, distance: int, drift: float) -> int:
+        """How far the next full step may lie from this one."""
+        limit = min(self.settings.longest, 2 * distance, len(self._weights) - 1 - step)
+        room = 1
+        while room < limit and self._is_tolerable(drift * room / distance * self._weights[step + room]):
+            room += 1
+        return room
+
+    def _is_tolerable(self, drift: float) -> bool:
+        return drift <= self.settings.tolerance  # not so for NaN
 
 
 def _check_settings(settings: PublishedSettings, steps: int) -> None:

@@ -30,6 +30,7 @@ class StepRecord:
         phase: The stage of the generation that the step belongs to.
         kind: How the ranks shared the step.
         discrepancy: `M` of the step (see `guidance.discrepancy`); None without guidance.
+        drift: How far the predictions moved since the full step before (see `guidance.drift`); None where not measured.
         seconds: Wall time from the end of the step before to the end of this one.
         bytes_by_purpose: Bytes put on the wire by all ranks together, by what they were for.
     """
@@ -40,6 +41,7 @@ class StepRecord:
     discrepancy: float | None
     seconds: float
     bytes_by_purpose: dict[str, int]
+    drift: float | None = None
 
     @property
     def bytes(self) -> int:
@@ -53,6 +55,7 @@ class StepRecord:
             "phase": self.phase.value,
             "kind": self.kind.value,
             "discrepancy": _finite(self.discrepancy),
+            "drift": _finite(self.drift),
             "seconds": self.seconds,
             "bytes": self.bytes,
             "bytes_by_purpose": self.bytes_by_purpose,

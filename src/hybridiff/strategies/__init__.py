@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from .base import Answer, RunContext, Strategy
 from .cfg import CfgStrategy
-from .hybrid import HybridStrategy
-from .reuse import ReuseStrategy
+from .hybrid import HybridStrategy, ReuseStrategy
 from .serial import SerialStrategy
 
 STRATEGIES: dict[str, type[Strategy]] = {

@@ -24,10 +24,12 @@ class Answer:
     Attributes:
         prediction: All rows, (rows, C, H, W), the same on every rank.
         discrepancy: `M` of the call; None where it has one branch only.
+        drift: How far the predictions moved since the full step before; None where nobody asked.
     """
 
     prediction: torch.Tensor
     discrepancy: float | None
+    drift: float | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class RunContext:
         timeline: Where work is recorded.
         steps: Number of denoising steps.
         pipe: The stock pipeline, to be read only.
-        staged: The denoiser, ready to be cut; None for strategies without `uses_stages`.
+        staged: The denoiser, ready to be cut; None where it need not be.
     """
 
     config: ParallelConfig
@@ -55,7 +57,6 @@ class Strategy(ABC):
     """A way for the ranks to answer denoiser calls together; one object serves one run."""
 
     name: ClassVar[str]
-    uses_stages: ClassVar[bool] = False
 
     def __init__(self, context: RunContext) -> None:
         self.context = context
@@ -63,9 +64,14 @@ class Strategy(ABC):
         self.channel = context.channel
         self.comm: Comm = context.channel.comm
 
+    @classmethod
+    def needs_stages(cls, config: ParallelConfig, pipe: Any) -> bool:
+        """Whether the network has to be cut."""
+        return False
+
     @classmethod  # noqa: B027 - most strategies have nothing to refuse
     def check_network(cls, config: ParallelConfig, staged: StagedDenoiser) -> None:
-        """Refuse a network that the strategy cannot use; for strategies with `uses_stages`.
+        """Refuse a network that the strategy cannot use; asked where it `needs_stages`.
 
         Raises:
             ValueError: with the numbers and the remedy; the same on every rank.
@@ -112,3 +118,9 @@ class Strategy(ABC):
     def predict_extra(self, evaluation: Evaluation, step: int) -> torch.Tensor:
         """Answer a further, unguided evaluation of the same step: on every rank by itself unless overridden."""
         return evaluation.run()
+
+
+def branch_rows(evaluation: Evaluation, branch: int) -> slice:
+    """The rows of one guidance branch of a call: 0 is the unconditional one, 1 the conditional one."""
+    rows = evaluation.rows // evaluation.branches
+    return slice(branch * rows, (branch + 1) * rows)

@@ -7,11 +7,10 @@ import torch
 from ..denoiser.blocks import Boundary
 from ..denoiser.call import Evaluation
 from ..denoiser.stages import StagedDenoiser
-from ..forecast import ORDERS, Forecast
+from ..forecast import Forecast
 from ..guidance import GuidanceCarry
-from .base import Answer, RunContext
+from .base import Answer, RunContext, branch_rows
 from .exchange import INNER_RANK, OUTER_RANK, Exchange
-from .staged import branch_rows
 
 
 class CarriedExchange(Exchange):
@@ -20,18 +19,22 @@ class CarriedExchange(Exchange):
     The outer rank sends its boundary as soon as it has it and goes on with what the inner stage returned up to the
     step before; so staleness is one step. The step answers `[e_c - d, e_c]` with the carried difference d, so that
     the pipeline's own guidance formula applies unchanged.
+
+    Args:
+        context: What the strategy works with.
+        staged: The denoiser, cut.
+        inner: Forecast of the inner result of the conditional branch, where this process plays the outer rank.
     """
 
-    def __init__(self, context: RunContext, staged: StagedDenoiser) -> None:
+    def __init__(self, context: RunContext, staged: StagedDenoiser, inner: Forecast | None) -> None:
         super().__init__(context, staged)
         self._carry = GuidanceCarry(context.config.carry)
-        self._inner = Forecast(ORDERS[context.config.forecast])  # of the outer rank
+        self._inner = inner  # of the outer rank; full steps feed it too
         self._result: Boundary = ()  # of the inner rank: not sent yet
-        self._latest_pipelined = -2
+        self._latest_full = self._latest_pipelined = -1
 
     def _keep(self, rank: int, step: int) -> None:
-        if rank == OUTER_RANK:
-            self._inner.observe(step, self.staged.kept(self.staged.down, self.staged.up))
+        self._latest_full = step
 
     def observe(self, step: int, unconditional: torch.Tensor, conditional: torch.Tensor) -> None:
         self._carry.observe(step, unconditional, conditional)
@@ -42,8 +45,9 @@ class CarriedExchange(Exchange):
 
         def exchange(down: Boundary) -> Boundary:
             received.update(self.channel.swap({OUTER_RANK: down, INNER_RANK: self._result}))
-            if self._latest_pipelined == step - 1:
-                self._inner.observe(step - 1, _copied(self._unpack_up(received[OUTER_RANK])))
+            assert self._inner is not None
+            if self._latest_pipelined > self._latest_full:  # a full step's own result is fresher
+                self._inner.observe(self._latest_pipelined, _copied(self._unpack_up(received[OUTER_RANK])))
             return self.staged.restored(down, self._inner.at(step))
 
         prediction: dict[int, torch.Tensor] = {}

@@ -25,8 +25,13 @@ class CfgStrategy(Strategy):
         if evaluation.branches == 1:
             self.channel.settle()
             return Answer(prediction, None)
+        return self._settled(prediction)
+
+    def _settled(self, prediction: torch.Tensor) -> Answer:
+        """The answer of a guided step that all ranks have come through."""
         unconditional, conditional = prediction.chunk(2)  # (2B, C, H, W) -> 2 x (B, C, H, W)
-        return Answer(prediction, self.channel.settle(discrepancy(unconditional, conditional)))
+        (measured,) = self.channel.settle(discrepancy(unconditional, conditional).reshape(1))
+        return Answer(prediction, measured)
 
     def predict_extra(self, evaluation: Evaluation, step: int) -> torch.Tensor:
         shares = split_rows(evaluation.rows, 1, self.comm.size)

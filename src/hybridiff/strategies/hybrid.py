@@ -1,85 +1,213 @@
-"""Condition-based partitioning that switches to an asynchronous pipeline (Jung et al. 2026, Sec. 3.2-3.3)."""
+"""Condition-based partitioning that switches to cheaper steps while the branches agree (Jung et al. 2026, Sec. 3.2)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
 from ..config import ParallelConfig
 from ..denoiser.call import Evaluation
-from ..denoiser.cut import StagePlan, choose_balanced
-from ..presets import fixed_schedule, published_settings
-from ..switching import FixedPolicy, Phase, PublishedPolicy, StepKind, SwitchPolicy
-from .base import Answer, RunContext
+from ..denoiser.cut import StagePlan, choose_balanced, choose_share
+from ..denoiser.stages import StagedDenoiser
+from ..forecast import ORDERS, Forecast
+from ..guidance import discrepancy, drift
+from ..influence import Influence, measure_influence
+from ..presets import reuse_share
+from ..schedule import STAGED, Schedule, may_need_stages
+from ..switching import Phase, StepKind
+from .base import Answer, RunContext, branch_rows
 from .carry import CarriedExchange
-from .exchange import Exchange
+from .cfg import CfgStrategy
+from .exchange import OUTER_RANK, Exchange
 from .published import PublishedExchange
-from .staged import StagedStrategy
-
-EXCHANGES: dict[str, type[Exchange]] = {"published": PublishedExchange, "carry": CarriedExchange}
-
-LEAST_STEPS = 3
-"""A run has to have a full step or two before a pipelined one; with fewer steps all are full."""
+from .reuse import Reuse
+from .skip import Skip
 
 
-class HybridStrategy(StagedStrategy):
-    """Partitioned steps, and in between pipelined ones in which each rank computes one stage of one branch."""
+class HybridStrategy(CfgStrategy):
+    """Full steps by condition-based partitioning, and between them steps that cost less or nothing."""
 
     name = "hybrid"
 
     def __init__(self, context: RunContext) -> None:
-        super().__init__(context, _policy(context.pipe, context.config, context.steps))
-        self._exchange = EXCHANGES[context.config.parallel_guidance](context, self._staged)
+        super().__init__(context)
+        self._schedule = Schedule(context.pipe, context.config, context.steps)
+        self._influence = self._measure_influence()
+        self._policy = self._schedule.policy(self._influence.weights)
+        self._staged = context.staged
+        self._inner: dict[int, Forecast] = {}  # a rank: the inner result of its branch
+        self._exchange: Exchange | None = None
+        self._reuse: Reuse | None = None
+        self._skip: Skip | None = None
+        self._is_off = False  # whether this run can have full steps only
+        self._off_note = ""
+        self._latest = -1  # the latest step that was begun
+        self._before: torch.Tensor | None = None  # the prediction of the full step before
         self._is_open = False
+        self.channel.kind_ahead = self._kind_ahead
+
+    @classmethod
+    def needs_stages(cls, config: ParallelConfig, pipe: Any) -> bool:
+        return may_need_stages(pipe, config)
+
+    @classmethod
+    def check_network(cls, config: ParallelConfig, staged: StagedDenoiser) -> None:
+        if config.cut is not None and not 0 <= config.cut < len(staged.cuts):
+            raise ValueError(f"cut {config.cut} does not exist: this network has cuts 0 to {len(staged.cuts) - 1}")
 
     @classmethod
     def check_call(cls, config: ParallelConfig, pipe: Any, steps: int) -> None:
-        _policy(pipe, config, steps)
+        Schedule(pipe, config, steps).check()
+
+    def phase(self, step: int) -> Phase:
+        return Phase.WARM_UP if self._is_off else self._policy.phase(step)
+
+    def kind(self, step: int) -> StepKind:
+        is_guided = bool(self.context.pipe.do_classifier_free_guidance)
+        return StepKind.FULL if self._is_off or not is_guided else self._policy.kind(step)
+
+    @property
+    def taus(self) -> tuple[int | None, int | None]:
+        return (None, None) if self._is_off else (self._policy.tau1, self._policy.tau2)
+
+    def stages(self) -> dict[str, Any]:
+        if self._is_off or self._staged is None or self._staged.plan is None:
+            return {}
+        return asdict(self._staged.plan)
+
+    def notes(self) -> list[str]:
+        if self._off_note:
+            return [self._off_note]
+        notes = [*self._schedule.notes(), *self._policy.notes()]
+        if self._skip is not None and not self._influence.on_sample:
+            name = type(self.context.pipe.scheduler).__name__
+            notes.append(f"{name} is not linear as it is configured: nothing makes up for the errors of skipped steps")
+        return notes
 
     def predict(self, evaluation: Evaluation, step: int) -> Answer:
         if step == 0:
             self._prepare(evaluation)
         self._latest = step
-        if evaluation.branches == 1 and self._policy.kind(step) is StepKind.PIPELINED:
+        if evaluation.branches == 1 and self._policy.phase(step) is Phase.PARALLEL:
             self._policy.tau2 = step - 1  # guidance ended early, and the parallel stage with it
-        self.channel.begin_step(self.kind(step))
-        if self.kind(step) is StepKind.PIPELINED:
+        kind = self.kind(step)
+        self.channel.begin_step(kind)
+        if kind is StepKind.SKIPPED:
+            assert self._skip is not None
+            return self._skip.predict(step)
+        if kind is StepKind.PIPELINED:
+            assert self._exchange is not None
             return self._exchange.predict(evaluation, step)
-        answer = super().predict(evaluation, step)
-        if not self._is_off and evaluation.branches == 2:
-            self._learn(step, answer)
-        return answer
+        return super().predict(evaluation, step)
+
+    def predict_extra(self, evaluation: Evaluation, step: int) -> torch.Tensor:
+        return evaluation.run()
+
+    def _measure_influence(self) -> Influence:
+        if self.config.rule != "guided" and StepKind.SKIPPED not in self._schedule.kinds:
+            return Influence([1.0] * self.context.steps, [])  # nobody asks
+        return measure_influence(self.context.pipe.scheduler, self.context.steps)
+
+    def _prepare(self, evaluation: Evaluation) -> None:
+        """See at the first step whether this run can have other steps than full ones, and what they need."""
+        scheduler = self.context.pipe.scheduler
+        order = getattr(scheduler, "order", 1)
+        if order > 1:
+            self._off_note = (
+                f"{type(scheduler).__name__} is of order {order}: none of its steps can be shared in another way, all "
+                "ran partitioned"
+            )
+        self._is_off = order > 1 or evaluation.branches == 1
+        if self._is_off:
+            return
+        kinds = self._schedule.kinds
+        if StepKind.SKIPPED in kinds:
+            self._skip = Skip(self._schedule.forecast, self._schedule.catch_up, self._influence)
+        if not STAGED.isdisjoint(kinds):
+            self._prepare_stages(evaluation, kinds)
+
+    def _prepare_stages(self, evaluation: Evaluation, kinds: Sequence[StepKind]) -> None:
+        assert self._staged is not None
+        if self._staged.shape != evaluation.sample.shape:
+            self._cut(self._staged, evaluation)
+        ranks = self.comm.members if StepKind.REUSE in kinds else {OUTER_RANK} & set(self.comm.members)
+        self._inner = {rank: Forecast(ORDERS[self._schedule.forecast]) for rank in ranks}
+        if StepKind.REUSE in kinds:
+            self._reuse = Reuse(self._staged, self._inner)
+        if StepKind.PIPELINED in kinds and self._schedule.guidance == "published":
+            self._exchange = PublishedExchange(self.context, self._staged)
+        elif StepKind.PIPELINED in kinds:
+            self._exchange = CarriedExchange(self.context, self._staged, self._inner.get(OUTER_RANK))
+
+    def _cut(self, staged: StagedDenoiser, evaluation: Evaluation) -> None:
+        """Measure the blocks and cut; the leader's choice holds, as no two measurements are the same."""
+        staged.uncut()
+        plans = staged.measure(evaluation, branch_rows(evaluation, evaluation.branches - 1))
+        plan = self._choose(plans) if self.config.cut is None else plans[self.config.cut]
+        staged.cut(self.channel.agree(plan, "agree on the cut")[0], evaluation.sample.shape)
 
     def _choose(self, plans: Sequence[StagePlan]) -> StagePlan:
-        return choose_balanced(plans)
+        """The pipeline wants equal stages, reuse a small outer one."""
+        if StepKind.PIPELINED in self._schedule.kinds:
+            return choose_balanced(plans)
+        share = self.config.outer_share
+        return choose_share(plans, reuse_share(self.context.pipe) if share is None else share)
 
     def _evaluate_share(self, evaluation: Evaluation, rank: int, share: slice) -> torch.Tensor:
         step = self._latest
-        may_go_on = not self._is_off and evaluation.branches == 2 and self.phase(step) is not Phase.CONNECT
-        prediction = self._staged.run_whole(evaluation, share, capture=may_go_on)
-        if may_go_on:
+        if self.kind(step) is StepKind.REUSE and evaluation.branches == 2:
+            assert self._reuse is not None
+            return self._reuse.evaluate(evaluation, rank, share, step)
+        if not self._may_go_on(evaluation) or (self._reuse is None and self._exchange is None):
+            return evaluation.run(share)
+        assert self._staged is not None
+        prediction = self._staged.run_whole(evaluation, share, capture=True)
+        if rank in self._inner:
+            self._inner[rank].observe(step, self._staged.kept(self._staged.down, self._staged.up))
+        if self._exchange is not None:
             self._exchange.keep(rank, step)
         return prediction
 
-    def _learn(self, step: int, answer: Answer) -> None:
+    def _may_go_on(self, evaluation: Evaluation) -> bool:
+        """Whether steps that are not full may follow."""
+        return not self._is_off and evaluation.branches == 2 and self.phase(self._latest) is not Phase.CONNECT
+
+    def _settled(self, prediction: torch.Tensor) -> Answer:
+        if self._is_off or self.kind(self._latest) is StepKind.REUSE:
+            return super()._settled(prediction)
+        unconditional, conditional = prediction.chunk(2)
+        before = torch.full_like(prediction, torch.nan) if self._before is None else self._before
+        scalars = torch.stack([discrepancy(unconditional, conditional), drift(prediction, before)])
+        measured, moved = self.channel.settle(scalars)
+        return self._learn(prediction, measured, moved)
+
+    def _learn(self, prediction: torch.Tensor, measured: float, moved: float) -> Answer:
         """What a full step teaches every rank alike."""
-        assert answer.discrepancy is not None
-        if not self._is_open:
-            self._exchange.open()
-            self._is_open = True
-        self._policy.observe(step, answer.discrepancy)
-        unconditional, conditional = answer.prediction.chunk(2)
-        self._exchange.observe(step, unconditional, conditional)
+        step = self._latest
+        self._before = prediction.clone()  # the next gather overwrites it
+        if self._exchange is not None:
+            if not self._is_open:
+                self._exchange.open()
+                self._is_open = True
+            self._exchange.observe(step, *prediction.chunk(2))
+        answer = Answer(prediction, measured, None if step == 0 else moved)
+        if self._skip is not None:
+            self._skip.observe(step, self._before)
+            answer = replace(answer, prediction=self._skip.caught_up(step, prediction))
+        self._policy.observe(step, measured, moved)
+        return answer
+
+    def _kind_ahead(self) -> StepKind:
+        step = self._latest + 1
+        while self.kind(step) is StepKind.SKIPPED:
+            step += 1
+        return self.kind(step)
 
 
-def _policy(pipe: Any, config: ParallelConfig, steps: int) -> SwitchPolicy:
-    if config.switching == "fixed":
-        tau1, tau2, interval = fixed_schedule(steps, config.tau1, config.tau2, config.full_interval)
-        return FixedPolicy(tau1, tau2, interval, StepKind.PIPELINED, steps)
-    given = (config.slope_window, config.slope_threshold, config.parallel_steps, config.tau_cap)
-    if steps < LEAST_STEPS and given == (None,) * 4:
-        return FixedPolicy(steps - 1, steps - 1, 0, StepKind.PIPELINED, steps)
-    preset = published_settings(pipe).scaled(steps)
-    return PublishedPolicy(preset.replaced(*given), steps)
+class ReuseStrategy(HybridStrategy):
+    """The same by a fixed schedule, with reuse steps between full ones unless told otherwise (see `ParallelConfig`)."""
+
+    name = "reuse"

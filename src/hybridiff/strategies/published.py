@@ -7,9 +7,8 @@ import torch
 from ..denoiser.blocks import Boundary
 from ..denoiser.call import Evaluation
 from ..denoiser.stages import StagedDenoiser
-from .base import Answer, RunContext
+from .base import Answer, RunContext, branch_rows
 from .exchange import INNER_RANK, OUTER_RANK, Exchange
-from .staged import branch_rows
 
 
 class PublishedExchange(Exchange):

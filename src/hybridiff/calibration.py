@@ -1,0 +1,119 @@
+"""Thresholds measured for a model, a scheduler and a number of steps: read from and written to a small file."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+FEWEST_PROMPTS = 16
+"""Thresholds from fewer prompts follow the prompts more than the model."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What was measured for one scheduler and number of steps.
+
+    Attributes:
+        scheduler: Class of the scheduler.
+        num_inference_steps: Number of denoising steps.
+        guidance_scale: At which it was measured.
+        prompts: From how many prompts.
+        between: What the steps between full ones are best.
+        catch_up: Share of the skipped steps' errors to make up for.
+        tolerances: A tolerance each for some qualities, rising: ((quality, tolerance), ...).
+        slope_window: Setting of the published rule (L).
+        slope_threshold: Likewise (g).
+        parallel_steps: Likewise (k).
+        tau_cap: Likewise.
+        curves: Mean and standard deviation of discrepancy and drift, a value a step, for people to look at.
+        measured: What each tolerance that was tried gave, likewise.
+    """
+
+    scheduler: str
+    num_inference_steps: int
+    guidance_scale: float | None
+    prompts: int
+    between: str
+    catch_up: float
+    tolerances: tuple[tuple[float, float], ...]
+    slope_window: int
+    slope_threshold: float
+    parallel_steps: int
+    tau_cap: int
+    curves: dict[str, list[float]] = field(default_factory=dict)
+    measured: list[dict[str, Any]] = field(default_factory=list)
+
+    def tolerance(self, quality: float) -> float:
+        """The tolerance of a quality from 0 to 1, between those that were measured along a straight line."""
+        return interpolate(self.tolerances, quality)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The entries of one file.
+
+    Attributes:
+        model: What was calibrated.
+        entries: One a scheduler and number of steps.
+    """
+
+    model: str
+    entries: tuple[Entry, ...]
+
+    @classmethod
+    def read(cls, path: Path) -> Calibration:
+        """Read a file.
+
+        Raises:
+            ValueError: it cannot be read, or is no calibration; names it.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            entries = [
+                Entry(**{**entry, "tolerances": tuple((float(q), float(t)) for q, t in entry["tolerances"])})
+                for entry in content["entries"]
+            ]
+            if not entries or not all(entry.tolerances for entry in entries):
+                raise ValueError("it holds no thresholds")
+            return cls(content["model"], tuple(entries))
+        except OSError as error:
+            raise ValueError(f"cannot read the calibration {path}: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is no calibration ({error}); write one with: hybridiff calibrate") from error
+
+    def write(self, path: Path) -> None:
+        """Write the file that `read` reads."""
+        content = {"model": self.model, "entries": [asdict(entry) for entry in self.entries]}
+        path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+    def with_entry(self, entry: Entry) -> Calibration:
+        """With an entry added, in the place of one for the same scheduler and number of steps."""
+        kept = [old for old in self.entries if _key(old) != _key(entry)]
+        return Calibration(self.model, tuple(sorted([*kept, entry], key=_key)))
+
+    def nearest(self, scheduler: str, steps: int) -> Entry:
+        """The entry for a scheduler and number of steps, or the one that is nearest to them."""
+        return min(
+            self.entries,
+            key=lambda entry: (entry.scheduler != scheduler, abs(entry.num_inference_steps - steps)),
+        )
+
+
+def interpolate(points: Sequence[tuple[float, float]], position: float) -> float:
+    """The value at a position along straight lines through points in rising order; beyond them the outermost one."""
+    places = [place for place, _ in points]
+    after = bisect_left(places, position)
+    if after == 0:
+        return points[0][1]
+    if after == len(points):
+        return points[-1][1]
+    (left, low), (right, high) = points[after - 1], points[after]
+    return low + (high - low) * (position - left) / (right - left)
+
+
+def _key(entry: Entry) -> tuple[str, int]:
+    return entry.scheduler, entry.num_inference_steps

@@ -1,0 +1,193 @@
+"""Which steps are full, and what the others are: the user's wishes, the calibration and the presets made one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from .calibration import Calibration, Entry
+from .config import ParallelConfig, parse_steps
+from .presets import fixed_schedule, general_tolerance, model_name, published_settings, scaled_steps
+from .switching import (
+    BETWEEN,
+    PUBLISHED_STEPS,
+    FixedPolicy,
+    GuidedPolicy,
+    GuidedSettings,
+    PublishedPolicy,
+    PublishedSettings,
+    StepKind,
+    SwitchPolicy,
+    regular_schedule,
+)
+
+STAGED = {StepKind.PIPELINED, StepKind.REUSE}
+"""Kinds of steps that need the network cut."""
+
+LEAST_STEPS = 3
+"""A run has to have a full step or two before another kind; with fewer steps all are full."""
+
+LONGEST = 6
+"""Largest distance of full steps under the guided rule, for 50 steps."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How `hybrid` and `reuse` run one call.
+
+    Args:
+        pipe: The stock pipeline, to be read only.
+        config: What the user asked for.
+        steps: Number of denoising steps.
+    """
+
+    pipe: Any
+    config: ParallelConfig
+    steps: int
+
+    def check(self) -> None:
+        """Refuse settings that contradict each other or the number of steps, and calibrations that cannot be read.
+
+        Raises:
+            ValueError: with the numbers and the remedy.
+        """
+        self.policy([1.0] * self.steps)
+
+    @property
+    def between(self) -> str:
+        """Name of what the steps between full ones are, see `switching.BETWEEN`."""
+        config = self.config
+        if config.between is not None:
+            return config.between
+        if config.rule == "published":
+            return "pipelined"
+        if config.strategy == "reuse":
+            return "reuse"
+        return "skipped" if self.entry is None else self.entry.between
+
+    @property
+    def kinds(self) -> tuple[StepKind, ...]:
+        """The kinds of the steps between full ones."""
+        return BETWEEN[self.between]
+
+    @property
+    def guidance(self) -> str:
+        """What pipelined steps do for guidance, see `ParallelConfig.parallel_guidance`."""
+        return self.config.parallel_guidance or ("published" if self.config.rule == "published" else "carry")
+
+    @property
+    def forecast(self) -> str:
+        """How things are carried over to the steps between full ones, see `ParallelConfig.forecast`."""
+        return self.config.forecast or ("hold" if self.between == "skipped" else "linear")
+
+    @property
+    def catch_up(self) -> float:
+        """Share of the skipped steps' errors that the next full step makes up for."""
+        if self.config.catch_up is not None:
+            return self.config.catch_up
+        return 1.0 if self.entry is None else self.entry.catch_up
+
+    @cached_property
+    def entry(self) -> Entry | None:
+        """The calibration that holds for this call, None where the model has none."""
+        calibration = find_calibration(self.pipe, self.config.calibration)
+        if calibration is None:
+            return None
+        return calibration.nearest(type(self.pipe.scheduler).__name__, self.steps)
+
+    def policy(self, weights: Sequence[float]) -> SwitchPolicy:
+        """The rule for one run.
+
+        Args:
+            weights: How far each step moves the sample, 1 on average.
+        """
+        rule, config = self.config.rule, self.config
+        if rule == "published" and self._is_long_enough:
+            return PublishedPolicy(self._published(), self.steps, self.kinds)
+        if rule == "fixed":
+            return FixedPolicy(self._full_steps(), self.steps, self.kinds)
+        if rule == "published" or not self._is_long_enough or config.quality_value == 1.0:
+            return FixedPolicy(range(self.steps), self.steps, self.kinds)
+        return GuidedPolicy(self._guided(), weights, self.kinds)
+
+    def notes(self) -> list[str]:
+        """Sentences for the user about what the schedule rests on."""
+        if self.config.rule != "guided" or self.config.tolerance is not None:
+            return []
+        if self.config.quality_value == 1.0:
+            return ["quality exact: every step is a full one"]
+        entry, scheduler = self.entry, type(self.pipe.scheduler).__name__
+        if entry is None:
+            return ["this model is not calibrated: general thresholds hold; hybridiff calibrate measures its own"]
+        if (entry.scheduler, entry.num_inference_steps) != (scheduler, self.steps):
+            return [
+                f"calibrated for {entry.scheduler} with {entry.num_inference_steps} steps, the nearest to {scheduler} "
+                f"with {self.steps}"
+            ]
+        return []
+
+    @property
+    def _is_long_enough(self) -> bool:
+        config = self.config
+        given = (config.slope_window, config.slope_threshold, config.parallel_steps, config.tau_cap)
+        return self.steps >= LEAST_STEPS or (config.rule == "published" and given != (None,) * 4)
+
+    def _published(self) -> PublishedSettings:
+        config, entry = self.config, self.entry
+        if entry is not None:
+            preset = PublishedSettings(
+                entry.slope_window, entry.slope_threshold, entry.parallel_steps, entry.tau_cap
+            ).scaled(self.steps, entry.num_inference_steps)
+        else:
+            preset = published_settings(self.pipe).scaled(self.steps)
+        return preset.replaced(config.slope_window, config.slope_threshold, config.parallel_steps, config.tau_cap)
+
+    def _guided(self) -> GuidedSettings:
+        config, entry = self.config, self.entry
+        settings = {
+            "tolerance": config.tolerance,
+            "settled": config.settled,
+            "longest": config.longest_interval or scaled_steps(LONGEST, self.steps, least=2),
+            "patience": config.patience,
+        }
+        if config.tolerance is None:
+            quality = config.quality_value
+            settings["tolerance"] = general_tolerance(quality) if entry is None else entry.tolerance(quality)
+        return GuidedSettings(**{name: value for name, value in settings.items() if value is not None})  # type: ignore[arg-type]
+
+    def _full_steps(self) -> list[int]:
+        config = self.config
+        if config.full_steps is not None:
+            return parse_steps(config.full_steps)
+        tau1, tau2, interval = fixed_schedule(self.steps, config.tau1, config.tau2, config.full_interval)
+        return regular_schedule(tau1, tau2, interval, self.steps)
+
+
+def may_need_stages(pipe: Any, config: ParallelConfig) -> bool:
+    """Whether some call of a pipeline may need its network cut, whatever the scheduler and the number of steps.
+
+    Raises:
+        ValueError: the calibration cannot be read.
+    """
+    calibration = find_calibration(pipe, config.calibration)
+    names = {Schedule(pipe, config, steps).between for steps in _calibrated_steps(calibration)}
+    return any(not STAGED.isdisjoint(BETWEEN[name]) for name in names)
+
+
+def _calibrated_steps(calibration: Calibration | None) -> set[int]:
+    return {PUBLISHED_STEPS} if calibration is None else {entry.num_inference_steps for entry in calibration.entries}
+
+
+def find_calibration(pipe: Any, path: str | None) -> Calibration | None:
+    """The calibration in a file, or the one that an embedded model brings; None where there is none.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    if path is not None:
+        return Calibration.read(Path(path).expanduser())
+    own = Path(__file__).parent / "tiny" / (model_name(pipe) or "-") / "calibration.json"
+    return Calibration.read(own) if own.exists() else None
