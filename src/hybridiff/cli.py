@@ -16,6 +16,7 @@ from .options import (
     add_generate_options,
     add_inspect_options,
     add_machine_options,
+    add_simulate_options,
     call_arguments,
     parallel_config,
     parse_options,
@@ -57,6 +58,10 @@ def _parser() -> Parser:
     add_inspect_options(inspect)
     inspect.set_defaults(command=_inspect)
 
+    simulate = commands.add_parser("simulate", help="fidelity against ideal speed-up of many settings, on one device")
+    add_simulate_options(simulate)
+    simulate.set_defaults(command=_simulate)
+
     demo = commands.add_parser("demo", help="the same scene with the embedded models on one device and on two")
     demo.add_argument("--output", default="out/demo", metavar="FOLDER", help="(default out/demo)")
     demo.add_argument("--num-inference-steps", type=int, default=50, metavar="N", help="(default 50)")
@@ -67,6 +72,7 @@ def _parser() -> Parser:
 
 
 def _generate(options: argparse.Namespace) -> None:
+    from .bench import recommended
     from .engine import Engine
     from .models import find_model
     from .output import Output
@@ -76,7 +82,7 @@ def _generate(options: argparse.Namespace) -> None:
     if options.model is None:
         raise ValueError("there is no model; give --model, such as --model tiny-sdxl")
     folder = find_model(options.model, options.variant)
-    arguments = {**_recommended(options.model), **call_arguments(options)}
+    arguments = {**recommended(options.model), **call_arguments(options)}
     folder.check_call(arguments)
     config = parallel_config(options)
     output.prepare()
@@ -100,13 +106,6 @@ def _generate(options: argparse.Namespace) -> None:
                 if trace is not None:
                     paths.append(trace.numbered(number, len(prompts)).write_trace(generation))
                 _tell(generation, paths)
-
-
-def _recommended(model: str) -> dict[str, Any]:
-    """The guidance scale at which an embedded model draws best; other models keep their pipeline's default."""
-    from .tiny import GUIDANCE
-
-    return {"guidance_scale": GUIDANCE[model]} if model in GUIDANCE else {}
 
 
 def _prompts(options: argparse.Namespace) -> list[Any]:
@@ -150,6 +149,78 @@ def _inspect(options: argparse.Namespace) -> None:
     print(format_inspection(inspect_denoiser(pipe, **size), options.all))
 
 
+def _simulate(options: argparse.Namespace) -> None:
+    from .bench import Bench, describe_prompts, take_prompts, versions
+    from .frontier import seeded
+    from .output import Output
+    from .plots import plot_frontier
+    from .study import Study, format_study, run_study
+
+    target = Output.file(options.output, ".json").path
+    families = _families(options)
+    prompts = seeded(take_prompts(options.model, options.prompts, "evaluation", (64,)))[: options.limit]
+    guided_prompts = _typical_prompts(options, families)
+    bench = Bench.load(options.model, call_arguments(options), **_machine(options))
+    settings, guided = _settings_to_compare(options, families, bench.steps)
+    study = Study.open(
+        target,
+        run={**bench.facts(), "prompts": describe_prompts(prompts)},
+        made_with={"command": "hybridiff " + " ".join(sys.argv[1:]), **versions()},
+        fresh=options.fresh,
+    )
+    with _ProgressBar(True, "pictures", smoothing=0.0) as bar:
+        run_study(study, bench.pipe, prompts, settings, bench.call, guided, guided_prompts, bar.show_what)
+    picture = target.with_suffix(".png")
+    plot_frontier(study.to_dict(), picture)
+    print(format_study(study))
+    print(f"  {target}\n  {picture}")
+
+
+def _families(options: argparse.Namespace) -> list[str]:
+    """The families to compare: those that were named, or all that can be."""
+    from .families import NAMES, TYPICAL, check_families
+    from .models import EMBEDDED
+
+    if options.families is not None:
+        names = [name.strip() for name in options.families.split(",")]
+        check_families(names)
+        return names
+    if options.settings is not None:
+        return []
+    has_prompts = options.model in EMBEDDED or options.calibration_prompts is not None
+    return [name for name in NAMES if name != TYPICAL or has_prompts]
+
+
+def _typical_prompts(options: argparse.Namespace, families: Sequence[str]) -> list[Any]:
+    """The prompts that typical schedules are taken from; none where none are asked for."""
+    from .bench import take_prompts
+    from .families import TYPICAL
+
+    if TYPICAL not in families:
+        return []
+    return take_prompts(options.model, options.calibration_prompts, "calibration", (16,))
+
+
+def _settings_to_compare(
+    options: argparse.Namespace, families: Sequence[str], steps: int
+) -> tuple[list[Any], list[Any]]:
+    """The settings, and the guided ones whose typical schedules are to be found first."""
+    from .families import TYPICAL, guided_models, list_settings
+    from .study import read_settings
+
+    settings = list_settings(families, steps)
+    settings += [] if options.settings is None else read_settings(_folder(options.settings))
+    guided = guided_models() if TYPICAL in families else []
+    if options.calibration is None:
+        return settings, guided
+    settings, guided = ([setting.calibrated(options.calibration) for setting in some] for some in (settings, guided))
+    return settings, guided
+
+
+def _machine(options: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(options, name) for name in ("device", "dtype", "scheduler", "variant")}
+
+
 def _demo(options: argparse.Namespace) -> None:
     from .demo import PROMPT, format_table, run_demo
     from .output import Output
@@ -183,18 +254,29 @@ def _folder(path: str) -> Any:
 
 
 class _ProgressBar:
-    """A tqdm bar on stderr, on one rank; it appears with the first step."""
+    """A tqdm bar on stderr, on one rank; it appears with the first step.
 
-    def __init__(self, is_shown: bool, label: str) -> None:
-        self._is_shown, self._label = is_shown, label
+    Args:
+        is_shown: Whether it appears at all.
+        label: What it counts.
+        smoothing: How much the latest steps count for the remaining time; 0 has all of them count alike.
+    """
+
+    def __init__(self, is_shown: bool, label: str, smoothing: float = 0.3) -> None:
+        self._is_shown, self._label, self._smoothing = is_shown, label, smoothing
         self._bar: Any = None
 
     def show(self, done: int, total: int) -> None:
         from tqdm import tqdm
 
         if self._bar is None:
-            self._bar = tqdm(total=total, desc=self._label, disable=not self._is_shown)
+            self._bar = tqdm(total=total, desc=self._label, disable=not self._is_shown, smoothing=self._smoothing)
         self._bar.update(done - self._bar.n)
+
+    def show_what(self, what: str, done: int, total: int) -> None:
+        """Show what is being done as well."""
+        self.show(done, total)
+        self._bar.set_description(what, refresh=False)
 
     def __enter__(self) -> _ProgressBar:
         return self

@@ -92,10 +92,59 @@ def add_inspect_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--height", type=_whole(1), metavar="PIXELS")
     parser.add_argument("--width", type=_whole(1), metavar="PIXELS")
     parser.add_argument("--all", action="store_true", help="list every legal cut, not only the chosen ones")
-    parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="(default auto)")
-    parser.add_argument("--dtype", choices=DTYPES, help="(default float32 on CPU, a half type on CUDA)")
-    parser.add_argument("--variant", metavar="NAME", help="weight files to take, such as fp16")
-    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    _add_one_device_options(parser)
+
+
+def add_simulate_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `hybridiff simulate`."""
+    what = parser.add_argument_group("what to compare")
+    _add_model_options(what)
+    what.add_argument("--limit", type=_whole(1), metavar="N", help="take the first prompts only")
+    what.add_argument(
+        "--families", metavar="A,B", help="families of settings (default all; none where --settings is given)"
+    )
+    what.add_argument(
+        "--settings", metavar="FILE", help="more settings: a JSON list of objects with family, label, config, steps"
+    )
+    what.add_argument("--calibration", metavar="FILE", help="thresholds that hybridiff calibrate wrote")
+    what.add_argument(
+        "--calibration-prompts",
+        metavar="FILE",
+        help="prompts that typical schedules are taken from, none of --prompts; the embedded models bring theirs",
+    )
+    what.add_argument("--output", default="out/frontier.json", metavar="FILE", help="(default out/frontier.json)")
+    what.add_argument("--fresh", action="store_true", help="start over where the output is there already")
+    _add_call_options(parser.add_argument_group("how to denoise; the model's own defaults where not given"))
+    _add_one_device_options(parser.add_argument_group("on what"))
+
+
+def _add_model_options(group: Any) -> None:
+    group.add_argument(
+        "--model", required=True, metavar="MODEL", help=f"{', '.join(EMBEDDED)}, a local folder, or a hub id"
+    )
+    group.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="a prompt a line, plain or JSON with prompt, seed and negative_prompt; the embedded models bring theirs",
+    )
+
+
+def _add_call_options(group: Any) -> None:
+    group.add_argument("--num-inference-steps", type=_whole(1), metavar="N")
+    group.add_argument("--guidance-scale", type=float, metavar="X")
+    group.add_argument("--guidance-rescale", type=float, metavar="X", help="SDXL only")
+    group.add_argument("--max-sequence-length", type=_whole(1), metavar="N", help="text tokens, SD3 only")
+    group.add_argument("--scheduler", choices=tuple(SCHEDULERS), metavar="NAME", help=", ".join(SCHEDULERS))
+    group.add_argument("--negative-prompt", metavar="TEXT")
+    group.add_argument("--height", type=_whole(1), metavar="PIXELS")
+    group.add_argument("--width", type=_whole(1), metavar="PIXELS")
+
+
+def _add_one_device_options(group: Any) -> None:
+    group.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto", help="(default auto)")
+    group.add_argument("--dtype", choices=DTYPES, help="(default float32 on CPU, a half type on CUDA)")
+    group.add_argument("--variant", metavar="NAME", help="weight files to take, such as fp16")
+    group.add_argument("--traceback", action="store_true", help="show where an error came from")
 
 
 def add_machine_options(parser: Any, device: str) -> None:
@@ -154,7 +203,7 @@ def call_arguments(options: argparse.Namespace) -> dict[str, Any]:
     """The pipeline's arguments that the options give, less the prompt."""
     given = {name: getattr(options, name) for name in CALL_OPTIONS}
     arguments = {name: value for name, value in given.items() if value is not None}
-    if options.num_images > 1:
+    if getattr(options, "num_images", 1) > 1:
         arguments["num_images_per_prompt"] = options.num_images
     return arguments
 

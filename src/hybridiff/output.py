@@ -59,6 +59,11 @@ class Output:
         output.prepare()
         return output
 
+    @property
+    def path(self) -> Path:
+        """The file itself, or the first picture."""
+        return self._path("")
+
     def numbered(self, number: int, of: int) -> Output:
         """The output of one prompt of several, counted from 1."""
         return self if of == 1 else Output(self.folder, f"{self.stem}-{number:0{max(3, len(str(of)))}}", self.suffix)
@@ -100,9 +105,8 @@ class Output:
 
     def write_trace(self, generation: Generation) -> Path:
         """Write what each rank did when; the path written. See `trace.write_chrome_trace`."""
-        path = self._path("")
-        write_chrome_trace(generation.report, path)
-        return path
+        write_chrome_trace(generation.report, self.path)
+        return self.path
 
     def _path(self, ending: str) -> Path:
         return self.folder / f"{self.stem}{ending}{self.suffix}"

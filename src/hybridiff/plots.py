@@ -1,4 +1,4 @@
-"""Pictures of a run: the discrepancy curve with its phases, and sheets of several images."""
+"""Pictures of runs: the discrepancy curve with its phases, sheets of several images, the frontier of a study."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .frontier import upper_envelope
 from .switching import Phase
 from .trace import RunReport, StepRecord
 
@@ -71,6 +72,100 @@ def image_sheet(images: Sequence[Image.Image], columns: int | None = None, gap: 
     for number, image in enumerate(images):
         sheet.paste(image, ((number % columns) * (width + gap), (number // columns) * (height + gap)))
     return sheet
+
+
+FAMILY_COLORS = {
+    "quality": "#000000",
+    "skipped": "#0072b2",
+    "typical": "#56b4e9",
+    "fixed": "#7a5195",
+    "mixed": "#cc79a7",
+    "reuse": "#009e73",
+    "carry": "#e69f00",
+    "cache": "#8c6d31",
+    "fewer-steps": "#808080",
+    "published": "#d55e00",
+    "published-rule": "#d55e00",
+    "exact": "#27374d",
+}
+MOST_DECIBELS = 72.0
+"""Pictures nearer than this look the same, and would leave no room for the others."""
+
+
+def plot_frontier(content: dict[str, Any], path: str | Path) -> None:
+    """Write the figure of a study; the path's suffix decides the format. See `frontier_figure`."""
+    frontier_figure(content).savefig(path)
+
+
+def frontier_figure(content: dict[str, Any]) -> Figure:
+    """Draw fidelity over ideal speed-up: a dot a setting, and for each family the line that none of its settings beats.
+
+    Args:
+        content: Of a study's file, see `study.Study`.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.5, 5.4), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    rows = content["rows"]
+    known = [family for family in FAMILY_COLORS if any(row["family"] == family for row in rows)]
+    others = sorted({row["family"] for row in rows} - set(known))
+    for family in known + others:
+        _draw_family(axes, family, [row for row in rows if row["family"] == family])
+    _mark_published(axes, rows)
+    _label_frontier(axes, content)
+    return figure
+
+
+def _draw_family(axes: Any, family: str, rows: Sequence[dict[str, Any]]) -> None:
+    points = [(row["ideal_speedup"], row["psnr"]) for row in rows]
+    best = upper_envelope(points)
+    color = FAMILY_COLORS.get(family, LINE_COLOR)
+    axes.scatter(*zip(*points, strict=True), color=color, alpha=0.3, s=14, linewidth=0)
+    style = {"linewidth": 1.8, "marker": "o", "markersize": 4} if len(best) > 1 else {"linewidth": 0, "marker": "D"}
+    axes.plot(*zip(*best, strict=True), color=color, label=family, **style)
+
+
+def _mark_published(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
+    """The published exchange at its best, and how far the others get before they fall below it."""
+    published = [row for row in rows if row["family"] == "published"]
+    if not published:
+        return
+    best = max(published, key=lambda row: row["psnr"])
+    speed, fidelity = best["ideal_speedup"], best["psnr"]
+    axes.axhline(fidelity, color=FAMILY_COLORS["published"], linestyle=":", linewidth=1.2, zorder=0)
+    axes.plot([speed], [fidelity], marker="*", markersize=15, color=FAMILY_COLORS["published"], linewidth=0)
+    axes.annotate(
+        f"published exchange at its best: {speed:.2f}x, {fidelity:.1f} dB",
+        (1.0, fidelity),
+        xycoords=("axes fraction", "data"),
+        xytext=(-4, 3),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+        color=FAMILY_COLORS["published"],
+    )
+
+
+def _label_frontier(axes: Any, content: dict[str, Any]) -> None:
+    run, values = content["run"], [row["psnr"] for row in content["rows"]]
+    shown = [value for value in values if value <= MOST_DECIBELS] or values
+    if shown:
+        axes.set_ylim(min(shown) - 1.5, max(shown) + 2.5)
+    axes.set_title(
+        f"{run['model']}, {run['num_inference_steps']} steps, {run['scheduler'].removesuffix('Scheduler')}, "
+        f"{run['dtype']}, {len(run['prompts'])} prompts",
+        fontsize=10,
+        loc="left",
+    )
+    axes.set_xlabel("ideal speed-up over one device")
+    axes.set_ylabel("PSNR against the picture of one device, dB")
+    axes.xaxis.set_major_formatter("{x:g}x")
+    axes.grid(color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if content["rows"]:
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
 
 
 def _shade_phases(axes: Any, steps: Sequence[StepRecord]) -> None:
