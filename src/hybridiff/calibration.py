@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .config import BETWEEN
+
 FEWEST_PROMPTS = 16
 """Thresholds from fewer prompts follow the prompts more than the model."""
 
@@ -79,6 +81,9 @@ class Calibration:
             ]
             if not entries or not all(entry.tolerances for entry in entries):
                 raise ValueError("it holds no thresholds")
+            unknown = {entry.between for entry in entries} - set(BETWEEN)
+            if unknown:
+                raise ValueError(f"unknown steps between full ones: {', '.join(sorted(unknown))}")
             return cls(content["model"], tuple(entries))
         except OSError as error:
             raise ValueError(f"cannot read the calibration {path}: {error.strerror}") from error

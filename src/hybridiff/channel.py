@@ -79,6 +79,12 @@ class Channel:
         """Whether packets have a size yet; until then ranks agree by small objects."""
         return self._gathered is not None
 
+    @property
+    def room(self) -> int:
+        """Elements of a prediction that a packet has room for."""
+        assert self._gathered is not None
+        return self._gathered.shape[1] - 1
+
     def agree(self, thing: T, what: str) -> list[T]:
         """Exchange an object with all ranks, all of which must still be in this run.
 
@@ -179,6 +185,16 @@ class Channel:
         """
         self.gather({})
         self.settle()
+
+    def beat_pipelined(self) -> None:
+        """Likewise in a pipelined step, of which nothing but the messages takes place.
+
+        Raises:
+            RankError: a rank failed, or left the loop while this one goes on.
+        """
+        self.swap({})
+        self.hand_out({})
+        self.settle_pipelined()
 
     def settle(self, scalars: torch.Tensor | None = None) -> list[float]:
         """Read the tails of a full step's gather, and scalars (1-D) with them: the one host synchronisation of a step.

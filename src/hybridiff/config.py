@@ -127,6 +127,15 @@ class ParallelConfig:
         return _quality(self.quality)
 
     @property
+    def kind_between(self) -> str | None:
+        """What the steps between full ones are, as the user or the strategy says; None leaves it to the calibration."""
+        if self.between is not None:
+            return self.between
+        if self.strategy == "reuse":
+            return "reuse"
+        return "pipelined" if self.rule == "published" else None
+
+    @property
     def rule(self) -> str:
         """The switching rule in force: `guided`, `published` or `fixed`."""
         return self.switching or ("fixed" if self.strategy == "reuse" else "guided")
@@ -145,9 +154,10 @@ def parse_steps(text: str) -> list[int]:
     steps: set[int] = set()
     for part in text.replace(" ", "").split(","):
         first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
+        last = last if dash else first
+        if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
             raise ValueError(f"full_steps must look like 0-4,8,11, got {text!r}")
-        steps.update(range(int(first), int(last if dash else first) + 1))
+        steps.update(range(int(first), int(last) + 1))
     return sorted(steps)
 
 
@@ -156,7 +166,7 @@ def _quality(quality: str | float) -> float:
         return QUALITIES[quality]
     try:
         value = float(quality)
-    except ValueError:
+    except (ValueError, TypeError):
         value = float("nan")
     if not 0 <= value <= 1:
         raise ValueError(f"quality must be {', '.join(QUALITIES)} or a number from 0 to 1, got {quality!r}")
@@ -176,11 +186,8 @@ def check_ranks(config: ParallelConfig, ranks: int) -> None:
         ValueError: with the numbers and the remedy.
     """
     strategy = config.strategy
-    is_pipelined = strategy == "hybrid" and (config.rule == "published" or config.between in ("pipelined", "mixed"))
-    if is_pipelined and ranks != BRANCHES:
-        raise ValueError(
-            f"pipelined steps need {BRANCHES} ranks, got {ranks}; use --devices {BRANCHES}, or --between skipped"
-        )
+    if strategy in ("hybrid", "reuse") and config.kind_between in ("pipelined", "mixed"):
+        check_pipelined(ranks)
     if strategy == "serial" or (strategy != "cfg" and ranks == 1):
         return
     if ranks % BRANCHES:
@@ -188,4 +195,16 @@ def check_ranks(config: ParallelConfig, ranks: int) -> None:
         raise ValueError(
             f"strategy {strategy!r} needs a multiple of {BRANCHES} ranks, one half for each guidance branch; got "
             f"{ranks}; use {more} (--devices {more}, torchrun --nproc-per-node {more}) or strategy 'serial'"
+        )
+
+
+def check_pipelined(ranks: int) -> None:
+    """Refuse pipelined steps on other numbers of ranks than two.
+
+    Raises:
+        ValueError: with the numbers and the remedy.
+    """
+    if ranks != BRANCHES:
+        raise ValueError(
+            f"pipelined steps need {BRANCHES} ranks, got {ranks}; use --devices {BRANCHES}, or --between skipped"
         )

@@ -38,23 +38,33 @@ class Influence:
         return wanted / own if abs(own) > _NEGLIGIBLE * abs(wanted) else 0.0
 
 
-def measure_influence(scheduler: Any, steps: int) -> Influence:
+def measure_influence(scheduler: Any, steps: int, first: float | None = None) -> Influence:
     """Run a copy of a scheduler on unit impulses: a few milliseconds, no network.
 
     Args:
         scheduler: Timesteps set, no step taken yet.
-        steps: Number of steps of the run: its last timesteps.
+        steps: Number of steps of the run.
+        first: Timestep of the first of them; the run has the last timesteps unless given.
     """
-    responses = _responses(scheduler, steps)
+    begin = _begin(scheduler, steps, first)
+    responses = _responses(scheduler, begin, steps)
     if responses is None:
         return Influence([1.0] * steps, [])
-    moved = [abs(float(responses[i, i]) * _input_scale(scheduler, i + 1, steps)) for i in range(steps)]
+    moved = [abs(float(responses[i, i])) * _input_scale(scheduler, begin + i + 1) for i in range(steps)]
     mean = sum(moved) / steps
     weights = [value / mean for value in moved] if mean > 0 else [1.0] * steps
     return Influence(weights, responses.tolist())
 
 
-def _responses(scheduler: Any, steps: int) -> torch.Tensor | None:
+def _begin(scheduler: Any, steps: int, first: float | None) -> int:
+    """Index of a run's first timestep: not 0 from image to image, and not always followed by all that there are."""
+    last = len(scheduler.timesteps) - steps
+    if first is None:
+        return last
+    return min(last, int((scheduler.timesteps.double() - first).abs().argmin()))
+
+
+def _responses(scheduler: Any, begin: int, steps: int) -> torch.Tensor | None:
     """(steps, steps): row i is the sample after step i, element j the one whose only impulse is in prediction j.
 
     None where a scheduler is not linear by its configuration, cannot be run alone, or a sample is not finite.
@@ -64,20 +74,20 @@ def _responses(scheduler: Any, steps: int) -> torch.Tensor | None:
     impulses = torch.eye(steps, dtype=torch.float64)
     try:
         # The same noise with and without the impulses: what schedulers add cancels.
-        responses = _samples(scheduler, impulses) - _samples(scheduler, torch.zeros_like(impulses))
+        responses = _samples(scheduler, begin, impulses) - _samples(scheduler, begin, torch.zeros_like(impulses))
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):  # a scheduler of another kind
         return None
     return responses if responses.isfinite().all() else None
 
 
-def _samples(scheduler: Any, predictions: torch.Tensor) -> torch.Tensor:
+def _samples(scheduler: Any, begin: int, predictions: torch.Tensor) -> torch.Tensor:
     """Samples that start from zero, one a column: after each step, given each step's predictions, (steps, columns)."""
-    copied = copy.deepcopy(scheduler)
-    timesteps = copied.timesteps[len(copied.timesteps) - len(predictions) :]
+    copied = _copied(scheduler)
+    timesteps = copied.timesteps[begin : begin + len(predictions)]
     sample = torch.zeros(predictions.shape[1], 1, 1, 1, dtype=torch.float64)  # as a batch: some need four dimensions
     rows = []
     with torch.random.fork_rng(devices=[]):  # schedulers that add noise must not disturb the user's
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would reach the GPUs' generators too
         for prediction, timestep in zip(predictions, timesteps, strict=True):
             if hasattr(copied, "scale_model_input"):
                 copied.scale_model_input(sample, timestep)  # some warn unless it was called
@@ -86,12 +96,20 @@ def _samples(scheduler: Any, predictions: torch.Tensor) -> torch.Tensor:
     return torch.stack(rows)
 
 
-def _input_scale(scheduler: Any, step: int, steps: int) -> float:
-    """By what a scheduler multiplies the sample of a step before the network sees it; 1 after the last step."""
-    if step >= steps or not hasattr(scheduler, "scale_model_input"):
+def _input_scale(scheduler: Any, index: int) -> float:
+    """By what a scheduler multiplies the sample of a timestep before the network sees it; 1 after the last one."""
+    if index >= len(scheduler.timesteps) or not hasattr(scheduler, "scale_model_input"):
         return 1.0
-    copied = copy.deepcopy(scheduler)
-    timestep = copied.timesteps[len(copied.timesteps) - steps + step]
+    copied = _copied(scheduler)
     if hasattr(copied, "_step_index"):
-        copied._step_index = len(copied.timesteps) - steps + step
-    return float(copied.scale_model_input(torch.ones(1, 1, 1, 1, dtype=torch.float64), timestep))
+        copied._step_index = index
+    return float(copied.scale_model_input(torch.ones(1, 1, 1, 1, dtype=torch.float64), copied.timesteps[index]))
+
+
+def _copied(scheduler: Any) -> Any:
+    """A copy of a scheduler to be run on the CPU, wherever its tensors are."""
+    copied = copy.deepcopy(scheduler)
+    for name, value in vars(copied).items():
+        if isinstance(value, torch.Tensor):
+            setattr(copied, name, value.cpu())
+    return copied

@@ -196,12 +196,14 @@ def _agree_on_setup(
         strategy = STRATEGIES[config.strategy]
         family, denoiser = find_denoiser(pipe)
         _check_pipeline(pipe)
+        settings = {name: repr(value) for name, value in config.to_dict().items()}
+        settings["settings of the model"] = strategy.settings_of(config, pipe)
         staged = StagedDenoiser(family, denoiser) if strategy.needs_stages(config, pipe) else None
         if staged is not None:
             strategy.check_network(config, staged)
     except Exception as error:  # told to all ranks, raised by require_same
         problem = error
-    require_same(comm, problem or {name: repr(value) for name, value in config.to_dict().items()})
+    require_same(comm, problem or settings)
     return family, denoiser, staged
 
 

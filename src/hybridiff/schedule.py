@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from .calibration import Calibration, Entry
 from .config import ParallelConfig, parse_steps
-from .presets import fixed_schedule, general_tolerance, model_name, published_settings, scaled_steps
+from .presets import fixed_schedule, general_tolerance, model_name, published_settings, reuse_share, scaled_steps
 from .switching import (
     BETWEEN,
-    PUBLISHED_STEPS,
     FixedPolicy,
     GuidedPolicy,
     GuidedSettings,
@@ -29,6 +28,9 @@ STAGED = {StepKind.PIPELINED, StepKind.REUSE}
 
 LEAST_STEPS = 3
 """A run has to have a full step or two before another kind; with fewer steps all are full."""
+
+DEFAULT_BETWEEN = "skipped"
+"""What the steps between full ones are, unless the user or a calibration says otherwise."""
 
 LONGEST = 6
 """Largest distance of full steps under the guided rule, for 50 steps."""
@@ -59,14 +61,7 @@ class Schedule:
     @property
     def between(self) -> str:
         """Name of what the steps between full ones are, see `switching.BETWEEN`."""
-        config = self.config
-        if config.between is not None:
-            return config.between
-        if config.rule == "published":
-            return "pipelined"
-        if config.strategy == "reuse":
-            return "reuse"
-        return "skipped" if self.entry is None else self.entry.between
+        return self.config.kind_between or (DEFAULT_BETWEEN if self.entry is None else self.entry.between)
 
     @property
     def kinds(self) -> tuple[StepKind, ...]:
@@ -173,12 +168,20 @@ def may_need_stages(pipe: Any, config: ParallelConfig) -> bool:
         ValueError: the calibration cannot be read.
     """
     calibration = find_calibration(pipe, config.calibration)
-    names = {Schedule(pipe, config, steps).between for steps in _calibrated_steps(calibration)}
+    calibrated = {DEFAULT_BETWEEN} if calibration is None else {entry.between for entry in calibration.entries}
+    names = calibrated if config.kind_between is None else {config.kind_between}
     return any(not STAGED.isdisjoint(BETWEEN[name]) for name in names)
 
 
-def _calibrated_steps(calibration: Calibration | None) -> set[int]:
-    return {PUBLISHED_STEPS} if calibration is None else {entry.num_inference_steps for entry in calibration.entries}
+def describe_settings(pipe: Any, config: ParallelConfig) -> str:
+    """The presets and the calibration that hold for a pipeline, to be compared between ranks.
+
+    Raises:
+        ValueError: the calibration cannot be read.
+    """
+    calibration = find_calibration(pipe, config.calibration)
+    entries = [] if calibration is None else [replace(entry, curves={}, measured=[]) for entry in calibration.entries]
+    return f"{published_settings(pipe)}, {reuse_share(pipe)}, calibration {entries}"
 
 
 def find_calibration(pipe: Any, path: str | None) -> Calibration | None:

@@ -165,6 +165,7 @@ class PublishedPolicy(SwitchPolicy):
         super().__init__(between)
         _check_settings(settings, steps)
         self.settings = settings
+        self._steps = steps
         self._discrepancies: list[float] = []
         self._flat_slopes = 0
 
@@ -177,7 +178,7 @@ class PublishedPolicy(SwitchPolicy):
             self._flat_slopes += 1
             self._start_after(step)
         elif step >= self.settings.tau_cap - 1:
-            self._start_after(self.settings.tau_cap)
+            self._start_after(max(step, self.settings.tau_cap))  # later where guidance was off at the cap
 
     def notes(self) -> list[str]:
         if self.tau1 is None or self._flat_slopes:
@@ -202,7 +203,7 @@ class PublishedPolicy(SwitchPolicy):
         return 0 <= slope < self.settings.slope_threshold
 
     def _start_after(self, step: int) -> None:
-        self.tau1, self.tau2 = step, step + self.settings.parallel_steps
+        self.tau1, self.tau2 = step, min(step + self.settings.parallel_steps, self._steps - 1)
 
 
 class FixedPolicy(SwitchPolicy):

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.distributed
 
 SCHEDULE = {"tau1": 2, "tau2": 9, "full_interval": 3}
 REUSE = {"strategy": "reuse", **SCHEDULE}
-CARRY = {"strategy": "hybrid", "parallel_guidance": "carry", "switching": "fixed", **SCHEDULE}
+CARRY = {"strategy": "hybrid", "switching": "fixed", "between": "pipelined", **SCHEDULE}
 
 
 @pytest.mark.parametrize(

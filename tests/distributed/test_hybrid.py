@@ -166,12 +166,12 @@ def refusals() -> tuple[list[Outcome], int]:
     return outcomes, len(calls)
 
 
-def test_four_ranks_are_refused_on_all() -> None:
+def test_pipelined_steps_on_four_ranks_are_refused_on_all() -> None:
     for outcome in run_ranks(attempt_on_four, 4):
         assert outcome.error == "ValueError"
-        assert outcome.message == ("strategy 'hybrid' runs on 2 ranks, got 4; use --devices 2, or strategy 'cfg'")
+        assert outcome.message == "pipelined steps need 2 ranks, got 4; use --devices 2, or --between skipped"
 
 
 def attempt_on_four() -> Outcome:
-    make: Callable[[], Any] = lambda: parallelize(build("sd3"), ParallelConfig(strategy="hybrid"))  # noqa: E731
+    make: Callable[[], Any] = lambda: parallelize(build("sd3"), ParallelConfig(**PUBLISHED))  # noqa: E731
     return attempt(make)

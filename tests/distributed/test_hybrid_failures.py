@@ -78,7 +78,8 @@ def run_with_fault(
 
 
 def carried(last: int) -> dict[str, Any]:
-    return {"parallel_guidance": "carry", "switching": "fixed", "tau1": TAU1, "tau2": last, "full_interval": 0}
+    schedule = {"tau1": TAU1, "tau2": last, "full_interval": 0}
+    return {"switching": "fixed", "between": "pipelined", "parallel_guidance": "carry", **schedule}
 
 
 def _fail_once(scheduler: Any) -> None:

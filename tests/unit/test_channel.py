@@ -47,12 +47,12 @@ def open_channel(dtype: torch.dtype = torch.float32) -> tuple[Channel, Scripted]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_a_gather_hands_over_pieces_and_settles_with_a_scalar(dtype: torch.dtype) -> None:
+def test_a_gather_hands_over_pieces_and_settles_with_scalars(dtype: torch.dtype) -> None:
     channel, comm = open_channel(dtype)
     gathered = channel.gather({0: torch.tensor([[1.0, 2.0]], dtype=dtype)})
     assert gathered.tolist() == [[1, 2, 0], [10, 10, 10]]
-    assert channel.settle(torch.tensor(0.25)) == 0.25
-    assert channel.settle() is None
+    assert channel.settle(torch.tensor([0.25, -3.5])) == [0.25, -3.5]
+    assert channel.settle() == []
     assert comm.log == ["gather"]
 
 

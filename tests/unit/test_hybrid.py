@@ -222,19 +222,19 @@ def test_a_cut_out_of_range(name: str) -> None:
     pipe = build(name)
     cuts = len(unet.list_cuts(pipe.unet) if name == "sd15" else dit.list_cuts(pipe.transformer))
     with pytest.raises(ValueError, match=f"cut {cuts} does not exist: this network has cuts 0 to {cuts - 1}"):
-        parallelize(pipe, ParallelConfig(strategy="hybrid", simulate=True, cut=cuts))
+        parallelize(pipe, ParallelConfig(simulate=True, cut=cuts, **PUBLISHED))
     assert torch.equal(draw(pipe, name), draw(build(name), name))  # nothing is attached
 
 
 def test_a_negative_cut() -> None:
     with pytest.raises(ValueError, match="cut"):
-        parallelize(build("sd3"), ParallelConfig(strategy="hybrid", simulate=True, cut=-1))
+        parallelize(build("sd3"), ParallelConfig(simulate=True, cut=-1, **PUBLISHED))
 
 
 @pytest.mark.parametrize("devices", [1, 3, 4])
-def test_other_numbers_of_ranks_are_refused(devices: int) -> None:
-    with pytest.raises(ValueError, match=rf"'hybrid' runs on 2 ranks, got {devices}; use --devices 2"):
-        parallelize(build("sd3"), ParallelConfig(strategy="hybrid", simulate=True, devices=devices))
+def test_pipelined_steps_on_other_numbers_of_ranks_are_refused(devices: int) -> None:
+    with pytest.raises(ValueError, match=rf"pipelined steps need 2 ranks, got {devices}; use --devices 2"):
+        parallelize(build("sd3"), ParallelConfig(simulate=True, devices=devices, **PUBLISHED))
 
 
 @pytest.mark.parametrize(

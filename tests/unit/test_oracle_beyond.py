@@ -121,9 +121,7 @@ CASES = [
     ("by_hand", "config"),
     [
         pytest.param(ReuseByHand, {"strategy": "reuse"}, id="reuse"),
-        pytest.param(
-            CarryByHand, {"strategy": "hybrid", "parallel_guidance": "carry", "switching": "fixed"}, id="carry"
-        ),
+        pytest.param(CarryByHand, {"strategy": "hybrid", "switching": "fixed", "between": "pipelined"}, id="carry"),
     ],
 )
 def test_a_generation_by_hand(

@@ -23,10 +23,12 @@ LAYERS = [
     {"parallel", "models"},
     {"run"},
     {"strategies"},
+    {"schedule"},
     {"denoiser"},
     {"channel", "agreement"},
     {"comm", "trace"},
-    {"guidance", "switching", "forecast"},
+    {"critical_path", "presets"},
+    {"guidance", "switching", "forecast", "influence", "calibration"},
     {"config"},
 ]
 LAYER_OF = {module: level for level, modules in enumerate(LAYERS) for module in modules}
@@ -66,6 +68,9 @@ def test_the_layers_hold_every_module_of_the_core() -> None:
         "trace",
         "guidance",
         "switching",
+        "schedule",
+        "calibration",
+        "influence",
     }
     assert core <= {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in CORE}
     assert imports_of(PACKAGE / "run.py") >= {"channel", "comm", "strategies", "trace"}

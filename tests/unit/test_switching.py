@@ -23,7 +23,7 @@ def run(curve: list[float], chosen: PublishedSettings) -> PublishedPolicy:
     policy = PublishedPolicy(chosen, len(curve))
     for step, value in enumerate(curve):
         if policy.kind(step) is StepKind.FULL:
-            policy.observe(step, value)
+            policy.observe(step, value, math.nan)
     return policy
 
 
@@ -99,7 +99,7 @@ def test_a_phase_is_final_once_the_steps_before_it_were_seen(generation: tuple[l
     for step, value in enumerate(curve):
         told.append(policy.phase(step))
         if policy.kind(step) is StepKind.FULL:
-            policy.observe(step, value)
+            policy.observe(step, value, math.nan)
     assert told == [policy.phase(step) for step in range(len(curve))]
 
 

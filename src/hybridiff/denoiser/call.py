@@ -66,6 +66,11 @@ class Evaluation:
         return self.sample.shape[0]
 
     @property
+    def timestep(self) -> float:
+        """Timestep of the call; reading it waits for the device."""
+        return float(torch.as_tensor(self.arguments["timestep"]).flatten()[0])
+
+    @property
     def row_shape(self) -> tuple[int, ...]:
         """Shape of the prediction of one row, (C, H, W)."""
         return (self.channels, *self.sample.shape[2:])

@@ -69,6 +69,15 @@ class Strategy(ABC):
         """Whether the network has to be cut."""
         return False
 
+    @classmethod
+    def settings_of(cls, config: ParallelConfig, pipe: Any) -> str:
+        """What stands for the model in files and presets, as text; ranks must have the same.
+
+        Raises:
+            ValueError: a file cannot be read.
+        """
+        return ""
+
     @classmethod  # noqa: B027 - most strategies have nothing to refuse
     def check_network(cls, config: ParallelConfig, staged: StagedDenoiser) -> None:
         """Refuse a network that the strategy cannot use; asked where it `needs_stages`.

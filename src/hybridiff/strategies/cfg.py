@@ -21,7 +21,7 @@ class CfgStrategy(Strategy):
         shares = split_rows(evaluation.rows, evaluation.branches, self.comm.size)
         if shares is None:
             return Answer(self._everywhere(evaluation), None)
-        prediction = self._gather_shares(evaluation, shares)
+        prediction = self._gather_shares(evaluation, step, shares)
         if evaluation.branches == 1:
             self.channel.settle()
             return Answer(prediction, None)
@@ -37,7 +37,7 @@ class CfgStrategy(Strategy):
         shares = split_rows(evaluation.rows, 1, self.comm.size)
         if shares is None:
             return evaluation.run()
-        prediction = self._gather_shares(evaluation, shares)
+        prediction = self._gather_shares(evaluation, step, shares)
         self.channel.settle()
         return prediction
 
@@ -49,16 +49,21 @@ class CfgStrategy(Strategy):
         self.channel.beat()
         return prediction
 
-    def _gather_shares(self, evaluation: Evaluation, shares: list[slice]) -> torch.Tensor:
+    def _gather_shares(self, evaluation: Evaluation, step: int, shares: list[slice]) -> torch.Tensor:
         """Evaluate the shares of this process's ranks and join all shares: (rows, C, H, W)."""
         row_elements = torch.Size(evaluation.row_shape).numel()
+        elements = max(share.stop - share.start for share in shares) * row_elements
         if not self.channel.is_open:
-            self.channel.open(max(share.stop - share.start for share in shares) * row_elements, evaluation.sample)
+            self.channel.open(elements, evaluation.sample)
+        elif elements > self.channel.room:
+            raise ValueError(
+                f"step {step} evaluates {evaluation.rows} rows, more than the messages of this run hold: guidance may "
+                "end in a run, but not begin in its middle"
+            )
         pieces: dict[int, torch.Tensor] = {}
         for rank in self.comm.members:
             if shares[rank].stop > shares[rank].start:
-                with self.context.timeline.span(rank, "whole network, own branch", "stage"):
-                    pieces[rank] = self._evaluate_share(evaluation, rank, shares[rank])
+                pieces[rank] = self._evaluate_share(evaluation, rank, shares[rank])
         gathered = self.channel.gather(pieces)
         rows = [
             packet[: (share.stop - share.start) * row_elements].view(-1, *evaluation.row_shape)
@@ -70,7 +75,8 @@ class CfgStrategy(Strategy):
 
     def _evaluate_share(self, evaluation: Evaluation, rank: int, share: slice) -> torch.Tensor:
         """One rank's rows through the whole network; strategies that cut it keep its boundaries here."""
-        return evaluation.run(share)
+        with self.context.timeline.span(rank, "whole network, own branch", "stage"):
+            return evaluation.run(share)
 
 
 def split_rows(rows: int, branches: int, ranks: int) -> list[slice] | None:

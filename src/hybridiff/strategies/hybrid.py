@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..config import ParallelConfig
+from ..config import ParallelConfig, check_pipelined
 from ..denoiser.call import Evaluation
 from ..denoiser.cut import StagePlan, choose_balanced, choose_share
 from ..denoiser.stages import StagedDenoiser
@@ -16,8 +16,8 @@ from ..forecast import ORDERS, Forecast
 from ..guidance import discrepancy, drift
 from ..influence import Influence, measure_influence
 from ..presets import reuse_share
-from ..schedule import STAGED, Schedule, may_need_stages
-from ..switching import Phase, StepKind
+from ..schedule import STAGED, Schedule, describe_settings, may_need_stages
+from ..switching import FixedPolicy, Phase, StepKind, SwitchPolicy
 from .base import Answer, RunContext, branch_rows
 from .carry import CarriedExchange
 from .cfg import CfgStrategy
@@ -35,15 +35,14 @@ class HybridStrategy(CfgStrategy):
     def __init__(self, context: RunContext) -> None:
         super().__init__(context)
         self._schedule = Schedule(context.pipe, context.config, context.steps)
-        self._influence = self._measure_influence()
-        self._policy = self._schedule.policy(self._influence.weights)
+        self._influence = Influence([1.0] * context.steps, [])
+        self._policy: SwitchPolicy = FixedPolicy(range(context.steps), context.steps)  # until the first step says more
         self._staged = context.staged
         self._inner: dict[int, Forecast] = {}  # a rank: the inner result of its branch
         self._exchange: Exchange | None = None
         self._reuse: Reuse | None = None
         self._skip: Skip | None = None
-        self._is_off = False  # whether this run can have full steps only
-        self._off_note = ""
+        self._notes: list[str] = []
         self._latest = -1  # the latest step that was begun
         self._before: torch.Tensor | None = None  # the prediction of the full step before
         self._is_open = False
@@ -52,6 +51,10 @@ class HybridStrategy(CfgStrategy):
     @classmethod
     def needs_stages(cls, config: ParallelConfig, pipe: Any) -> bool:
         return may_need_stages(pipe, config)
+
+    @classmethod
+    def settings_of(cls, config: ParallelConfig, pipe: Any) -> str:
+        return describe_settings(pipe, config)
 
     @classmethod
     def check_network(cls, config: ParallelConfig, staged: StagedDenoiser) -> None:
@@ -63,41 +66,35 @@ class HybridStrategy(CfgStrategy):
         Schedule(pipe, config, steps).check()
 
     def phase(self, step: int) -> Phase:
-        return Phase.WARM_UP if self._is_off else self._policy.phase(step)
+        return self._policy.phase(step)
 
     def kind(self, step: int) -> StepKind:
-        is_guided = bool(self.context.pipe.do_classifier_free_guidance)
-        return StepKind.FULL if self._is_off or not is_guided else self._policy.kind(step)
+        return self._policy.kind(step) if self.context.pipe.do_classifier_free_guidance else StepKind.FULL
 
     @property
     def taus(self) -> tuple[int | None, int | None]:
-        return (None, None) if self._is_off else (self._policy.tau1, self._policy.tau2)
+        return self._policy.tau1, self._policy.tau2
 
     def stages(self) -> dict[str, Any]:
-        if self._is_off or self._staged is None or self._staged.plan is None:
+        if self._staged is None or self._staged.plan is None or not self._is_cut:
             return {}
         return asdict(self._staged.plan)
 
     def notes(self) -> list[str]:
-        if self._off_note:
-            return [self._off_note]
-        notes = [*self._schedule.notes(), *self._policy.notes()]
-        if self._skip is not None and not self._influence.on_sample:
-            name = type(self.context.pipe.scheduler).__name__
-            notes.append(f"{name} is not linear as it is configured: nothing makes up for the errors of skipped steps")
-        return notes
+        return [*self._notes, *self._policy.notes()]
 
     def predict(self, evaluation: Evaluation, step: int) -> Answer:
         if step == 0:
             self._prepare(evaluation)
         self._latest = step
-        if evaluation.branches == 1 and self._policy.phase(step) is Phase.PARALLEL:
-            self._policy.tau2 = step - 1  # guidance ended early, and the parallel stage with it
+        if evaluation.branches == 1 and self.phase(step) is Phase.PARALLEL:
+            self._end_parallel_stage(step)
         kind = self.kind(step)
         self.channel.begin_step(kind)
         if kind is StepKind.SKIPPED:
             assert self._skip is not None
-            return self._skip.predict(step)
+            with self.context.timeline.span(self.comm.rank, "forecast of both branches", "stage"):
+                return self._skip.predict(step)
         if kind is StepKind.PIPELINED:
             assert self._exchange is not None
             return self._exchange.predict(evaluation, step)
@@ -106,31 +103,45 @@ class HybridStrategy(CfgStrategy):
     def predict_extra(self, evaluation: Evaluation, step: int) -> torch.Tensor:
         return evaluation.run()
 
-    def _measure_influence(self) -> Influence:
-        if self.config.rule != "guided" and StepKind.SKIPPED not in self._schedule.kinds:
-            return Influence([1.0] * self.context.steps, [])  # nobody asks
-        return measure_influence(self.context.pipe.scheduler, self.context.steps)
-
     def _prepare(self, evaluation: Evaluation) -> None:
         """See at the first step whether this run can have other steps than full ones, and what they need."""
+        if evaluation.branches == 1:
+            return
         scheduler = self.context.pipe.scheduler
-        order = getattr(scheduler, "order", 1)
+        order, name = getattr(scheduler, "order", 1), type(scheduler).__name__
         if order > 1:
-            self._off_note = (
-                f"{type(scheduler).__name__} is of order {order}: none of its steps can be shared in another way, all "
-                "ran partitioned"
-            )
-        self._is_off = order > 1 or evaluation.branches == 1
-        if self._is_off:
+            self._notes = [
+                f"{name} is of order {order}: none of its steps can be shared in another way, all ran partitioned"
+            ]
             return
         kinds = self._schedule.kinds
+        if self.config.rule == "guided" or StepKind.SKIPPED in kinds:
+            self._influence = measure_influence(scheduler, self.context.steps, evaluation.timestep)
+        self._policy = self._schedule.policy(self._influence.weights)
+        self._notes = self._schedule.notes()
         if StepKind.SKIPPED in kinds:
             self._skip = Skip(self._schedule.forecast, self._schedule.catch_up, self._influence)
+            if not self._influence.on_sample:
+                self._notes.append(
+                    f"{name} is not linear as it is configured: nothing makes up for the errors of skipped steps"
+                )
         if not STAGED.isdisjoint(kinds):
             self._prepare_stages(evaluation, kinds)
 
+    def _end_parallel_stage(self, step: int) -> None:
+        """Guidance ended early, and the parallel stage with it.
+
+        A rank that failed before it knew takes part in the messages that this step was to have.
+        """
+        if self._policy.kind(step) is StepKind.PIPELINED:
+            self.channel.begin_step(StepKind.PIPELINED)
+            self.channel.beat_pipelined()
+        self._policy.tau2 = step - 1
+
     def _prepare_stages(self, evaluation: Evaluation, kinds: Sequence[StepKind]) -> None:
         assert self._staged is not None
+        if StepKind.PIPELINED in kinds:
+            check_pipelined(self.comm.size)  # once more: they may stem from a calibration
         if self._staged.shape != evaluation.sample.shape:
             self._cut(self._staged, evaluation)
         ranks = self.comm.members if StepKind.REUSE in kinds else {OUTER_RANK} & set(self.comm.members)
@@ -160,11 +171,13 @@ class HybridStrategy(CfgStrategy):
         step = self._latest
         if self.kind(step) is StepKind.REUSE and evaluation.branches == 2:
             assert self._reuse is not None
-            return self._reuse.evaluate(evaluation, rank, share, step)
-        if not self._may_go_on(evaluation) or (self._reuse is None and self._exchange is None):
-            return evaluation.run(share)
+            with self.context.timeline.span(rank, "outer stage, own branch", "stage"):
+                return self._reuse.evaluate(evaluation, rank, share, step)
+        if not self._may_go_on(evaluation):
+            return super()._evaluate_share(evaluation, rank, share)
         assert self._staged is not None
-        prediction = self._staged.run_whole(evaluation, share, capture=True)
+        with self.context.timeline.span(rank, "whole network, own branch", "stage"):
+            prediction = self._staged.run_whole(evaluation, share, capture=True)
         if rank in self._inner:
             self._inner[rank].observe(step, self._staged.kept(self._staged.down, self._staged.up))
         if self._exchange is not None:
@@ -172,11 +185,16 @@ class HybridStrategy(CfgStrategy):
         return prediction
 
     def _may_go_on(self, evaluation: Evaluation) -> bool:
-        """Whether steps that are not full may follow."""
-        return not self._is_off and evaluation.branches == 2 and self.phase(self._latest) is not Phase.CONNECT
+        """Whether steps may follow that need what a full one leaves at the cut."""
+        return self._is_cut and evaluation.branches == 2 and self.phase(self._latest) is not Phase.CONNECT
+
+    @property
+    def _is_cut(self) -> bool:
+        """Whether this run has steps that need the network cut."""
+        return self._reuse is not None or self._exchange is not None
 
     def _settled(self, prediction: torch.Tensor) -> Answer:
-        if self._is_off or self.kind(self._latest) is StepKind.REUSE:
+        if self.kind(self._latest) is StepKind.REUSE:
             return super()._settled(prediction)
         unconditional, conditional = prediction.chunk(2)
         before = torch.full_like(prediction, torch.nan) if self._before is None else self._before
@@ -201,10 +219,11 @@ class HybridStrategy(CfgStrategy):
         return answer
 
     def _kind_ahead(self) -> StepKind:
+        """As the policy has it: whether guidance is on, ranks may learn one after the other."""
         step = self._latest + 1
-        while self.kind(step) is StepKind.SKIPPED:
+        while self._policy.kind(step) is StepKind.SKIPPED:
             step += 1
-        return self.kind(step)
+        return self._policy.kind(step)
 
 
 class ReuseStrategy(HybridStrategy):
