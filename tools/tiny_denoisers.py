@@ -79,6 +79,7 @@ def sdxl_loss(pipeline: Any, latents: torch.Tensor, tokens: torch.Tensor, empty:
     """v-prediction; the unconditional branch is zeros (as the pipeline's), seldom the encoded empty prompt.
 
     Half of the timesteps lean towards noise: the layout is open only above t = 800, which a uniform draw seldom visits.
+    Some samples overshoot their scene as guided ones do, and the network learns to come back.
     """
     batch = len(latents)
     fate = torch.rand(batch)
@@ -91,11 +92,24 @@ def sdxl_loss(pipeline: Any, latents: torch.Tensor, tokens: torch.Tensor, empty:
     signal = pipeline.scheduler.alphas_cumprod[steps].sqrt()[:, None, None, None]
     noise_share = (1 - signal**2).sqrt()
     noise = torch.randn_like(latents)
+    noisy = signal * overshot(latents, steps) + noise_share * noise
     added = {"text_embeds": text_embeds, "time_ids": torch.tensor([TIME_IDS], dtype=torch.float32).repeat(batch, 1)}
-    found = pipeline.unet(
-        signal * latents + noise_share * noise, steps, states, added_cond_kwargs=added, return_dict=False
-    )[0]
-    return F.mse_loss(found.float(), signal * noise - noise_share * latents)
+    found = pipeline.unet(noisy, steps, states, added_cond_kwargs=added, return_dict=False)[0]
+    # The v that leads from the noisy sample to the scene; signal * noise - noise_share * latents without overshoot.
+    steady = noise_share > 0.02
+    target = torch.where(steady, (signal * noisy - latents) / noise_share.clamp_min(0.02), noise)
+    return F.mse_loss(found.float(), target)
+
+
+def overshot(latents: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+    """Scenes with too much contrast for 40 % of a batch, the more the nearer to pure noise.
+
+    A scale of 5 takes the first guided steps far beyond any scene (the branches differ by 5 times the prediction
+    there); a network that has only seen scenes carries the wrong colours to the end.
+    """
+    excess = 4 * torch.exp((steps.float() / 1000 - 1) / 0.08) * torch.rand(len(latents))
+    excess = torch.where(torch.rand(len(latents)) < 0.4, excess, 0.0)
+    return latents * (1 + excess)[:, None, None, None]
 
 
 # ---------------------------------------------------------------- tiny-sd3

@@ -29,14 +29,37 @@ WARM_UP_STEPS = 4
 
 @dataclass(frozen=True)
 class DemoRun:
-    """One way to generate the scene."""
+    """One way to generate the scene.
+
+    Attributes:
+        strategy: Name of the strategy.
+        devices: Number of ranks.
+        switching: The rule by which `hybrid` switches; its default unless given.
+    """
 
     strategy: str
     devices: int
+    switching: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What the table and the files call it."""
+        return self.strategy if self.switching is None else f"{self.strategy}-{self.switching}"
+
+    @property
+    def config(self) -> ParallelConfig:
+        """The way as the ranks are told."""
+        return ParallelConfig(strategy=self.strategy, switching=self.switching)
 
 
-RUNS = (DemoRun("serial", 1), DemoRun("cfg", 2), DemoRun("hybrid", 2))
-"""The first is the reference of the others."""
+RUNS = (
+    DemoRun("serial", 1),
+    DemoRun("hybrid", 1),
+    DemoRun("cfg", 2),
+    DemoRun("hybrid", 2, "published"),
+    DemoRun("hybrid", 2),
+)
+"""The first is the reference of the others. On one device `hybrid` shows what is saved without adding a device."""
 
 
 @dataclass(frozen=True)
@@ -83,18 +106,18 @@ def run_demo(
             generations: dict[DemoRun, list[Generation]] = {run: [] for run in RUNS}
             for repeat in range(repeats):
                 for run, engine in engines.items():
-                    on_progress(f"{model}: {run.strategy} on {run.devices}, {repeat + 1} of {repeats}")
+                    on_progress(f"{model}: {run.name} on {run.devices}, {repeat + 1} of {repeats}")
                     generations[run].append(_draw(engine, model, steps))
         yield from _rows(model, generations, Path(folder))
 
 
 def format_table(rows: list[DemoRow]) -> str:
     """The rows as text with aligned columns."""
-    head = ("model", "strategy", "devices", "seconds", "speed-up", "PSNR against one device")
+    head = ("model", "strategy", "devices", "seconds", "speed-up", "PSNR against the first")
     body = [
         (
             row.model,
-            row.run.strategy,
+            row.run.name,
             str(row.run.devices),
             f"{row.seconds:.2f}",
             f"{row.speed_up:.2f}x",
@@ -112,7 +135,7 @@ def _aligned(column: Sequence[str], left: bool) -> list[str]:
 
 
 def _engine(model: str, run: DemoRun, options: dict[str, Any]) -> Engine:
-    return Engine(model, run.devices, ParallelConfig(strategy=run.strategy), **options)
+    return Engine(model, run.devices, run.config, **options)
 
 
 def _draw(engine: Engine, model: str, steps: int) -> Generation:
@@ -129,7 +152,7 @@ def _rows(model: str, generations: dict[DemoRun, list[Generation]], folder: Path
     reference = generations[RUNS[0]]
     reference_seconds = _median_seconds(reference)
     for run, results in generations.items():
-        output = Output(folder, f"{model}-{run.strategy}-{run.devices}", ".png")
+        output = Output(folder, f"{model}-{run.name}-{run.devices}", ".png")
         facts = {"model": model, "prompt": PROMPT, "settings": {"repeats": len(results)}}
         path = next(path for path in output.write(results[0], facts) if "-sheet" in path.name)
         seconds = _median_seconds(results)

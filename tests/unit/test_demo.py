@@ -20,6 +20,7 @@ class FakeEngine:
 
     def __init__(self, model: str, devices: int, config: Any, **options: Any) -> None:
         self.model, self.devices = model, devices
+        assert config in [run.config for run in RUNS]
         assert options == {"device": "cpu"}
 
     def generate(
@@ -48,20 +49,21 @@ def test_ways_take_turns_and_are_compared_with_the_first(tmp_path: Path, monkeyp
     devices = [run.devices for run in RUNS]
     assert engine.asked == [(model, count) for model in EMBEDDED for count in devices * 3]  # a warm-up, two repeats
     for row in rows:
-        name = f"{row.model}-{row.run.strategy}-{row.run.devices}"
+        name = f"{row.model}-{row.run.name}-{row.run.devices}"
         assert row.path == tmp_path / f"{name}-sheet.png"
         assert row.path.exists()
         assert (tmp_path / f"{name}.json").exists()
+    assert len({row.path for row in rows}) == len(rows)
     assert told[0].startswith(EMBEDDED[0])
 
 
 def test_table_has_a_line_for_each_row() -> None:
     rows = [
         DemoRow("tiny-sdxl", RUNS[0], 6.0, 1.0, math.inf, Path()),
-        DemoRow("tiny-sdxl", RUNS[1], 4.0, 1.5, 95.04, Path()),
-        DemoRow("tiny-sd3", RUNS[1], 12.0, 0.5, math.inf, Path()),
+        DemoRow("tiny-sdxl", RUNS[2], 4.0, 1.5, 95.04, Path()),
+        DemoRow("tiny-sd3", RUNS[3], 12.0, 0.5, math.inf, Path()),
     ]
     lines = format_table(rows).splitlines()
-    assert [line.split()[-1] for line in lines] == ["device", "-", "dB", "identical"]
+    assert [line.split()[-1] for line in lines] == ["first", "-", "dB", "identical"]
     assert lines[2].split() == ["tiny-sdxl", "cfg", "2", "4.00", "1.50x", "95.0", "dB"]
     assert len({len(line) for line in lines}) == 1
