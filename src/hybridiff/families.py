@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from itertools import product
 from typing import Any
 
 from .config import ParallelConfig
 from .frontier import Setting
 from .presets import scaled_steps
+from .switching import PUBLISHED_STEPS
 
 TYPICAL = "typical"
 """The family of fixed schedules that are typical of guided ones: does it pay to adapt to what is drawn?"""
@@ -53,9 +53,11 @@ def _fewer_steps(steps: int) -> Iterator[Setting]:
 
 def _published(steps: int) -> Iterator[Setting]:
     """The paper's exchange, wherever its stage starts and however long it is."""
-    for length, start in product((5, 10, 20, 30), range(5, 45, 5)):
+    starts = [(5, start) for start in range(5, 45, 5)]
+    starts += [(length, start) for length in (10, 20, 30) for start in range(5, 45, 10)]
+    for length, start in starts:
         k, tau1 = scaled_steps(length, steps), scaled_steps(start, steps)
-        if tau1 + k < steps:
+        if start + length < PUBLISHED_STEPS and tau1 + k < steps:
             pipelined = _fixed("pipelined", tau1=tau1, tau2=tau1 + k, full_interval=0, parallel_guidance="published")
             yield Setting("published", f"k {k}, tau1 {tau1}", pipelined)
 
@@ -73,28 +75,27 @@ def _carry(steps: int) -> Iterator[Setting]:
             f"k {k}, tau1 {tau1}, no full steps between",
             _fixed("pipelined", tau1=tau1, tau2=min(tau1 + k, steps - 1), full_interval=0),
         )
-    yield from _guided("carry", "pipelined", (0.03, 0.06, 0.1, 0.14, 0.2))
-    yield from _guided("carry", "pipelined", (0.06, 0.14), carry="hold")
-    yield from _guided("carry", "pipelined", (0.06, 0.14), carry="quadratic")
+    yield from _guided("carry", "pipelined", (0.03, 0.06, 0.1, 0.2))
+    yield from _guided("carry", "pipelined", (0.1,), carry="hold")
 
 
 def _reuse(steps: int) -> Iterator[Setting]:
-    yield from _guided("reuse", "reuse", (0.02, 0.04, 0.06, 0.1, 0.14, 0.2))
-    yield from _guided("reuse", "reuse", (0.06, 0.14), devices=1)
-    yield from _regular("reuse", "reuse", (2, 3, 4), steps)
+    yield from _guided("reuse", "reuse", (0.03, 0.06, 0.1, 0.2))
+    yield from _guided("reuse", "reuse", (0.1,), devices=1)
+    yield from _regular("reuse", "reuse", (3,), steps)
     for forecast in ("hold", "quadratic"):
         yield from _regular("reuse", "reuse", (3,), steps, forecast=forecast)
 
 
 def _mixed(steps: int) -> Iterator[Setting]:
-    yield from _guided("mixed", "mixed", (0.06, 0.1, 0.14))
+    yield from _guided("mixed", "mixed", (0.06, 0.14))
 
 
 def _skipped(steps: int) -> Iterator[Setting]:
-    yield from _guided("skipped", "skipped", (0.015, 0.03, 0.045, 0.06, 0.08, 0.1, 0.14, 0.2, 0.3))
-    for catch_up in (0.0, 0.5, 0.75, 1.0):
-        yield from _guided("skipped", "skipped", (0.06, 0.1), catch_up=catch_up)
-    yield from _guided("skipped", "skipped", (0.06, 0.14), devices=1)
+    yield from _guided("skipped", "skipped", (0.03, 0.045, 0.06, 0.08, 0.1, 0.14, 0.2, 0.3))
+    for catch_up in (0.0, 0.5, 1.0):
+        yield from _guided("skipped", "skipped", (0.1,), catch_up=catch_up)
+    yield from _guided("skipped", "skipped", (0.1,), devices=1)
 
 
 def _fixed_skipped(steps: int) -> Iterator[Setting]:
