@@ -99,13 +99,14 @@ class Schedule:
         Args:
             weights: How far each step moves the sample, 1 on average.
         """
-        rule, config = self.config.rule, self.config
-        if rule == "published" and self._is_long_enough:
-            return PublishedPolicy(self._published(), self.steps, self.kinds)
+        rule = self.config.rule
+        is_exact = rule == "guided" and self.config.quality_value == 1.0
+        if is_exact or not self._is_long_enough:
+            return FixedPolicy(range(self.steps), self.steps, self.kinds)
         if rule == "fixed":
             return FixedPolicy(self._full_steps(), self.steps, self.kinds)
-        if rule == "published" or not self._is_long_enough or config.quality_value == 1.0:
-            return FixedPolicy(range(self.steps), self.steps, self.kinds)
+        if rule == "published":
+            return PublishedPolicy(self._published(), self.steps, self.kinds)
         return GuidedPolicy(self._guided(), weights, self.kinds)
 
     def notes(self) -> list[str]:
@@ -126,9 +127,14 @@ class Schedule:
 
     @property
     def _is_long_enough(self) -> bool:
-        config = self.config
-        given = (config.slope_window, config.slope_threshold, config.parallel_steps, config.tau_cap)
-        return self.steps >= LEAST_STEPS or (config.rule == "published" and given != (None,) * 4)
+        """Whether a schedule makes sense, or was given by hand."""
+        by_hand = {
+            "guided": (),
+            "published": ("slope_window", "slope_threshold", "parallel_steps", "tau_cap"),
+            "fixed": ("full_steps", "tau1", "tau2", "full_interval"),
+        }
+        given = [name for name in by_hand[self.config.rule] if getattr(self.config, name) is not None]
+        return self.steps >= LEAST_STEPS or bool(given)
 
     def _published(self) -> PublishedSettings:
         config, entry = self.config, self.entry

@@ -241,3 +241,31 @@ def test_a_cap_that_decided_is_said_aloud(curve: list[float], chosen: PublishedS
 def test_a_slope_that_decided_needs_no_note() -> None:
     assert run([0.5] * 12, settings()).notes() == []
     assert PublishedPolicy(settings(), 12).notes() == []  # nothing decided yet
+
+
+def test_steps_without_guidance_have_no_discrepancy() -> None:
+    """Guidance off in steps 2 to 4: no slope reaches into them, or over them."""
+    policy = PublishedPolicy(settings(window=3, cap=12), 20)
+    for step in (0, 1, 5, 6, 7, 8):
+        policy.observe(step, 0.5, math.nan)
+    assert policy.tau1 == 7  # steps 5 to 7 are the first window without a gap
+    assert policy.notes() == []
+
+
+@pytest.mark.parametrize(("back", "tau2"), [(9, 14), (16, 19), (19, 19)])
+def test_a_cap_that_falls_into_steps_without_guidance_counts_from_the_next_one_with_it(back: int, tau2: int) -> None:
+    """Guidance off from step 4 on, and on again at some step; phases of steps that ran stay what they were."""
+    policy = PublishedPolicy(settings(threshold=1e-6, steps=5, cap=6), 20)
+    for step in range(4):
+        policy.observe(step, 1.0 - step / 10, math.nan)
+    assert policy.phase(back) is Phase.WARM_UP
+    policy.observe(back, 0.2, math.nan)
+    assert (policy.tau1, policy.tau2) == (back, tau2)
+    assert policy.phase(back) is Phase.WARM_UP
+
+
+def test_the_kinds_of_the_parallel_stage_take_turns() -> None:
+    policy = PublishedPolicy(settings(steps=5, cap=6), 12, (StepKind.PIPELINED, StepKind.REUSE))
+    for step in range(4):
+        policy.observe(step, 0.5, math.nan)
+    assert "".join(policy.kind(step).value[0] for step in range(12)) == "ffffprprpfff"

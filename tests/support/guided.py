@@ -1,0 +1,67 @@
+"""The guided rule said in another way: from everything that full steps have shown, all at once."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Shown = tuple[int, Any, Any]
+"""What a full step showed: the step, its discrepancy, and the drift since the full step before."""
+
+
+@dataclass
+class GuidedByHand:
+    """The guided rule.
+
+    Attributes:
+        tolerance: How much weighted drift a step may have that is not full.
+        settled: Share of itself by which the discrepancy may change where it counts as settled.
+        longest: Largest gap between full steps.
+        patience: Number of full steps without room after which it is over.
+        weights: How far each step moves the sample.
+    """
+
+    tolerance: Any
+    settled: Any
+    longest: int
+    patience: int
+    weights: Sequence[Any]
+
+    def next_full(self, shown: Sequence[Shown]) -> int:
+        """The full step after the latest one."""
+        latest, _, drift = shown[-1]
+        if len(shown) < 2 or not self.has_settled(shown) or self.taus(shown)[1] is not None:
+            return latest + 1
+        distance = latest - shown[-2][0]
+        gaps = range(1, min(self.longest, 2 * distance, len(self.weights) - 1 - latest) + 1)
+        return latest + max(
+            gap
+            for gap in gaps
+            if all(drift * ahead / distance * self.weights[latest + ahead] <= self.tolerance for ahead in range(1, gap))
+        )
+
+    def has_settled(self, shown: Sequence[Shown]) -> bool:
+        """Whether the discrepancy ever changed little between two full steps."""
+        return any(abs(now - before) <= self.settled * now for (_, before, _), (_, now, _) in itertools.pairwise(shown))
+
+    def taus(self, shown: Sequence[Shown]) -> tuple[int | None, int | None]:
+        """The full step before the first gap, and the one whose gap of 1 was one too many, or the last one."""
+        steps = [step for step, *_ in shown]
+        gaps = [after - before for before, after in itertools.pairwise(steps)]
+        first = next((place for place, gap in enumerate(gaps) if gap > 1), None)
+        if first is None:
+            return None, None
+        for place in range(first + self.patience, len(gaps)):
+            if all(gap == 1 for gap in gaps[place - self.patience + 1 : place + 1]):
+                return steps[first], steps[place]
+        return steps[first], steps[-1] if steps[-1] == len(self.weights) - 1 else None
+
+    def run(self, discrepancies: Sequence[Any], drift: Callable[[int, int], Any]) -> list[Shown]:
+        """All full steps of a generation, given the drift between any two steps."""
+        shown: list[Shown] = [(0, discrepancies[0], float("nan"))]
+        while shown[-1][0] < len(self.weights) - 1:
+            step = self.next_full(shown)
+            shown.append((step, discrepancies[step], drift(shown[-1][0], step)))
+        return shown

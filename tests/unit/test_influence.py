@@ -1,0 +1,181 @@
+"""How far predictions move the sample: against closed forms, and against the schedulers themselves."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+from hybridiff.influence import Influence, measure_influence
+from hybridiff.schedulers import SCHEDULERS, build_scheduler
+from support.pipelines import SCHEDULERS as OWN
+
+STEPS = 10
+
+
+def scheduler(name: str, steps: int = STEPS, **changes: Any) -> Any:
+    """A scheduler with its timesteps set, as a pipeline sets them."""
+    built = build_scheduler(name, OWN["flow-euler" if name.startswith("flow") else "ddim"]())
+    built = type(built).from_config(built.config, **changes)
+    built.set_timesteps(steps)
+    return built
+
+
+def mean_of_one(moved: list[float]) -> list[float]:
+    return [value * len(moved) / sum(moved) for value in moved]
+
+
+def assert_same(one: Any, other: Any) -> None:
+    torch.testing.assert_close(torch.tensor(one), torch.tensor(other), rtol=1e-5, atol=1e-7)
+
+
+def test_flow_matching() -> None:
+    """`x' = x + (s' - s) v`: the differences of the sigmas."""
+    given = scheduler("flow-euler")
+    differences = given.sigmas.diff().tolist()
+    influence = measure_influence(given, STEPS)
+    assert_same(influence.on_sample, [[d if j <= i else 0.0 for j, d in enumerate(differences)] for i in range(STEPS)])
+    assert_same(influence.weights, mean_of_one([abs(d) for d in differences]))
+
+
+def test_ddim() -> None:
+    """`x' = sqrt(a'/a) x + (sqrt(1 - a') - sqrt(a'/a) sqrt(1 - a)) e`."""
+    given = scheduler("ddim")
+    alphas = [float(given.alphas_cumprod[t]) for t in given.timesteps] + [float(given.final_alpha_cumprod)]
+    scale = [(after / before) ** 0.5 for before, after in itertools.pairwise(alphas)]
+    own = [(1 - alphas[i + 1]) ** 0.5 - scale[i] * (1 - alphas[i]) ** 0.5 for i in range(STEPS)]
+    expected = [[0.0] * STEPS for _ in range(STEPS)]
+    for j in range(STEPS):
+        reached = own[j]
+        for i in range(j, STEPS):
+            reached *= 1.0 if i == j else scale[i]
+            expected[i][j] = reached
+    influence = measure_influence(given, STEPS)
+    assert_same(influence.on_sample, expected)
+    assert_same(influence.weights, mean_of_one([abs(value) for value in own]))
+
+
+def test_ddim_and_euler_agree_on_what_the_network_sees() -> None:
+    """The same method in other units: Euler's sample is DDIM's times `sqrt(1 + s^2)`, and scaled by it at the input."""
+    ddim = scheduler("ddim", timestep_spacing="leading", set_alpha_to_one=True)
+    euler = scheduler("euler", timestep_spacing="leading")
+    assert ddim.timesteps.tolist() == euler.timesteps.tolist()
+    one, other = measure_influence(ddim, STEPS), measure_influence(euler, STEPS)
+    assert_same(one.weights, other.weights)
+    scales = (1 + euler.sigmas[1:] ** 2).sqrt().tolist()
+    scaled = [[value / scale for value in row] for row, scale in zip(other.on_sample, scales, strict=True)]
+    assert_same(one.on_sample, scaled)
+    assert one.on_sample != other.on_sample
+
+
+def test_an_ancestral_step_moves_the_sample_as_far_as_its_deterministic_part() -> None:
+    """Of each step Euler's method goes down to `s_down`; the noise that is put back is the same with any prediction."""
+    given = scheduler("euler-ancestral")
+    expected = []
+    for now, after in zip(given.sigmas[:-1], given.sigmas[1:], strict=True):
+        up = (after**2 * (now**2 - after**2) / now**2) ** 0.5
+        expected.append(float((after**2 - up**2) ** 0.5 - now))
+    influence = measure_influence(given, STEPS)
+    assert_same([influence.on_sample[i][i] for i in range(STEPS)], expected)
+    assert_same(influence.on_sample[-1], expected)
+
+
+def steps_of(given: Any, timesteps: Any, predictions: torch.Tensor, sample: torch.Tensor) -> list[torch.Tensor]:
+    """The samples of a generation after each step; noise by a generator with a fixed seed."""
+    noise = {"generator": torch.Generator().manual_seed(11)}
+    noise = noise if "generator" in inspect.signature(given.step).parameters else {}
+    samples = []
+    for prediction, t in zip(predictions, timesteps, strict=True):
+        if hasattr(given, "scale_model_input"):
+            given.scale_model_input(sample, t)  # some warn otherwise
+        sample = given.step(prediction, t, sample, return_dict=False, **noise)[0].double()
+        samples.append(sample)
+    return samples
+
+
+@pytest.mark.parametrize("part", ["all steps", "the last ones", "the first ones"])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_the_scheduler_itself(name: str, part: str) -> None:
+    """Whatever the start and the predictions: changes of the predictions add up, each with its influence."""
+    begin, end = {"all steps": (0, None), "the last ones": (2, None), "the first ones": (0, 5)}[part]
+    given, again, measured = (scheduler(name, 8) for _ in range(3))
+    for each in (given, again, measured):
+        if begin and hasattr(each, "set_begin_index"):  # as pipelines from image to image do
+            each.set_begin_index(begin)
+    timesteps = given.timesteps[begin:end]
+    random = torch.Generator().manual_seed(3)
+    start = 5.0 * torch.randn(1, 4, 2, 2, generator=random, dtype=torch.float64)
+    predictions, changes = torch.randn(2, len(timesteps), 1, 4, 2, 2, generator=random, dtype=torch.float64)
+
+    influence = measure_influence(measured, len(timesteps), float(timesteps[0]) if part == "the first ones" else None)
+    plain = steps_of(given, timesteps, predictions, start)
+    changed = steps_of(again, timesteps, predictions + changes, start)
+    for reached, other, row in zip(plain, changed, influence.on_sample, strict=True):
+        expected = sum(weight * change for weight, change in zip(row, changes, strict=True))
+        torch.testing.assert_close(other - reached, expected, rtol=1e-4, atol=1e-5)
+    assert sum(influence.weights) == pytest.approx(len(timesteps))
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_it_leaves_nothing_behind(name: str) -> None:
+    given = scheduler(name)
+    before, seed = dict(vars(given)), torch.get_rng_state()
+    measured = measure_influence(given, len(given.timesteps))
+    assert torch.equal(torch.get_rng_state(), seed)
+    assert vars(given).keys() == before.keys()
+    assert all(vars(given)[key] is value for key, value in before.items())
+    torch.rand(1)
+    assert measure_influence(given, len(given.timesteps)) == measured  # whatever the random state
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_scheduler_on_a_gpu(name: str) -> None:
+    """Its timesteps, and some schedulers' sigmas too, lie there; nothing of the measurement runs there."""
+    given = scheduler(name)
+    expected = measure_influence(given, len(given.timesteps))
+    given.set_timesteps(STEPS, device="cuda")
+    torch.cuda.manual_seed(5)
+    seed = torch.cuda.get_rng_state()
+    measured = measure_influence(given, len(given.timesteps), float(given.timesteps[0]))
+    assert_same(measured.on_sample, expected.on_sample)
+    assert torch.equal(torch.cuda.get_rng_state(), seed)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        scheduler("ddim", thresholding=True),
+        scheduler("ddim", clip_sample=True),
+        scheduler("ddpm", clip_sample=True),
+        scheduler("dpmsolver++", thresholding=True),
+        scheduler("unipc", thresholding=True),
+    ],
+    ids=lambda given: type(given).__name__,
+)
+def test_schedulers_that_are_not_linear_have_none(given: Any) -> None:
+    influence = measure_influence(given, STEPS)
+    assert influence == Influence([1.0] * STEPS, [])
+    assert influence.share(0, 1) == 0.0
+
+
+def test_schedulers_that_cannot_run_by_themselves_have_none() -> None:
+    class Odd(diffusers.DDIMScheduler):  # type: ignore[misc]
+        def step(self, model_output: Any, timestep: Any, sample: Any, **_: Any) -> Any:
+            raise ValueError("this scheduler wants more")
+
+    given = Odd()
+    given.set_timesteps(STEPS)
+    assert measure_influence(given, STEPS) == Influence([1.0] * STEPS, [])
+
+
+def test_shares() -> None:
+    influence = Influence([1.0] * 3, [[0.5, 0.0, 0.0], [0.4, -0.8, 0.0], [0.2, 0.3, 1e-4]])
+    assert influence.share(0, 1) == -0.5
+    assert influence.share(0, 2) == 0.0  # the last step moves the sample by too little to make up for anything
+    assert Influence([1.0] * 3, []).share(0, 1) == 0.0
