@@ -31,7 +31,8 @@ class Entry:
         slope_threshold: Likewise (g).
         parallel_steps: Likewise (k).
         tau_cap: Likewise.
-        curves: Mean and standard deviation of discrepancy and drift, a value a step, for people to look at.
+        curves: Mean and standard deviation of discrepancy (a value a step) and drift (from step 1 on), for people to
+            look at.
         measured: What each tolerance that was tried gave, likewise.
     """
 
@@ -89,6 +90,20 @@ class Calibration:
             raise ValueError(f"cannot read the calibration {path}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no calibration ({error}); write one with: hybridiff calibrate") from error
+
+    @classmethod
+    def open(cls, path: Path, model: str) -> Calibration:
+        """The calibration of a model in a file, to be added to; an empty one where there is no file.
+
+        Raises:
+            ValueError: the file is no calibration, or that of another model.
+        """
+        if not path.exists():
+            return cls(model, ())
+        found = cls.read(path)
+        if found.model != model:
+            raise ValueError(f"{path} holds the thresholds of {found.model}, not of {model}; give another --output")
+        return found
 
     def write(self, path: Path) -> None:
         """Write the file that `read` reads."""

@@ -13,6 +13,7 @@ from typing import Any
 from . import __version__
 from .options import (
     Parser,
+    add_calibrate_options,
     add_generate_options,
     add_inspect_options,
     add_machine_options,
@@ -57,6 +58,10 @@ def _parser() -> Parser:
     inspect = commands.add_parser("inspect", help="where a model's denoiser is cut, what the stages cost, what crosses")
     add_inspect_options(inspect)
     inspect.set_defaults(command=_inspect)
+
+    calibrate = commands.add_parser("calibrate", help="measure a model's thresholds for hybrid, on one device")
+    add_calibrate_options(calibrate)
+    calibrate.set_defaults(command=_calibrate)
 
     simulate = commands.add_parser("simulate", help="fidelity against ideal speed-up of many settings, on one device")
     add_simulate_options(simulate)
@@ -147,6 +152,39 @@ def _inspect(options: argparse.Namespace) -> None:
     pipe = load_pipeline(folder.path, choose_device(options.device, 1), options.dtype, variant=options.variant)
     pipe.set_progress_bar_config(disable=True)
     print(format_inspection(inspect_denoiser(pipe, **size), options.all))
+
+
+def _calibrate(options: argparse.Namespace) -> None:
+    from .bench import Bench, take_prompts
+    from .calibrate import calibrate, check_candidates, check_order, format_expectations
+    from .calibration import FEWEST_PROMPTS, Calibration
+    from .output import Output
+    from .plots import plot_calibration
+
+    output = Output.file(options.output, ".json")
+    candidates = [name.strip() for name in options.between.split(",")]
+    check_candidates(candidates)
+    calibration = Calibration.open(output.path, options.model)
+    prompts = take_prompts(options.model, options.prompts, "calibration", (16, 16))
+    if len(prompts) < FEWEST_PROMPTS:
+        print(
+            f"warning: thresholds from {len(prompts)} prompts follow the prompts more than the model; give at least "
+            f"{FEWEST_PROMPTS}",
+            file=sys.stderr,
+        )
+    bench = Bench.load(options.model, call_arguments(options), **_machine(options))
+    check_order(bench.pipe.scheduler)
+    with _ProgressBar(True, "pictures", smoothing=0.0) as bar:
+        entry = calibrate(bench.pipe, prompts, bench.call, candidates, bar.show_what)
+    calibration.with_entry(entry).write(output.path)
+    picture = output.path.with_name(f"{output.stem}-{entry.scheduler}-{entry.num_inference_steps}.png")
+    plot_calibration(options.model, entry, picture)
+    print(
+        f"{options.model}, {entry.scheduler}, {entry.num_inference_steps} steps, {entry.prompts} prompts: "
+        f"{entry.between} steps between full ones\n\n{format_expectations(entry)}\n\n"
+        f"to use it: hybridiff generate --strategy hybrid --quality balanced --calibration {options.output} ...\n"
+        f"  {output.path}\n  {picture}"
+    )
 
 
 def _simulate(options: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .config import STRATEGIES, ParallelConfig
+from .config import BETWEEN, STRATEGIES, ParallelConfig
 from .models import DTYPES, EMBEDDED
 from .schedulers import SCHEDULERS
 
@@ -114,6 +114,27 @@ def add_simulate_options(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--output", default="out/frontier.json", metavar="FILE", help="(default out/frontier.json)")
     what.add_argument("--fresh", action="store_true", help="start over where the output is there already")
+    _add_call_options(parser.add_argument_group("how to denoise; the model's own defaults where not given"))
+    _add_one_device_options(parser.add_argument_group("on what"))
+
+
+def add_calibrate_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `hybridiff calibrate`."""
+    what = parser.add_argument_group("what to measure")
+    _add_model_options(what)
+    what.add_argument(
+        "--between",
+        default="skipped,reuse",
+        metavar="A,B",
+        help=f"what the steps between full ones may be, of {', '.join(BETWEEN)}; the best is chosen "
+        "(default skipped,reuse)",
+    )
+    what.add_argument(
+        "--output",
+        default="calibration.json",
+        metavar="FILE",
+        help="what it holds for other schedulers and numbers of steps is kept (default calibration.json)",
+    )
     _add_call_options(parser.add_argument_group("how to denoise; the model's own defaults where not given"))
     _add_one_device_options(parser.add_argument_group("on what"))
 

@@ -8,6 +8,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .calibrate import MOST_DECIBELS, expectations
+from .calibration import Entry
 from .frontier import upper_envelope
 from .switching import Phase
 from .trace import RunReport, StepRecord
@@ -74,7 +76,8 @@ def image_sheet(images: Sequence[Image.Image], columns: int | None = None, gap: 
     return sheet
 
 
-FAMILY_COLORS = {
+FAMILY_COLORS = {  # and those of kinds of steps
+    "pipelined": "#e69f00",
     "quality": "#000000",
     "skipped": "#0072b2",
     "typical": "#56b4e9",
@@ -88,8 +91,6 @@ FAMILY_COLORS = {
     "published-rule": "#d55e00",
     "exact": "#27374d",
 }
-MOST_DECIBELS = 72.0
-"""Pictures nearer than this look the same, and would leave no room for the others."""
 
 
 def plot_frontier(content: dict[str, Any], path: str | Path) -> None:
@@ -158,14 +159,94 @@ def _label_frontier(axes: Any, content: dict[str, Any]) -> None:
         fontsize=10,
         loc="left",
     )
+    _label_plane(axes)
+    if content["rows"]:
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
+
+
+def _label_plane(axes: Any) -> None:
     axes.set_xlabel("ideal speed-up over one device")
     axes.set_ylabel("PSNR against the picture of one device, dB")
     axes.xaxis.set_major_formatter("{x:g}x")
     axes.grid(color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    if content["rows"]:
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
+
+
+def plot_calibration(model: str, entry: Entry, path: str | Path) -> None:
+    """Write the figure of a calibration; the path's suffix decides the format. See `calibration_figure`."""
+    calibration_figure(model, entry).savefig(path)
+
+
+def calibration_figure(model: str, entry: Entry) -> Figure:
+    """Draw what was measured: discrepancy and drift over the steps, and PSNR over ideal speed-up with the qualities.
+
+    Args:
+        model: What was calibrated.
+        entry: What came of it.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12.0, 4.2), dpi=120, layout="constrained")
+    discrepancy, drift, ladder = figure.subplots(1, 3, width_ratios=(1, 1, 1.3))
+    _draw_band(discrepancy, entry, "discrepancy", "discrepancy of the branches", first=0)
+    discrepancy.axvline(entry.tau_cap, color=MARK_COLOR, linestyle="--", linewidth=1.2)
+    discrepancy.annotate(
+        f"tau_cap = {entry.tau_cap}",
+        (entry.tau_cap, 0.96),
+        xycoords=("data", "axes fraction"),
+        xytext=(-4, 0),
+        textcoords="offset points",
+        color=MARK_COLOR,
+        ha="right",
+        va="top",
+        fontsize=9,
+    )
+    _draw_band(drift, entry, "drift", "drift from one step to the next", first=1)
+    _draw_ladder(ladder, entry)
+    discrepancy.set_title(
+        f"{model}, {entry.scheduler.removesuffix('Scheduler')}, {entry.num_inference_steps} steps, {entry.prompts} "
+        "prompts: mean and two standard deviations",
+        fontsize=10,
+        loc="left",
+    )
+    for axes in (discrepancy, drift, ladder):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _draw_band(axes: Any, entry: Entry, name: str, label: str, first: int) -> None:
+    means, deviations = entry.curves[name], entry.curves[f"{name}_deviation"]
+    steps = range(first, first + len(means))
+    bottom = 0.5 * min(means) or 1e-3
+    low = [max(bottom, mean - 2 * deviation) for mean, deviation in zip(means, deviations, strict=True)]
+    high = [mean + 2 * deviation for mean, deviation in zip(means, deviations, strict=True)]
+    axes.fill_between(steps, low, high, color=LINE_COLOR, alpha=0.18, linewidth=0)
+    axes.plot(steps, means, color=LINE_COLOR, linewidth=1.8)
+    axes.set_yscale("log")
+    axes.set_ylim(bottom=bottom)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("denoising step")
+    axes.set_ylabel(label)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
+def _draw_ladder(axes: Any, entry: Entry) -> None:
+    for between in dict.fromkeys(rung["between"] for rung in entry.measured):
+        rungs = [rung for rung in entry.measured if rung["between"] == between]
+        points = sorted((rung["ideal_speedup"], rung["psnr"]) for rung in rungs)
+        chosen = between == entry.between
+        style = {"linewidth": 1.8} if chosen else {"linewidth": 1.2, "linestyle": "--"}
+        label = f"{between} (chosen)" if chosen else between
+        color = FAMILY_COLORS.get(between, LINE_COLOR)
+        axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=4, label=label, **style)
+    for found in expectations(entry):
+        at = (found.ideal_speedup, found.psnr)
+        axes.plot(*at, marker="D", color=MARK_COLOR, markersize=6)
+        axes.annotate(f"quality {found.quality:g}", at, xytext=(7, 4), textcoords="offset points", fontsize=9)
+    axes.margins(x=0.12)
+    _label_plane(axes)
+    axes.legend(frameon=False, fontsize=9)
 
 
 def _shade_phases(axes: Any, steps: Sequence[StepRecord]) -> None:

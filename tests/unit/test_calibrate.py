@@ -1,0 +1,135 @@
+"""Thresholds from measurements: pure functions on made-up ladders, and one small calibration."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from hybridiff.calibrate import (
+    CATCH_UPS,
+    TARGETS,
+    TOLERANCES,
+    Rung,
+    calibrate,
+    choose_between,
+    expectations,
+    fit_published,
+    format_expectations,
+    invert,
+)
+from hybridiff.calibration import Calibration
+from hybridiff.config import ParallelConfig
+from hybridiff.parallel import parallelize
+from hybridiff.plots import calibration_figure
+from hybridiff.prompts import Prompt
+from hybridiff.switching import PublishedPolicy, PublishedSettings
+from support.pipelines import build
+
+CALL = {"num_inference_steps": 6, "guidance_scale": 5.0, "height": 32, "width": 32, "max_sequence_length": 12}
+PRESET = PublishedSettings(slope_window=3, slope_threshold=0.5, parallel_steps=2, tau_cap=9)
+
+
+def ladder(psnrs: list[float], speeds: list[float] | None = None, between: str = "skipped") -> list[Rung]:
+    """Rungs at tolerances 0.01, 0.02, 0.04 ..."""
+    speeds = speeds or [2.0 + 0.5 * rung for rung in range(len(psnrs))]
+    return [
+        Rung(between, 1.0, 0.01 * 2**rung, speed, psnr)
+        for rung, (psnr, speed) in enumerate(zip(psnrs, speeds, strict=True))
+    ]
+
+
+def test_tolerances_are_read_off_the_ladder() -> None:
+    found = dict(invert(ladder([72.0, 64.0, 56.0, 44.0, 36.0, 30.0])))
+    assert list(found) == [*sorted(TARGETS), 1.0]
+    assert found[0.0] == pytest.approx(0.16, rel=1e-3)
+    assert found[0.5] == pytest.approx(0.04 * math.sqrt(2), rel=1e-3), "50 dB lies half-way, on a logarithmic scale"
+    assert found[0.75] == pytest.approx(0.02 * 2**0.75, rel=1e-3)
+    assert found[1.0] == 0.0
+
+
+@pytest.mark.parametrize(
+    "psnrs",
+    [[72.0, 66.0, 60.0], [40.0, 38.0, 20.0], [50.0, 50.0, 50.0], [72.0, 50.0, 55.0, 30.0], [72.0, 72.0, 72.0, 41.0]],
+)
+def test_tolerances_fall_with_quality_whatever_was_measured(psnrs: list[float]) -> None:
+    tolerances = [tolerance for _, tolerance in invert(ladder(psnrs))]
+    assert all(lower > higher for lower, higher in pairwise(tolerances))
+    assert 0.01 * 0.9**4 * 0.99 < tolerances[-2] <= tolerances[0] <= 0.01 * 2 ** (len(psnrs) - 1)
+
+
+def test_targets_out_of_reach_are_drawn_together() -> None:
+    found = dict(invert(ladder([72.0, 68.0, 52.0])))
+    assert found[0.0] == 0.04, "the fastest that was tried"
+    assert found[0.95] == 0.02
+    assert 0.02 < found[0.75] < found[0.5] < found[0.25] < 0.04
+
+
+def test_of_tolerances_that_are_equally_near_the_largest_counts() -> None:
+    assert dict(invert(ladder([60.0, 40.0, 40.0, 41.0])))[0.0] == 0.08
+
+
+def test_the_candidate_with_more_fidelity_at_equal_speed_is_chosen() -> None:
+    near = ladder([60.0, 50.0, 40.0])
+    assert choose_between({"skipped": near, "reuse": ladder([59.0, 45.0, 30.0])}) == "skipped"
+    assert choose_between({"skipped": near, "reuse": ladder([58.0, 49.0], [2.5, 3.0])}) == "reuse"
+    assert choose_between({"skipped": near, "reuse": ladder([99.0, 98.0], [1.0, 1.5])}) == "skipped", "no common speed"
+
+
+def test_the_published_rule_is_fitted_to_the_curve() -> None:
+    curve = [9.0, 7.0, 5.0, 4.0, 3.2, 2.6, 2.2, 2.0, 1.9, 2.0, 2.2, 2.4, 2.6, 2.8]
+    fitted = fit_published(curve, PRESET)
+    assert fitted.tau_cap == 8
+    assert fitted.slope_threshold == pytest.approx((curve[3] - curve[5]) / 3, rel=1e-3), "at 0.6 x 8"
+    assert (fitted.slope_window, fitted.parallel_steps) == (3, 2)
+    PublishedPolicy(fitted, len(curve))
+
+
+@pytest.mark.parametrize(
+    ("curve", "tau_cap"),
+    [(sorted(range(14), reverse=True), 11), (sorted(range(14)), 3), ([1.0] * 14, 3)],
+)
+def test_the_published_rule_stays_legal_on_any_curve(curve: list[float], tau_cap: int) -> None:
+    fitted = fit_published(curve, PRESET)
+    assert fitted.tau_cap == tau_cap
+    assert fitted.slope_threshold > 0
+    PublishedPolicy(fitted, len(curve))
+
+
+def test_a_calibration_is_measured_written_and_used(tmp_path: Path) -> None:
+    pipe = build("sd3")
+    told: list[tuple[str, int, int]] = []
+    entry = calibrate(
+        pipe, [Prompt("a ring"), Prompt("a cross")], CALL, ["skipped"], lambda *progress: told.append(progress)
+    )
+    pictures = 2 * (1 + len(CATCH_UPS) + len(TOLERANCES))
+    assert told[0] == ("full steps", 1, pictures)
+    assert told[-1] == ("skipped", pictures, pictures)
+    assert (entry.scheduler, entry.num_inference_steps, entry.prompts) == ("FlowMatchEulerDiscreteScheduler", 6, 2)
+    assert entry.between == "skipped"
+    assert entry.catch_up in CATCH_UPS
+    assert [len(entry.curves[name]) for name in ("discrepancy", "discrepancy_deviation", "drift")] == [6, 6, 5]
+    assert len(entry.measured) == len(TOLERANCES)
+    assert [found.quality for found in expectations(entry)] == sorted(TARGETS)
+    assert format_expectations(entry).splitlines()[-1].endswith("identical")
+    assert len(calibration_figure("random", entry).axes) == 3
+    path = tmp_path / "calibration.json"
+    Calibration.open(path, "random").with_entry(entry).write(path)
+    assert Calibration.open(path, "random").entries == (entry,)
+    assert path.stat().st_size < 4000
+    config = ParallelConfig(strategy="hybrid", simulate=True, calibration=str(path), quality=0.0)
+    with parallelize(pipe, config) as parallel:
+        parallel("a ring", output_type="latent", **CALL)
+        assert parallel.report is not None
+        assert not parallel.report.notes
+    with pytest.raises(ValueError, match="holds the thresholds of random, not of tiny-sd3"):
+        Calibration.open(path, "tiny-sd3")
+
+
+def test_what_cannot_be_calibrated_is_refused() -> None:
+    with pytest.raises(ValueError, match="HeunDiscreteScheduler is of order 2: all of its steps are full"):
+        calibrate(build("sdxl", "heun"), [Prompt("a ring")], CALL)
+    with pytest.raises(ValueError, match="unknown between 'magic'; choose some of skipped, reuse"):
+        calibrate(build("sdxl"), [Prompt("a ring")], CALL, ["magic"])
