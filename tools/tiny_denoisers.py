@@ -102,13 +102,13 @@ def sdxl_loss(pipeline: Any, latents: torch.Tensor, tokens: torch.Tensor, empty:
 
 
 def overshot(latents: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
-    """Scenes with too much contrast for 40 % of a batch, the more the nearer to pure noise.
+    """Scenes with too much contrast for half of a batch, the more the nearer to pure noise.
 
     A scale of 5 takes the first guided steps far beyond any scene (the branches differ by 5 times the prediction
     there); a network that has only seen scenes carries the wrong colours to the end.
     """
-    excess = 4 * torch.exp((steps.float() / 1000 - 1) / 0.08) * torch.rand(len(latents))
-    excess = torch.where(torch.rand(len(latents)) < 0.4, excess, 0.0)
+    excess = 4 * torch.exp((steps.float() / 1000 - 1) / 0.17) * torch.rand(len(latents))
+    excess = torch.where(torch.rand(len(latents)) < 0.5, excess, 0.0)
     return latents * (1 + excess)[:, None, None, None]
 
 
