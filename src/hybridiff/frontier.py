@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from .schedule import STAGED, Schedule
 from .switching import StepKind
 from .tiny.scenes import check, parse_caption
 from .trace import RunReport
+
+T = TypeVar("T")
 
 Pixels = np.ndarray[Any, np.dtype[np.float32]]
 
@@ -191,11 +193,11 @@ class Reference:
     is_right: bool | None
 
 
-def draw_references(pipe: Any, prompts: Sequence[Prompt], call: dict[str, Any]) -> Iterator[Reference]:
-    """Draw every prompt with the stock pipeline; prompts without a seed take their place in the list."""
-    for prompt in seeded(prompts):
-        pixels = _draw(pipe, prompt, call)
-        yield Reference(prompt, pixels, _is_right(pixels, prompt.prompt))
+def draw_references(pipe: Any, prompts: Sequence[Prompt], call: dict[str, Any], batch: int = 1) -> Iterator[Reference]:
+    """Draw every prompt with the stock pipeline, `batch` at once; without a seed it takes its place in the list."""
+    for part in _parts(seeded(prompts), batch):
+        for prompt, pixels in zip(part, _draw(pipe, part, call), strict=True):
+            yield Reference(prompt, pixels, _is_right(pixels, prompt.prompt))
 
 
 def seeded(prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -240,6 +242,7 @@ def simulate(
     call: dict[str, Any],
     cuts: Cuts | None = None,
     on_drawing: Callable[[Setting], None] = lambda setting: None,
+    batch: int = 1,
 ) -> Iterator[FrontierRow]:
     """Draw every prompt by every setting, all ranks played in this process.
 
@@ -250,14 +253,16 @@ def simulate(
         call: Further arguments of the pipeline, the same as for the references; with the number of steps.
         cuts: Where the network is cut, for settings that leave that open; measured for each setting unless given.
         on_drawing: Is called after every picture.
+        batch: Prompts drawn at once, by settings whose schedule does not depend on them.
     """
     for setting in settings:
         simulation = _Simulation(pipe, setting, call, cuts)
         with simulation:
             drawings = []
-            for reference in references:
-                drawings.append(simulation.draw(reference))
-                on_drawing(setting)
+            for part in _parts(references, 1 if setting.is_adaptive else batch):
+                for drawing in simulation.draw(part):
+                    drawings.append(drawing)
+                    on_drawing(setting)
         yield FrontierRow(setting, drawings)
 
 
@@ -281,12 +286,15 @@ class _Simulation:
             return {}
         return cuts.of(Schedule(pipe, config, steps).kinds) or {}
 
-    def draw(self, reference: Reference) -> Drawing:
-        pixels = _draw(self._parallel, reference.prompt, self._call)
+    def draw(self, references: Sequence[Reference]) -> list[Drawing]:
+        pictures = _draw(self._parallel, [reference.prompt for reference in references], self._call)
         report = self._parallel.report
         assert report is not None
         if report.stages and self._stages:
             report.stages = report.stages | {"outer": self._stages["outer"], "inner": self._stages["inner"]}
+        return [self._compare(pixels, one, report) for pixels, one in zip(pictures, references, strict=True)]
+
+    def _compare(self, pixels: Pixels, reference: Reference, report: RunReport) -> Drawing:
         return Drawing(
             psnr=min(100.0, psnr(pixels * 255.0, reference.pixels * 255.0)),
             ssim=_ssim(pixels, reference.pixels),
@@ -328,7 +336,7 @@ def guided_schedules(
     schedules = []
     with parallelize(pipe, guided.config) as parallel:
         for prompt in seeded(prompts):
-            _draw(parallel, prompt, call, output_type="latent")
+            _draw(parallel, [prompt], call, output_type="latent")
             assert parallel.report is not None
             schedules.append(schedule_letters(parallel.report))
             on_drawing()
@@ -372,12 +380,22 @@ def upper_envelope(points: Iterable[tuple[float, float]]) -> list[tuple[float, f
     return best[::-1]
 
 
-def _draw(pipe: Any, prompt: Prompt, call: Mapping[str, Any], output_type: str = "np") -> Any:
-    """The picture of a prompt, (H, W, 3) from 0 to 1."""
-    negative = {} if prompt.negative_prompt is None else {"negative_prompt": prompt.negative_prompt}
-    generator = torch.Generator().manual_seed(prompt.seed or 0)
-    arguments = {**call, **negative, "generator": generator, "output_type": output_type}
-    return pipe(prompt.prompt, **arguments).images[0]
+def _draw(pipe: Any, prompts: Sequence[Prompt], call: Mapping[str, Any], output_type: str = "np") -> Any:
+    """The pictures of some prompts, (H, W, 3) from 0 to 1 each, every one from the noise of its own seed."""
+    arguments = {
+        **call,
+        "prompt": [prompt.prompt for prompt in prompts],
+        "generator": [torch.Generator().manual_seed(prompt.seed or 0) for prompt in prompts],
+        "output_type": output_type,
+    }
+    if any(prompt.negative_prompt is not None for prompt in prompts):
+        arguments["negative_prompt"] = [prompt.negative_prompt or "" for prompt in prompts]
+    return pipe(**arguments).images
+
+
+def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
 
 
 def _ssim(pixels: Pixels, reference: Pixels) -> float | None:

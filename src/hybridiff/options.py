@@ -114,6 +114,13 @@ def add_simulate_options(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument("--output", default="out/frontier.json", metavar="FILE", help="(default out/frontier.json)")
     what.add_argument("--fresh", action="store_true", help="start over where the output is there already")
+    what.add_argument(
+        "--batch",
+        type=_whole(1),
+        default=1,
+        metavar="N",
+        help="prompts drawn at once where the schedule does not depend on them (default 1)",
+    )
     _add_call_options(parser.add_argument_group("how to denoise; the model's own defaults where not given"))
     _add_one_device_options(parser.add_argument_group("on what"))
 

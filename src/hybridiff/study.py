@@ -164,6 +164,7 @@ def run_study(
     guided: Sequence[Setting] = (),
     guided_prompts: Sequence[Prompt] = (),
     on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    batch: int = 1,
 ) -> None:
     """Measure every setting whose row is not there yet; the file is written after each.
 
@@ -176,8 +177,9 @@ def run_study(
         guided: Guided settings whose typical schedules are tried as fixed ones.
         guided_prompts: Other prompts, from which these schedules are taken.
         on_progress: Is told after every picture what is drawn, how many are, and of how many.
+        batch: Prompts drawn at once, where the schedule does not depend on them.
     """
-    work = _Work(study, pipe, call, on_progress)
+    work = _Work(study, pipe, call, on_progress, batch)
     unknown = [setting for setting in guided if study.typical_of(work.describe(setting)) is None]
     count = len(work.missing(settings)) + len(work.missing_typical(guided)) + len(unknown)
     if count:
@@ -189,8 +191,8 @@ def run_study(
 class _Work:
     """What is left to do of a study."""
 
-    def __init__(self, study: Study, pipe: Any, call: dict[str, Any], on_progress: Any) -> None:
-        self._study, self._pipe, self._call = study, pipe, call
+    def __init__(self, study: Study, pipe: Any, call: dict[str, Any], on_progress: Any, batch: int) -> None:
+        self._study, self._pipe, self._call, self._batch = study, pipe, call, batch
         self._on_progress = on_progress
         self._done = self.total = 0
 
@@ -222,12 +224,18 @@ class _Work:
         study.reference = {"prompts": len(references), "right": right}
         study.save()
         for row in simulate(
-            self._pipe, references, settings, self._call, study.cuts, lambda setting: self._tell(setting.family)
+            self._pipe,
+            references,
+            settings,
+            self._call,
+            study.cuts,
+            lambda setting: self._tell(setting.family),
+            self._batch,
         ):
             study.add(self.describe(row.setting), row)
 
     def _references(self, prompts: Sequence[Prompt]) -> Iterator[Reference]:
-        for reference in draw_references(self._pipe, prompts, self._call):
+        for reference in draw_references(self._pipe, prompts, self._call, self._batch):
             self._tell("one device")
             yield reference
 
