@@ -134,8 +134,11 @@ def _tell(generation: Any, paths: Sequence[Any]) -> None:
     for note in report.notes:
         print(f"note: {note}", file=sys.stderr)
     devices = f"{report.devices} device{'s' * (report.devices != 1)}"
+    kinds = ", ".join(f"{count} {kind}" for kind, count in report.kinds.items())
+    ideal = f", ideal speed-up {report.ideal_speedup:.2f}x" if report.ideal_speedup else ""
     print(
-        f"{report.strategy} on {devices}: {len(report.steps)} steps in {report.seconds:.2f} s, seed {generation.seed}"
+        f"{report.strategy} on {devices}: {len(report.steps)} steps ({kinds}) in {report.seconds:.2f} s{ideal}, "
+        f"seed {generation.seed}"
     )
     for path in paths:
         print(f"  {path}")
@@ -158,8 +161,8 @@ def _calibrate(options: argparse.Namespace) -> None:
     from .bench import Bench, take_prompts
     from .calibrate import calibrate, check_candidates, check_order, format_expectations
     from .calibration import FEWEST_PROMPTS, Calibration
+    from .charts import plot_calibration
     from .output import Output
-    from .plots import plot_calibration
 
     output = Output.file(options.output, ".json")
     candidates = [name.strip() for name in options.between.split(",")]
@@ -189,9 +192,9 @@ def _calibrate(options: argparse.Namespace) -> None:
 
 def _simulate(options: argparse.Namespace) -> None:
     from .bench import Bench, describe_prompts, take_prompts, versions
+    from .charts import plot_frontier
     from .frontier import seeded
     from .output import Output
-    from .plots import plot_frontier
     from .study import Study, format_study, run_study
 
     target = Output.file(options.output, ".json").path
@@ -207,7 +210,9 @@ def _simulate(options: argparse.Namespace) -> None:
         fresh=options.fresh,
     )
     with _ProgressBar(True, "pictures", smoothing=0.0) as bar:
-        run_study(study, bench.pipe, prompts, settings, bench.call, guided, guided_prompts, bar.show_what)
+        run_study(
+            study, bench.pipe, prompts, settings, bench.call, guided, guided_prompts, bar.show_what, options.batch
+        )
     picture = target.with_suffix(".png")
     plot_frontier(study.to_dict(), picture)
     print(format_study(study))

@@ -1,4 +1,4 @@
-"""Pictures of runs: the discrepancy curve with its phases, sheets of several images, the frontier of a study."""
+"""Pictures of a run: the discrepancy curve with its phases, and sheets of several images."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .calibrate import MOST_DECIBELS, expectations
-from .calibration import Entry
-from .frontier import upper_envelope
-from .switching import Phase
+from .switching import Phase, StepKind
 from .trace import RunReport, StepRecord
 
 if TYPE_CHECKING:
@@ -21,6 +18,9 @@ if TYPE_CHECKING:
 PHASE_COLORS = {Phase.WARM_UP: "#f4e3c1", Phase.PARALLEL: "#cfe8d5", Phase.CONNECT: "#d5dff2"}
 LINE_COLOR = "#27374d"
 MARK_COLOR = "#b3392f"
+WIDE = 30.0
+"""Discrepancies whose extremes are this many times apart are drawn on a logarithmic scale."""
+KIND_COLORS = {StepKind.PIPELINED: "#e69f00", StepKind.REUSE: "#009e73", StepKind.SKIPPED: "#0072b2"}
 
 
 def plot_discrepancy(report: RunReport, path: str | Path, title: str = "") -> None:
@@ -29,7 +29,9 @@ def plot_discrepancy(report: RunReport, path: str | Path, title: str = "") -> No
 
 
 def discrepancy_figure(report: RunReport, title: str = "") -> Figure:
-    """Draw how far the guidance branches are apart at every step, phases shaded, tau1 and tau2 marked.
+    """Draw how far the guidance branches are apart at every full step, phases shaded, tau1 and tau2 marked.
+
+    Steps of other kinds are ticks at the bottom, and hollow points where they have a discrepancy too.
 
     Args:
         report: What a run did. Without guidance there is no discrepancy, which the picture says.
@@ -40,16 +42,13 @@ def discrepancy_figure(report: RunReport, title: str = "") -> Figure:
     figure = Figure(figsize=(8.0, 4.2), dpi=120, layout="constrained")
     axes = figure.subplots()
     _shade_phases(axes, report.steps)
-    measured = [step.discrepancy for step in report.steps if step.discrepancy is not None]
+    measured = [step for step in report.steps if step.discrepancy is not None]
     if measured:
-        # Steps that evaluate one branch only measure nothing: the curve has a gap there.
-        values = [math.nan if step.discrepancy is None else step.discrepancy for step in report.steps]
-        indices = [step.index for step in report.steps]
-        axes.plot(indices, values, color=LINE_COLOR, linewidth=1.8, marker="o", markersize=3)
-        axes.set_ylim(0.0, 1.12 * max(measured) or 1.0)
+        _draw_discrepancies(axes, measured)
     else:
         _say(axes, "no discrepancy: guidance was off" if report.steps else "no steps")
         axes.set_yticks([])
+    _mark_kinds(axes, report.steps)
     _mark_taus(axes, report)
     _label(axes, report, title)
     return figure
@@ -76,179 +75,6 @@ def image_sheet(images: Sequence[Image.Image], columns: int | None = None, gap: 
     return sheet
 
 
-FAMILY_COLORS = {  # and those of kinds of steps
-    "pipelined": "#e69f00",
-    "quality": "#000000",
-    "skipped": "#0072b2",
-    "typical": "#56b4e9",
-    "fixed": "#7a5195",
-    "mixed": "#cc79a7",
-    "reuse": "#009e73",
-    "carry": "#e69f00",
-    "cache": "#8c6d31",
-    "fewer-steps": "#808080",
-    "published": "#d55e00",
-    "published-rule": "#d55e00",
-    "exact": "#27374d",
-}
-
-
-def plot_frontier(content: dict[str, Any], path: str | Path) -> None:
-    """Write the figure of a study; the path's suffix decides the format. See `frontier_figure`."""
-    frontier_figure(content).savefig(path)
-
-
-def frontier_figure(content: dict[str, Any]) -> Figure:
-    """Draw fidelity over ideal speed-up: a dot a setting, and for each family the line that none of its settings beats.
-
-    Args:
-        content: Of a study's file, see `study.Study`.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.5, 5.4), dpi=120, layout="constrained")
-    axes = figure.subplots()
-    rows = content["rows"]
-    known = [family for family in FAMILY_COLORS if any(row["family"] == family for row in rows)]
-    others = sorted({row["family"] for row in rows} - set(known))
-    for family in known + others:
-        _draw_family(axes, family, [row for row in rows if row["family"] == family])
-    _mark_published(axes, rows)
-    _label_frontier(axes, content)
-    return figure
-
-
-def _draw_family(axes: Any, family: str, rows: Sequence[dict[str, Any]]) -> None:
-    points = [(row["ideal_speedup"], row["psnr"]) for row in rows]
-    best = upper_envelope(points)
-    color = FAMILY_COLORS.get(family, LINE_COLOR)
-    axes.scatter(*zip(*points, strict=True), color=color, alpha=0.3, s=14, linewidth=0)
-    style = {"linewidth": 1.8, "marker": "o", "markersize": 4} if len(best) > 1 else {"linewidth": 0, "marker": "D"}
-    axes.plot(*zip(*best, strict=True), color=color, label=family, **style)
-
-
-def _mark_published(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
-    """The published exchange at its best, and how far the others get before they fall below it."""
-    published = [row for row in rows if row["family"] == "published"]
-    if not published:
-        return
-    best = max(published, key=lambda row: row["psnr"])
-    speed, fidelity = best["ideal_speedup"], best["psnr"]
-    axes.axhline(fidelity, color=FAMILY_COLORS["published"], linestyle=":", linewidth=1.2, zorder=0)
-    axes.plot([speed], [fidelity], marker="*", markersize=15, color=FAMILY_COLORS["published"], linewidth=0)
-    axes.annotate(
-        f"published exchange at its best: {speed:.2f}x, {fidelity:.1f} dB",
-        (1.0, fidelity),
-        xycoords=("axes fraction", "data"),
-        xytext=(-4, 3),
-        textcoords="offset points",
-        ha="right",
-        fontsize=8,
-        color=FAMILY_COLORS["published"],
-    )
-
-
-def _label_frontier(axes: Any, content: dict[str, Any]) -> None:
-    run, values = content["run"], [row["psnr"] for row in content["rows"]]
-    shown = [value for value in values if value <= MOST_DECIBELS] or values
-    if shown:
-        axes.set_ylim(min(shown) - 1.5, max(shown) + 2.5)
-    axes.set_title(
-        f"{run['model']}, {run['num_inference_steps']} steps, {run['scheduler'].removesuffix('Scheduler')}, "
-        f"{run['dtype']}, {len(run['prompts'])} prompts",
-        fontsize=10,
-        loc="left",
-    )
-    _label_plane(axes)
-    if content["rows"]:
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
-
-
-def _label_plane(axes: Any) -> None:
-    axes.set_xlabel("ideal speed-up over one device")
-    axes.set_ylabel("PSNR against the picture of one device, dB")
-    axes.xaxis.set_major_formatter("{x:g}x")
-    axes.grid(color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def plot_calibration(model: str, entry: Entry, path: str | Path) -> None:
-    """Write the figure of a calibration; the path's suffix decides the format. See `calibration_figure`."""
-    calibration_figure(model, entry).savefig(path)
-
-
-def calibration_figure(model: str, entry: Entry) -> Figure:
-    """Draw what was measured: discrepancy and drift over the steps, and PSNR over ideal speed-up with the qualities.
-
-    Args:
-        model: What was calibrated.
-        entry: What came of it.
-    """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12.0, 4.2), dpi=120, layout="constrained")
-    discrepancy, drift, ladder = figure.subplots(1, 3, width_ratios=(1, 1, 1.3))
-    _draw_band(discrepancy, entry, "discrepancy", "discrepancy of the branches", first=0)
-    discrepancy.axvline(entry.tau_cap, color=MARK_COLOR, linestyle="--", linewidth=1.2)
-    discrepancy.annotate(
-        f"tau_cap = {entry.tau_cap}",
-        (entry.tau_cap, 0.96),
-        xycoords=("data", "axes fraction"),
-        xytext=(-4, 0),
-        textcoords="offset points",
-        color=MARK_COLOR,
-        ha="right",
-        va="top",
-        fontsize=9,
-    )
-    _draw_band(drift, entry, "drift", "drift from one step to the next", first=1)
-    _draw_ladder(ladder, entry)
-    discrepancy.set_title(
-        f"{model}, {entry.scheduler.removesuffix('Scheduler')}, {entry.num_inference_steps} steps, {entry.prompts} "
-        "prompts: mean and two standard deviations",
-        fontsize=10,
-        loc="left",
-    )
-    for axes in (discrepancy, drift, ladder):
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
-def _draw_band(axes: Any, entry: Entry, name: str, label: str, first: int) -> None:
-    means, deviations = entry.curves[name], entry.curves[f"{name}_deviation"]
-    steps = range(first, first + len(means))
-    bottom = 0.5 * min(means) or 1e-3
-    low = [max(bottom, mean - 2 * deviation) for mean, deviation in zip(means, deviations, strict=True)]
-    high = [mean + 2 * deviation for mean, deviation in zip(means, deviations, strict=True)]
-    axes.fill_between(steps, low, high, color=LINE_COLOR, alpha=0.18, linewidth=0)
-    axes.plot(steps, means, color=LINE_COLOR, linewidth=1.8)
-    axes.set_yscale("log")
-    axes.set_ylim(bottom=bottom)
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.set_xlabel("denoising step")
-    axes.set_ylabel(label)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-
-
-def _draw_ladder(axes: Any, entry: Entry) -> None:
-    for between in dict.fromkeys(rung["between"] for rung in entry.measured):
-        rungs = [rung for rung in entry.measured if rung["between"] == between]
-        points = sorted((rung["ideal_speedup"], rung["psnr"]) for rung in rungs)
-        chosen = between == entry.between
-        style = {"linewidth": 1.8} if chosen else {"linewidth": 1.2, "linestyle": "--"}
-        label = f"{between} (chosen)" if chosen else between
-        color = FAMILY_COLORS.get(between, LINE_COLOR)
-        axes.plot(*zip(*points, strict=True), color=color, marker="o", markersize=4, label=label, **style)
-    for found in expectations(entry):
-        at = (found.ideal_speedup, found.psnr)
-        axes.plot(*at, marker="D", color=MARK_COLOR, markersize=6)
-        axes.annotate(f"quality {found.quality:g}", at, xytext=(7, 4), textcoords="offset points", fontsize=9)
-    axes.margins(x=0.12)
-    _label_plane(axes)
-    axes.legend(frameon=False, fontsize=9)
-
-
 def _shade_phases(axes: Any, steps: Sequence[StepRecord]) -> None:
     for phase, run in groupby(steps, key=lambda step: step.phase):
         indices = [step.index for step in run]
@@ -257,17 +83,55 @@ def _shade_phases(axes: Any, steps: Sequence[StepRecord]) -> None:
         axes.set_xlim(-0.5, len(steps) - 0.5)
 
 
+def _draw_discrepancies(axes: Any, measured: Sequence[StepRecord]) -> None:
+    full = [step for step in measured if step.kind is StepKind.FULL]
+    others = [step for step in measured if step.kind is not StepKind.FULL]
+    style = {"color": LINE_COLOR, "marker": "o", "markersize": 3}
+    axes.plot([step.index for step in full], [step.discrepancy for step in full], linewidth=1.8, **style)
+    if others:
+        points = [step.index for step in others], [step.discrepancy for step in others]
+        axes.plot(*points, linewidth=0, markerfacecolor="white", **style)
+    values = [step.discrepancy or 0.0 for step in measured]
+    lowest, highest = min(values), max(values) or 1.0
+    if lowest > 0 and highest > WIDE * lowest:
+        axes.set_yscale("log")
+        axes.set_ylim(0.6 * lowest, 1.6 * highest)
+        axes.yaxis.set_major_formatter("{x:g}")
+    else:
+        axes.set_ylim(-0.06 * highest, 1.12 * highest)
+
+
+def _mark_kinds(axes: Any, steps: Sequence[StepRecord]) -> None:
+    """A tick at the bottom for every step that was not full."""
+    for kind, color in KIND_COLORS.items():
+        indices = [step.index for step in steps if step.kind is kind]
+        if indices:
+            axes.plot(
+                indices,
+                [0.015] * len(indices),
+                transform=axes.get_xaxis_transform(),
+                color=color,
+                marker="|",
+                markersize=8,
+                markeredgewidth=2.2,
+                linewidth=0,
+                label=f"{len(indices)} {kind.value}",
+            )
+
+
 def _mark_taus(axes: Any, report: RunReport) -> None:
     for name, tau in (("$\\tau_1$", report.tau1), ("$\\tau_2$", report.tau2)):
         if tau is not None:
+            is_late = tau > 0.85 * len(report.steps)
             axes.axvline(tau, color=MARK_COLOR, linestyle="--", linewidth=1.2)
             axes.annotate(
                 f"{name} = {tau}",
                 (tau, 0.96),
                 xycoords=("data", "axes fraction"),
-                xytext=(4, 0),
+                xytext=(-4 if is_late else 4, 0),
                 textcoords="offset points",
                 color=MARK_COLOR,
+                ha="right" if is_late else "left",
                 va="top",
             )
 
@@ -282,7 +146,17 @@ def _label(axes: Any, report: RunReport, title: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))  # each phase once
     if handles:
-        axes.legend(handles.values(), handles.keys(), loc="lower right", frameon=True, framealpha=0.9, fontsize=9)
+        axes.legend(
+            handles.values(),
+            handles.keys(),
+            loc="lower right",
+            bbox_to_anchor=(1.0, 1.0),
+            ncols=len(handles),
+            frameon=False,
+            fontsize=9,
+            columnspacing=1.2,
+            borderaxespad=0.2,
+        )
 
 
 def _say(axes: Any, text: str) -> None:

@@ -169,6 +169,12 @@ class RunReport:
         return {phase.value: sum(step.phase is phase for step in self.steps) for phase in Phase}
 
     @property
+    def kinds(self) -> dict[str, int]:
+        """Number of steps of each kind that occurred."""
+        counts = Counter(step.kind for step in self.steps)
+        return {kind.value: counts[kind] for kind in StepKind if counts[kind]}
+
+    @property
     def bytes_by_purpose(self) -> dict[str, int]:
         """Bytes put on the wire in all steps by all ranks together, by what they were for."""
         total: Counter[str] = Counter()
@@ -196,6 +202,7 @@ class RunReport:
             "seconds": self.seconds,
             "ideal_speedup": self.ideal_speedup,
             "phases": self.phases,
+            "kinds": self.kinds,
             "bytes_by_purpose": self.bytes_by_purpose,
             "stages": self.stages,
             "notes": self.notes,

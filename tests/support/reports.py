@@ -9,13 +9,18 @@ from hybridiff import Phase, RunReport, StepRecord
 from hybridiff.switching import StepKind
 
 
-def report(discrepancies: Sequence[float | None], phases: Sequence[Phase] | None = None, **fields: Any) -> RunReport:
-    """A report with one step for each discrepancy, warm-up throughout unless told otherwise."""
+def report(
+    discrepancies: Sequence[float | None],
+    phases: Sequence[Phase] | None = None,
+    kinds: Sequence[StepKind] | None = None,
+    **fields: Any,
+) -> RunReport:
+    """A report with one step for each discrepancy, full and in the warm-up throughout unless told otherwise."""
     steps = [
         StepRecord(
             index=index,
             phase=phases[index] if phases else Phase.WARM_UP,
-            kind=StepKind.FULL,
+            kind=kinds[index] if kinds else StepKind.FULL,
             discrepancy=value,
             seconds=0.5,
             bytes_by_purpose={"prediction": 40},

@@ -21,9 +21,9 @@ from hybridiff.calibrate import (
     invert,
 )
 from hybridiff.calibration import Calibration
+from hybridiff.charts import calibration_figure
 from hybridiff.config import ParallelConfig
 from hybridiff.parallel import parallelize
-from hybridiff.plots import calibration_figure
 from hybridiff.prompts import Prompt
 from hybridiff.switching import PublishedPolicy, PublishedSettings
 from support.pipelines import build

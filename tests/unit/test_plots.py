@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import pytest
@@ -8,20 +7,30 @@ from PIL import Image
 
 from hybridiff import Phase
 from hybridiff.plots import discrepancy_figure, image_sheet, plot_discrepancy
+from hybridiff.switching import StepKind
 from support.reports import report
 
 PHASES = [Phase.WARM_UP] * 3 + [Phase.PARALLEL] * 4 + [Phase.CONNECT] * 2
 
 
-def test_curve_phases_and_taus_are_drawn() -> None:
-    discrepancies = [0.3, 0.2, 0.1, None, None, 0.1, 0.1, 0.2, 0.3]  # a gap where one branch alone ran
-    hybrid = report(discrepancies, PHASES, strategy="hybrid", tau1=2, tau2=6)
+FULL, REUSE, SKIPPED = StepKind.FULL, StepKind.REUSE, StepKind.SKIPPED
+
+
+def test_curve_phases_kinds_and_taus_are_drawn() -> None:
+    discrepancies = [0.3, 0.2, 0.1, None, 0.15, 0.1, None, 0.2, 0.3]
+    kinds = [FULL] * 3 + [SKIPPED, REUSE, FULL, SKIPPED] + [FULL] * 2
+    hybrid = report(discrepancies, PHASES, kinds, strategy="hybrid", tau1=2, tau2=6)
     (axes,) = discrepancy_figure(hybrid, "a ring").axes
-    curve = axes.lines[0]
-    assert list(curve.get_xdata()) == list(range(9))
-    assert [None if math.isnan(value) else value for value in curve.get_ydata()] == discrepancies
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["warm-up", "parallel", "connect"]
-    assert [line.get_xdata()[0] for line in axes.lines[1:]] == [2, 6]
+    full, reuse, *others = axes.lines
+    assert list(full.get_xdata()) == [0, 1, 2, 5, 7, 8], "the curve has no gap where nothing was measured"
+    assert list(full.get_ydata()) == [0.3, 0.2, 0.1, 0.1, 0.2, 0.3]
+    assert (list(reuse.get_xdata()), list(reuse.get_ydata())) == ([4], [0.15])
+    assert reuse.get_linewidth() == 0
+    ticks = {line.get_label(): list(line.get_xdata()) for line in others[:2]}
+    assert ticks == {"1 reuse": [4], "2 skipped": [3, 6]}
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["warm-up", "parallel", "connect", "1 reuse", "2 skipped"]
+    assert [line.get_xdata()[0] for line in others[2:]] == [2, 6]
     assert axes.get_title(loc="left") == "a ring\nhybrid, 2 devices, 9 steps, 0.90 s"
 
 
