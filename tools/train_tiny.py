@@ -3,8 +3,8 @@
 From nothing, on two cores (minutes in brackets):
 
     python tools/train_tiny.py --threads 2 vae                                                 (15)
-    python tools/train_tiny.py --seed 0 scenes & python tools/train_tiny.py --seed 1 scenes    (4)
-    python tools/train_tiny.py train tiny-sdxl & python tools/train_tiny.py train tiny-sd3     (100)
+    for seed in 0 1 2 3; do python tools/train_tiny.py --seed $seed scenes; done               (9)
+    python tools/train_tiny.py train tiny-sdxl --minutes 200 & python tools/train_tiny.py train tiny-sd3
     python tools/train_tiny.py export
 
 Every training can be killed and started again; a larger --minutes continues a finished one.
