@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 PUBLISHED = {"strategy": "hybrid", "switching": "published", "parallel_guidance": "published"}
@@ -36,3 +36,18 @@ def callback_at(step_of_action: int, action: Callable[[Any], None]) -> Callable[
         return tensors
 
     return callback
+
+
+def guidance_except(name: str, off: Collection[int]) -> dict[str, Any]:
+    """Arguments of a call whose callback turns guidance off for some steps, and on again."""
+    texts = ["prompt_embeds", *(["pooled_prompt_embeds"] if name.startswith("sd3") else [])]
+    kept: dict[str, Any] = {}
+
+    def turn(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if not kept:
+            kept.update({"scale": pipe._guidance_scale} | {text: tensors[text] for text in texts})
+        is_off = step + 1 in off
+        pipe._guidance_scale = 0.0 if is_off else kept["scale"]
+        return tensors | {text: kept[text].chunk(2)[1] if is_off else kept[text] for text in texts}
+
+    return {"callback_on_step_end": turn, "callback_on_step_end_tensor_inputs": ["latents", *texts]}

@@ -10,11 +10,16 @@ import diffusers
 import pytest
 import torch
 
-from hybridiff.influence import Influence, measure_influence
+from hybridiff.influence import Influence, _measured, measure_influence
 from hybridiff.schedulers import SCHEDULERS, build_scheduler
 from support.pipelines import SCHEDULERS as OWN
 
 STEPS = 10
+
+
+@pytest.fixture(autouse=True)
+def _measured_afresh() -> None:
+    _measured.cache_clear()
 
 
 def scheduler(name: str, steps: int = STEPS, **changes: Any) -> Any:
@@ -129,7 +134,22 @@ def test_it_leaves_nothing_behind(name: str) -> None:
     assert vars(given).keys() == before.keys()
     assert all(vars(given)[key] is value for key, value in before.items())
     torch.rand(1)
+    _measured.cache_clear()
     assert measure_influence(given, len(given.timesteps)) == measured  # whatever the random state
+
+
+def test_what_was_measured_holds_for_the_same_timesteps_only() -> None:
+    """Measured once a process, whatever object has them; another number of them or other settings are another thing."""
+    measured = measure_influence(scheduler("euler"), STEPS)
+    assert measure_influence(scheduler("euler"), STEPS) is measured
+    others = [
+        measure_influence(scheduler("euler", 12), STEPS),
+        measure_influence(scheduler("euler", 12), STEPS, float(scheduler("euler", 12).timesteps[0])),
+        measure_influence(scheduler("euler", use_karras_sigmas=True), STEPS),
+        measure_influence(scheduler("euler", prediction_type="v_prediction"), STEPS),
+        measure_influence(scheduler("euler-ancestral"), STEPS),
+    ]
+    assert len({str(other.on_sample) for other in [measured, *others]}) == 6
 
 
 @pytest.mark.gpu

@@ -1,4 +1,7 @@
-"""Reuse and the guided pipeline computed by hand, layer by layer and without hooks: the strategies draw the same."""
+"""Reuse, the guided pipeline and both in turn computed by hand, layer by layer and without hooks.
+
+The strategies draw the same.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,9 @@ from hybridiff.denoiser.cut import Cut
 from support.by_hand import Inputs, TransformerByHand, UnetByHand, level_cut, transformer_inputs, unet_inputs
 from support.pipelines import build, draw
 
-STEPS, TAU1, TAU2, INTERVAL = 12, 2, 9, 3
-FULL = {0, 1, 2, 5, 8, 10, 11}
-"""Steps up to tau1, after tau2, and every third of those between."""
+STEPS, TAU1, TAU2 = 12, 2, 9
+FULL = {3: {0, 1, 2, 5, 8, 10, 11}, 6: {0, 1, 2, 8, 10, 11}}
+"""Steps up to tau1, after tau2, and some of those between, by their distance."""
 
 
 class ScheduleByHand:
@@ -26,9 +29,13 @@ class ScheduleByHand:
         parts: The network in two stages.
         inputs_of: Splits a call into its branches.
         linear: Follow the latest two inner results, not only hold the latest.
+        interval: Distance of full steps.
     """
 
-    def __init__(self, parts: Any, inputs_of: Callable[..., tuple[Inputs, Inputs]], linear: bool) -> None:
+    def __init__(
+        self, parts: Any, inputs_of: Callable[..., tuple[Inputs, Inputs]], linear: bool, interval: int
+    ) -> None:
+        self.full = FULL[interval]
         self.parts = parts
         self.inputs_of = inputs_of
         self.linear = linear
@@ -38,7 +45,7 @@ class ScheduleByHand:
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor]:
         branches = self.inputs_of(*args, **kwargs)
-        prediction = self.full_step(*branches) if self.step in FULL else self.other_step(*branches)
+        prediction = self.full_step(*branches) if self.step in self.full else self.other_step(*branches)
         self.step += 1
         return (prediction,)
 
@@ -47,6 +54,10 @@ class ScheduleByHand:
 
     def other_step(self, *branches: Inputs) -> torch.Tensor:
         raise NotImplementedError
+
+    def reuse_step(self, *branches: Inputs) -> torch.Tensor:
+        """Each branch goes on with its own inner results of the steps before."""
+        return torch.cat([self.outer(branch, inputs)[1] for branch, inputs in enumerate(branches)])
 
     def whole(self, branch: int, inputs: Inputs) -> torch.Tensor:
         down, skips = self.parts.begin(inputs)
@@ -75,10 +86,10 @@ class ScheduleByHand:
 
 
 class ReuseByHand(ScheduleByHand):
-    """Each branch goes on with its own inner results of the full steps."""
+    """Both branches run the outer stage alone."""
 
     def other_step(self, *branches: Inputs) -> torch.Tensor:
-        return torch.cat([self.outer(branch, inputs)[1] for branch, inputs in enumerate(branches)])
+        return self.reuse_step(*branches)
 
 
 class CarryByHand(ScheduleByHand):
@@ -106,6 +117,14 @@ class CarryByHand(ScheduleByHand):
         return torch.cat([conditional - self.forecast(self.differences), conditional])
 
 
+class MixedByHand(CarryByHand):
+    """In turn the conditional branch through both stages, and the outer stage alone on both branches."""
+
+    def other_step(self, *branches: Inputs) -> torch.Tensor:
+        distance = self.step - max(step for step in self.full if step < self.step)
+        return super().other_step(*branches) if distance % 2 else self.reuse_step(*branches)
+
+
 CASES = [
     pytest.param("sdxl", "ddim", lambda network: UnetByHand(network, 1), {}, id="sdxl"),
     pytest.param("sdxl", "euler", lambda network: UnetByHand(network, 2), {"num_images_per_prompt": 2}, id="sdxl two"),
@@ -118,15 +137,17 @@ CASES = [
 @pytest.mark.parametrize("forecast", ["hold", "linear"])
 @pytest.mark.parametrize(("name", "scheduler", "parts_of", "changes"), CASES)
 @pytest.mark.parametrize(
-    ("by_hand", "config"),
+    ("by_hand", "config", "interval"),
     [
-        pytest.param(ReuseByHand, {"strategy": "reuse"}, id="reuse"),
-        pytest.param(CarryByHand, {"strategy": "hybrid", "switching": "fixed", "between": "pipelined"}, id="carry"),
+        pytest.param(ReuseByHand, {"strategy": "reuse"}, 3, id="reuse"),
+        pytest.param(CarryByHand, {"strategy": "hybrid", "switching": "fixed", "between": "pipelined"}, 3, id="carry"),
+        pytest.param(MixedByHand, {"strategy": "hybrid", "switching": "fixed", "between": "mixed"}, 6, id="mixed"),
     ],
 )
 def test_a_generation_by_hand(
     by_hand: type[ScheduleByHand],
     config: dict[str, Any],
+    interval: int,
     name: str,
     scheduler: str,
     parts_of: Callable[[Any], Any],
@@ -137,16 +158,16 @@ def test_a_generation_by_hand(
     network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
     parts = parts_of(network)
     inputs_of = unet_inputs if hasattr(pipe, "unet") else transformer_inputs
-    network.forward = by_hand(parts, inputs_of, forecast == "linear")
+    network.forward = by_hand(parts, inputs_of, forecast == "linear", interval)
     expected = draw(pipe, name, num_inference_steps=STEPS, **changes)
 
-    settings = {"tau1": TAU1, "tau2": TAU2, "full_interval": INTERVAL, "forecast": forecast, "carry": forecast}
+    settings = {"tau1": TAU1, "tau2": TAU2, "full_interval": interval, "forecast": forecast, "carry": forecast}
     fresh = build(name, scheduler)
     cut = cut_of(parts, fresh.unet if hasattr(fresh, "unet") else fresh.transformer)
     with parallelize(fresh, ParallelConfig(simulate=True, cut=cut, **settings, **config)) as parallel:
         drawn = draw(parallel, name, num_inference_steps=STEPS, **changes)
         assert parallel.report is not None
-        assert {step.index for step in parallel.report.steps if step.kind.value == "full"} == FULL
+        assert {step.index for step in parallel.report.steps if step.kind.value == "full"} == FULL[interval]
     # Held results are the same tensors; a weighted sum may round otherwise.
     assert (drawn - expected).abs().max() <= (0.0 if forecast == "hold" else 1e-4) * expected.abs().max()
 
@@ -160,7 +181,7 @@ def cut_of(parts: Any, network: Any) -> int:
 @pytest.mark.parametrize("name", ["sdxl two levels", "sd3"])
 def test_reuse_on_one_device_is_reuse_on_two_to_rounding(name: str) -> None:
     """One device evaluates both branches as a batch."""
-    settings = {"strategy": "reuse", "tau1": TAU1, "tau2": TAU2, "full_interval": INTERVAL, "cut": 0}
+    settings = {"strategy": "reuse", "tau1": TAU1, "tau2": TAU2, "full_interval": 3, "cut": 0}
     drawn, speedups = [], []
     for devices in (1, 2):
         with parallelize(build(name), ParallelConfig(simulate=True, devices=devices, **settings)) as parallel:

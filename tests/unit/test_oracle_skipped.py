@@ -1,0 +1,266 @@
+"""Skipped steps computed by hand: forecasts, what makes up for their errors, and the guided rule.
+
+The stock pipeline draws, and its denoiser is replaced: full steps are the network's own, one branch after the other;
+everything else is done here, in float64 and in other formulas than the code under test has.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from hybridiff import ParallelConfig, RunReport, parallelize
+from support.guided import GuidedByHand, Shown
+from support.oracles import one_part_after_another, relative_difference
+from support.pipelines import build, denoiser_of, draw
+from support.schedules import guidance_until
+
+STEPS = 12
+FULL = [0, 1, 2, 5, 8, 10, 11]
+FIXED = {"strategy": "hybrid", "switching": "fixed", "between": "skipped", "full_steps": "0-2,5,8,10-11"}
+
+
+@dataclass
+class Moves:
+    """What a scheduler makes of the predictions of a run.
+
+    Attributes:
+        own: How far each one moves the sample in its own step.
+        kept: By what the later steps multiply a sample, each.
+        seen: How far each one moves what the network sees next.
+    """
+
+    own: list[float]
+    kept: list[float]
+    seen: list[float]
+
+    @classmethod
+    def of(cls, scheduler: Any, timestep: float, steps: int) -> Moves:
+        """By the formulas of DDIM and of Euler's method, for a run that begins at a timestep."""
+        begin = scheduler.timesteps.tolist().index(timestep)
+        if type(scheduler).__name__ == "DDIMScheduler":
+            alphas = [float(scheduler.alphas_cumprod[t]) for t in scheduler.timesteps]
+            alphas = [*alphas, float(scheduler.final_alpha_cumprod)][begin : begin + steps + 1]
+            kept = [(after / before) ** 0.5 for before, after in itertools.pairwise(alphas)]
+            noise = [(1 - alpha) ** 0.5 for alpha in alphas]
+            own = [noise[i + 1] - kept[i] * noise[i] for i in range(steps)]
+            return cls(own, kept, own)
+        sigmas = [float(sigma) for sigma in scheduler.sigmas][begin : begin + steps + 1]
+        own = [after - before for before, after in itertools.pairwise(sigmas)]
+        is_flow = type(scheduler).__name__.startswith("FlowMatch")
+        seen = own if is_flow else [d / (s**2 + 1) ** 0.5 for d, s in zip(own, sigmas[1:], strict=True)]
+        return cls(own, [1.0] * steps, seen)
+
+    def ratio(self, earlier: int, step: int) -> float:
+        """How far an earlier prediction has moved the sample by the end of a step, in units of that step's own."""
+        reached = self.own[earlier]
+        for between in range(earlier + 1, step + 1):
+            reached *= self.kept[between]
+        return reached / self.own[step]
+
+    @property
+    def weights(self) -> list[float]:
+        mean = sum(abs(seen) for seen in self.seen) / len(self.seen)
+        return [abs(seen) / mean for seen in self.seen]
+
+
+class SkippedByHand:
+    """Answers a generation's evaluations, both branches in one call.
+
+    Args:
+        pipe: The pipeline, whose network it stands in for.
+        whole: The network's own forward.
+        points: Number of full steps through which skipped ones are extrapolated.
+        catch_up: Share of their errors to make up for.
+        full: The full steps; None where the guided rule finds them.
+        rule: Settings of the guided rule, without the weights.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        whole: Callable[..., Any],
+        points: int,
+        catch_up: float,
+        full: list[int] | None = None,
+        rule: dict[str, Any] | None = None,
+    ) -> None:
+        self.pipe = pipe
+        self.whole = whole
+        self.points = points
+        self.catch_up = catch_up
+        self.full = list(full or [0])
+        self.rule = rule
+        self.step = 0
+        self.skipped: list[tuple[int, torch.Tensor]] = []
+        self.seen: list[tuple[int, torch.Tensor]] = []  # full steps and their predictions
+        self.shown: list[Shown] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor]:
+        timestep = args[1] if len(args) > 1 else kwargs["timestep"]
+        if self.step == 0:
+            self.moves = Moves.of(self.pipe.scheduler, float(timestep.flatten()[0]), self.pipe.num_timesteps)
+        prediction = self.answer(*args, **kwargs)
+        self.step += 1
+        return (prediction,)
+
+    def answer(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if not self.pipe.do_classifier_free_guidance:
+            self.full += range(self.full[-1] + 1, self.pipe.num_timesteps)  # guidance has ended, and skipping with it
+            return self.whole(*args, **kwargs)[0]  # type: ignore[no-any-return]
+        if self.step in self.full:
+            return self.full_step(self.whole(*args, **kwargs)[0])
+        forecast = through(self.seen[-self.points :], self.step)
+        self.skipped.append((self.step, forecast))
+        return forecast.float()
+
+    def full_step(self, prediction: torch.Tensor) -> torch.Tensor:
+        self.look_at(prediction.double())
+        self.seen.append((self.step, prediction.double()))
+        answer = prediction.double()
+        for step, forecast in self.skipped:
+            error = through(self.seen[-4:], step) - forecast
+            answer = answer + self.catch_up * self.moves.ratio(step, self.step) * error
+        self.skipped = []
+        return answer.float()
+
+    def look_at(self, prediction: torch.Tensor) -> None:
+        """What the full step shows, and the next one by the guided rule."""
+        unconditional, conditional = prediction.chunk(2)
+        discrepancy = float((conditional - unconditional).abs().sum() / unconditional.abs().sum())
+        drift = float("nan")
+        if self.seen:
+            moved = [
+                float((now - before).norm() / now.norm())
+                for now, before in zip(prediction, self.seen[-1][1], strict=True)
+            ]
+            drift = (sum(one**2 for one in moved) / len(moved)) ** 0.5
+        self.shown.append((self.step, discrepancy, drift))
+        if self.rule is not None:
+            self.by_hand = GuidedByHand(**self.rule, weights=self.moves.weights)
+            self.full.append(self.by_hand.next_full(self.shown))
+
+
+def through(points: list[tuple[int, torch.Tensor]], position: int) -> torch.Tensor:
+    """The polynomial through points, at a position (Neville's algorithm)."""
+    places, values = [place for place, _ in points], [value for _, value in points]
+    for width in range(1, len(points)):
+        for i in range(len(points) - width):
+            left, right = position - places[i], places[i + width] - position
+            values[i] = (right * values[i] + left * values[i + 1]) / (left + right)
+    return values[0]
+
+
+def drawn_by_hand(
+    name: str, scheduler: str | None, steps: int, changes: dict[str, Any], **settings: Any
+) -> tuple[torch.Tensor, SkippedByHand]:
+    pipe = build(name, scheduler)
+    network = denoiser_of(pipe)
+    with one_part_after_another(pipe):
+        by_hand = SkippedByHand(pipe, network.forward, **settings)
+        network.forward = by_hand
+        latents = draw(pipe, name, num_inference_steps=steps, **changes)
+    return latents, by_hand
+
+
+def drawn_by_hybrid(
+    name: str, scheduler: str | None, steps: int, changes: dict[str, Any], **config: Any
+) -> tuple[torch.Tensor, RunReport]:
+    with parallelize(build(name, scheduler), ParallelConfig(simulate=True, **config)) as parallel:
+        latents = draw(parallel, name, num_inference_steps=steps, **changes)
+        assert parallel.report is not None
+        return latents, parallel.report
+
+
+def full_steps_of(report: RunReport) -> list[int]:
+    return [step.index for step in report.steps if step.kind.value == "full"]
+
+
+POINTS = {"hold": 1, "linear": 2, "quadratic": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler", "forecast", "catch_up", "changes"),
+    [
+        ("sd3", "flow-euler", "hold", 1.0, {}),
+        ("sd3", "flow-euler", "quadratic", 0.5, {"num_images_per_prompt": 2}),
+        ("sd15", "ddim", "hold", 1.0, {"num_images_per_prompt": 2}),
+        ("sd15", "ddim", "linear", 0.7, {}),
+        ("sdxl two levels", "euler", "hold", 1.0, {}),
+        ("sdxl two levels", "euler", "linear", 0.0, {"guidance_rescale": 0.5}),
+    ],
+)
+def test_a_fixed_schedule(name: str, scheduler: str, forecast: str, catch_up: float, changes: dict[str, Any]) -> None:
+    expected, by_hand = drawn_by_hand(
+        name, scheduler, STEPS, changes, points=POINTS[forecast], catch_up=catch_up, full=FULL
+    )
+    config = FIXED | {"forecast": forecast, "catch_up": catch_up}
+    drawn, report = drawn_by_hybrid(name, scheduler, STEPS, changes, **config)
+    assert relative_difference(drawn, expected) < 1e-4
+    assert (by_hand.step, full_steps_of(report)) == (STEPS, FULL)
+    assert [(step.index, step.discrepancy) for step in report.steps if step.discrepancy is not None] == [
+        (step, pytest.approx(discrepancy, rel=1e-4)) for step, discrepancy, _ in by_hand.shown
+    ]
+    assert [(step.index, step.drift) for step in report.steps if step.drift is not None] == [
+        (step, pytest.approx(drift, rel=1e-3)) for step, _, drift in by_hand.shown[1:]
+    ]
+
+
+@pytest.mark.parametrize(("name", "scheduler"), [("sd3", "flow-euler"), ("sd15", "ddim")])
+def test_holding_without_catching_up_is_exact(name: str, scheduler: str) -> None:
+    expected, _ = drawn_by_hand(name, scheduler, STEPS, {}, points=1, catch_up=0.0, full=FULL)
+    drawn, _ = drawn_by_hybrid(name, scheduler, STEPS, {}, **FIXED, catch_up=0.0)
+    assert torch.equal(drawn, expected)
+
+
+@pytest.mark.parametrize(("name", "scheduler"), [("sd3", "flow-euler"), ("sd15", "ddim")])
+def test_what_is_made_up_for_matters(name: str, scheduler: str) -> None:
+    """Otherwise the tests above would pass without it."""
+    held, caught_up = (drawn_by_hybrid(name, scheduler, STEPS, {}, **FIXED, catch_up=share)[0] for share in (0.0, 1.0))
+    assert relative_difference(caught_up, held) > 1e-2
+
+
+@pytest.mark.parametrize(
+    "last", [2, 4, 5, 9], ids=["before", "in a skipped step", "in a full step", "at the end of it"]
+)
+@pytest.mark.parametrize(("name", "scheduler", "pictures"), [("sd3", "flow-euler", 1), ("sd15", "ddim", 2)])
+def test_guidance_that_ends_in_the_parallel_stage(name: str, scheduler: str, pictures: int, last: int) -> None:
+    changes = guidance_until(name, last) | {"num_images_per_prompt": pictures}
+    expected, _ = drawn_by_hand(name, scheduler, STEPS, changes, points=1, catch_up=1.0, full=FULL)
+    drawn, report = drawn_by_hybrid(name, scheduler, STEPS, changes, **FIXED)
+    assert relative_difference(drawn, expected) < 1e-4
+    assert full_steps_of(report) == [step for step in range(STEPS) if step in FULL or step > last]
+    assert (report.tau1, report.tau2) == (2, last)
+
+
+@pytest.mark.parametrize(
+    ("name", "scheduler", "steps", "tolerance", "changes"),
+    [
+        pytest.param("sd3", "flow-euler", 16, 0.15, {}, id="flow"),
+        pytest.param("sd3", "flow-euler", 16, 0.1, {"num_images_per_prompt": 2}, id="flow, two pictures"),
+        pytest.param("sd15", "ddim", 16, 0.15, {}, id="DDIM"),
+        pytest.param("sdxl two levels", "euler", 16, 0.15, {"num_images_per_prompt": 2}, id="Euler, two pictures"),
+        pytest.param("sd3 img2img", "flow-euler", 20, 0.15, {}, id="flow, image to image"),
+        pytest.param("sd15 img2img", "ddim", 20, 0.15, {}, id="DDIM, image to image"),
+        pytest.param("sdxl img2img", "euler", 20, 0.15, {}, id="Euler, image to image"),
+        pytest.param("sdxl inpaint 9 channels", "euler", 20, 0.15, {}, id="Euler, inpainting"),
+        pytest.param("sd3 inpaint", "flow-euler", 20, 0.15, {}, id="flow, inpainting"),
+        pytest.param("sdxl two levels", "euler", 24, 0.15, {"denoising_end": 0.6}, id="Euler, the first steps alone"),
+    ],
+)
+def test_a_guided_schedule(name: str, scheduler: str, steps: int, tolerance: float, changes: dict[str, Any]) -> None:
+    rule = {"tolerance": tolerance, "settled": 0.5, "longest": 4, "patience": 3}
+    expected, by_hand = drawn_by_hand(name, scheduler, steps, changes, points=1, catch_up=1.0, rule=rule)
+    config = {"tolerance": tolerance, "settled": 0.5, "longest_interval": 4, "patience": 3}
+    drawn, report = drawn_by_hybrid(name, scheduler, steps, changes, strategy="hybrid", **config)
+    full = [step for step, *_ in by_hand.shown]
+    assert full_steps_of(report) == full
+    assert (report.tau1, report.tau2) == by_hand.by_hand.taus(by_hand.shown)
+    assert relative_difference(drawn, expected) < 1e-4
+    assert len(report.steps) == by_hand.step
+    assert len(full) < by_hand.step - 2  # it is not a schedule of full steps
