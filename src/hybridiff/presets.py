@@ -1,4 +1,4 @@
-"""Settings by model: the published ones, and those calibrated for the embedded models."""
+"""Settings by family of model, for models that are not calibrated."""
 
 from __future__ import annotations
 
@@ -12,10 +12,6 @@ PUBLISHED: dict[str, PublishedSettings] = {
     # Jung et al. 2026, Sec. 5.1 (SDXL, DDIM, w = 5) and the README of their code (SD3-medium, w = 7), 50 steps.
     "sdxl": PublishedSettings(slope_window=12, slope_threshold=4e-4, parallel_steps=5, tau_cap=15),
     "sd3": PublishedSettings(slope_window=15, slope_threshold=5e-4, parallel_steps=5, tau_cap=40),
-    # From the mean discrepancy over 64 captions (docs/results/tiny-models.md): tau_cap is its argmin, and a slope
-    # counts as flat once the curve is near its bottom (tau1 = 26 on the mean curve).
-    "tiny-sdxl": PublishedSettings(slope_window=12, slope_threshold=3e-3, parallel_steps=5, tau_cap=43),
-    "tiny-sd3": PublishedSettings(slope_window=15, slope_threshold=3e-3, parallel_steps=5, tau_cap=42),
 }
 
 REUSE_SHARES = {"sdxl": 0.3, "sd3": 1 / 6}
