@@ -37,7 +37,7 @@ class ParallelConfig:
         calibration: File of thresholds that `hybridiff calibrate` wrote for the model; the embedded models bring
             theirs.
         switching: How `hybrid` decides which steps are full: `guided` by what full steps show, `published` by the
-            paper's rule, or `fixed`.
+            paper's rule, or `fixed`, which full_steps, tau1, tau2 and full_interval imply.
         between: What the steps between full ones are: `skipped` (nothing runs, both predictions are forecast), `reuse`
             (each rank runs the outer stage on its own branch), `pipelined` (each rank runs one stage of one branch), or
             `mixed` (pipelined and reuse in turn).
@@ -138,7 +138,8 @@ class ParallelConfig:
     @property
     def rule(self) -> str:
         """The switching rule in force: `guided`, `published` or `fixed`."""
-        return self.switching or ("fixed" if self.strategy == "reuse" else "guided")
+        names_steps = (self.full_steps, self.tau1, self.tau2, self.full_interval) != (None,) * 4
+        return self.switching or ("fixed" if self.strategy == "reuse" or names_steps else "guided")
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain data, ready for JSON."""

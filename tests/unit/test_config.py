@@ -107,3 +107,11 @@ def test_steps_as_text(text: str, steps: list[int]) -> None:
 def test_text_that_names_no_steps(text: str) -> None:
     with pytest.raises(ValueError, match=f"full_steps must look like 0-4,8,11, got '{text}'"):
         parse_steps(text)
+
+
+def test_naming_steps_implies_a_fixed_schedule() -> None:
+    assert ParallelConfig(strategy="hybrid").rule == "guided"
+    assert ParallelConfig(strategy="reuse").rule == "fixed"
+    assert ParallelConfig(strategy="hybrid", full_steps="0-4,8").rule == "fixed"
+    assert ParallelConfig(strategy="hybrid", full_interval=3).rule == "fixed"
+    assert ParallelConfig(strategy="hybrid", switching="published", tau1=3).rule == "published"
