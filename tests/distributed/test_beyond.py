@@ -1,4 +1,4 @@
-"""Reuse and the guided pipeline on several ranks: their simulation in one process, bit for bit."""
+"""Steps of all kinds on several ranks: their simulation in one process, bit for bit."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import pytest
 import torch
 
 from support.jobs import Drawn, draw_parallel, drawn_on_ranks, told_alike
+from support.oracles import drawn_one_part_after_another
 
 pytestmark = pytest.mark.distributed
 
 SCHEDULE = {"tau1": 2, "tau2": 9, "full_interval": 3}
+GUIDED = {"strategy": "hybrid", "tolerance": 0.15, "settled": 0.5, "longest_interval": 4}
+FIXED = {"strategy": "hybrid", "switching": "fixed", "full_steps": "0-2,6,10"}
 REUSE = {"strategy": "reuse", **SCHEDULE}
 CARRY = {"strategy": "hybrid", "switching": "fixed", "between": "pipelined", **SCHEDULE}
 
@@ -27,6 +30,17 @@ CARRY = {"strategy": "hybrid", "switching": "fixed", "between": "pipelined", **S
         (2, "sd15", "euler-ancestral", CARRY | {"cut": 20, "carry": "hold"}, {}),
         (2, "sd3", "flow-euler", CARRY | {"cut": 1, "forecast": "hold"}, {"num_images_per_prompt": 2}),
         (2, "sd3.5", "flow-euler", CARRY | {"cut": 0, "full_interval": 0}, {}),
+        (2, "sd15", "ddim", GUIDED, {}),
+        (2, "sdxl two levels", "euler", GUIDED | {"forecast": "linear"}, {"num_images_per_prompt": 2}),
+        (4, "sd3", "flow-euler", GUIDED, {"num_images_per_prompt": 2}),
+        (2, "sdxl inpaint", "euler-ancestral", GUIDED, {}),
+        (2, "sd15", "unipc", GUIDED | {"between": "reuse", "cut": 20}, {}),
+        (4, "sd3.5", "flow-euler", GUIDED | {"between": "reuse", "cut": 1}, {"num_images_per_prompt": 2}),
+        (2, "sd3", "flow-euler", GUIDED | {"between": "mixed", "cut": 1}, {}),
+        (2, "sdxl two levels", "dpmsolver++", FIXED, {}),
+        (2, "sd3 img2img", "flow-euler", FIXED | {"full_steps": "0-1,4,7"}, {}),  # the last step is skipped
+        (2, "sd15", "unipc", FIXED | {"between": "mixed", "cut": 20}, {}),
+        (4, "sd3", "flow-euler", FIXED, {}),  # two of them without a share
     ],
 )
 def test_ranks_equal_their_simulation(
@@ -37,13 +51,39 @@ def test_ranks_equal_their_simulation(
     simulated = draw_parallel(name, changes, simulate=True, devices=ranks, scheduler=scheduler, **config)[0]
     assert torch.equal(drawn.latents, simulated.latents)
     assert [told_alike(drawn)[i] for i in (0, 1, 2, 4)] == [told_alike(simulated)[i] for i in (0, 1, 2, 4)]
+    assert len({step["kind"] for step in drawn.report["steps"]}) > 1
+
+
+@pytest.mark.parametrize(("name", "ranks"), [("sdxl two levels", 2), ("sd3", 4)])
+def test_exact_is_one_branch_after_the_other(name: str, ranks: int) -> None:
+    changes = {"num_images_per_prompt": ranks // 2}
+    drawn = drawn_on_ranks(ranks, name, changes, {"strategy": "hybrid", "quality": "exact"})
+    assert torch.equal(drawn.latents, drawn_one_part_after_another(name, parts=ranks, **changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "config"),
+    [
+        ("sdxl two levels", torch.float16, GUIDED),
+        ("sd3", torch.bfloat16, GUIDED | {"between": "mixed", "cut": 1}),
+    ],
+)
+def test_half_precision(name: str, dtype: torch.dtype, config: dict[str, Any]) -> None:
+    changes = {"num_inference_steps": 10}
+    drawn = drawn_on_ranks(2, name, changes, config | {"dtype": dtype})
+    assert drawn.latents.dtype == dtype
+    assert torch.equal(drawn.latents, draw_parallel(name, changes, simulate=True, dtype=dtype, **config)[0].latents)
 
 
 def test_bytes_of_a_step_by_its_kind() -> None:
-    """A reuse step sends what a full one does; a pipelined step both boundaries and one prediction."""
+    """A skipped step sends nothing, a reuse step what a full one does; a pipelined step both boundaries and one
+    prediction.
+    """
     changes = {"num_inference_steps": 12}
     reuse = _bytes(drawn_on_ranks(2, "sd3", changes, REUSE | {"cut": 1}, runs=1))
     carry = _bytes(drawn_on_ranks(2, "sd3", changes, CARRY | {"cut": 1}, runs=1))
+    skipped = _bytes(drawn_on_ranks(2, "sd3", changes, GUIDED, runs=1))
+    assert skipped == {"full": carry["full"], "skipped": {}}
     assert reuse["reuse"] == reuse["full"] == carry["full"]
     assert carry["pipelined"]["prediction"] * 2 == carry["full"]["prediction"]
     assert carry["pipelined"]["boundary"] > 0

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import pytest
 import torch
 
 from hybridiff import ParallelConfig, parallelize
+from support.failing import GROUP_TIMEOUT, QUICK, Planted, check_fault, run_with_fault
 from support.jobs import Outcome, attempt, draw_parallel, rank
 from support.pipelines import build, draw
 from support.ranks import run_ranks
@@ -19,62 +19,12 @@ pytestmark = pytest.mark.distributed
 STEPS = {"num_inference_steps": 10}
 TAU1, PARALLEL_STEPS = 3, 4
 INNER_RANK, OUTER_RANK = 0, 1
-GROUP_TIMEOUT = 60.0  # no rank is to wait that long
-QUICK = 30.0  # far below the deadline, far above what a run takes on a busy machine
 
 
-class Planted(Exception):
-    """An error that cannot be pickled, as some of CUDA's cannot."""
-
-    def __init__(self, where: str) -> None:
-        super().__init__(where)
-        self.handle = threading.Lock()
-
-
-def parts(name: str, pipe: Any) -> dict[str, Any]:
-    """A layer within each stage, whatever the cut, and the stage-less embedding."""
-    if name == "sd15":
-        return {
-            "inner": pipe.unet.mid_block.resnets[0],
-            "outer": pipe.unet.conv_out,
-            "embedding": pipe.unet.time_embedding,
-        }
-    blocks = pipe.transformer.transformer_blocks
-    return {"inner": blocks[1].attn, "outer": pipe.transformer.proj_out, "embedding": pipe.transformer.time_text_embed}
-
-
-def run_with_fault(
-    name: str, faulty: int, place: str, step: int, last: int, exchange: str = "published"
-) -> tuple[Outcome, Outcome]:
-    """How a run ends in which one rank fails in a step, and the run after it; `last` is the last pipelined step."""
-    pipe = build(name)
-    config = capped(10, TAU1, last - TAU1, cut=1, outputs="all", timeout=GROUP_TIMEOUT)
-    if exchange == "carry":
-        config |= carried(last)
-    parallel = parallelize(pipe, ParallelConfig(**config))
-    hooks: list[Any] = []
-
-    def fail(*_: Any) -> None:
-        while hooks:
-            hooks.pop().remove()
-        raise Planted(place)
-
-    def arm(_: Any) -> None:
-        if rank() == faulty:
-            hooks.append(parts(name, pipe)[place].register_forward_pre_hook(fail))
-
-    def raise_here(_: Any) -> None:
-        if rank() == faulty:
-            raise Planted(place)
-
-    if place == "callback":
-        callback = callback_at(step, raise_here)
-    elif place == "scheduler":
-        callback = callback_at(step - 1, lambda _: _fail_once(pipe.scheduler) if rank() == faulty else None)
-    else:
-        callback = callback_at(step - 1, arm)
-    outcome = attempt(lambda: draw(parallel, name, **STEPS, callback_on_step_end=callback))
-    return outcome, attempt(lambda: draw(parallel, name, **STEPS))
+def config_of(last: int, exchange: str = "published") -> dict[str, Any]:
+    """A config whose pipelined steps end with step `last`."""
+    config = capped(10, TAU1, last - TAU1, cut=1)
+    return config | (carried(last) if exchange == "carry" else {})
 
 
 def carried(last: int) -> dict[str, Any]:
@@ -82,28 +32,15 @@ def carried(last: int) -> dict[str, Any]:
     return {"switching": "fixed", "between": "pipelined", "parallel_guidance": "carry", **schedule}
 
 
-def _fail_once(scheduler: Any) -> None:
-    step = scheduler.step
-
-    def failing(*args: Any, **kwargs: Any) -> Any:
-        scheduler.step = step
-        raise Planted("scheduler")
-
-    scheduler.step = failing
-
-
 def check(results: list[tuple[Outcome, Outcome]], faulty: int, place: str, step: int, expected: torch.Tensor) -> None:
-    """The rank at fault raises its own error, the other names rank, phase, step and cause; then both draw again."""
-    for number, (outcome, again) in enumerate(results):
-        if number == faulty:
-            assert (outcome.error, outcome.message) == ("Planted", place)
-        else:
-            assert outcome.error == "RankError", outcome
-            phase = "warm-up" if step <= TAU1 else "parallel" if step <= TAU1 + PARALLEL_STEPS else "connect"
-            assert outcome.message == f"rank {faulty} failed in {phase}, step {step}: Planted: {place}"
-        assert outcome.seconds < QUICK
-        assert again.error is None, again
-        assert torch.equal(again.value, expected)
+    phase = "warm-up" if step <= TAU1 else "parallel" if step <= TAU1 + PARALLEL_STEPS else "connect"
+    check_fault(results, faulty, place, f"{phase}, step {step}", expected)
+
+
+def fail_in_a_run(
+    name: str, faulty: int, place: str, step: int, last: int = TAU1 + PARALLEL_STEPS, exchange: str = "published"
+) -> tuple[Outcome, Outcome]:
+    return run_with_fault(name, faulty, place, step, config_of(last, exchange), **STEPS)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +71,7 @@ def expected() -> dict[str, torch.Tensor]:
     ],
 )
 def test_an_error_on_one_rank(name: str, faulty: int, place: str, step: int, expected: dict[str, torch.Tensor]) -> None:
-    results = run_ranks(run_with_fault, 2, name, faulty, place, step, TAU1 + PARALLEL_STEPS)
+    results = run_ranks(fail_in_a_run, 2, name, faulty, place, step)
     check(results, faulty, place, step, expected[name])
 
 
@@ -143,7 +80,7 @@ def test_an_error_on_one_rank(name: str, faulty: int, place: str, step: int, exp
 def test_an_error_in_a_guided_pipelined_step(faulty: int, place: str, step: int) -> None:
     """The swap lies within the outer stage: the layers before it fail before it, those after it behind it."""
     last = TAU1 + PARALLEL_STEPS
-    results = run_ranks(run_with_fault, 2, "sd3", faulty, place, step, last, "carry")
+    results = run_ranks(fail_in_a_run, 2, "sd3", faulty, place, step, last, "carry")
     drawn = draw_parallel("sd3", STEPS, simulate=True, cut=1, strategy="hybrid", **carried(last))[0].latents
     check(results, faulty, place, step, drawn)
 
@@ -151,7 +88,7 @@ def test_an_error_in_a_guided_pipelined_step(faulty: int, place: str, step: int)
 @pytest.mark.parametrize(("faulty", "place"), [(INNER_RANK, "inner"), (OUTER_RANK, "outer"), (0, "callback")])
 def test_an_error_in_the_very_last_step(faulty: int, place: str) -> None:
     """The stage ends with the run: the other rank is on its way out."""
-    for number, (outcome, again) in enumerate(run_ranks(run_with_fault, 2, "sd3", faulty, place, 9, 9)):
+    for number, (outcome, again) in enumerate(run_ranks(fail_in_a_run, 2, "sd3", faulty, place, 9, 9)):
         if number == faulty:
             assert (outcome.error, outcome.message) == ("Planted", place)
         else:
@@ -171,7 +108,7 @@ def test_errors_on_both_ranks_in_one_step(expected: dict[str, torch.Tensor]) -> 
 
 def run_with_two_faults() -> tuple[Outcome, Outcome]:
     mine = rank()
-    return run_with_fault("sd3", mine, ("inner", "outer")[mine], 5, TAU1 + PARALLEL_STEPS)
+    return fail_in_a_run("sd3", mine, ("inner", "outer")[mine], 5)
 
 
 @pytest.mark.parametrize("leaving", [INNER_RANK, OUTER_RANK])

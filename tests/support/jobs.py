@@ -84,5 +84,7 @@ def drawn_on_ranks(ranks: int, name: str, changes: dict[str, Any], config: dict[
 
 def told_alike(drawn: Drawn) -> Any:
     """What reports must agree on: everything but times, and what the first step of a first run costs."""
-    steps = [{key: step[key] for key in ("index", "phase", "kind", "discrepancy")} for step in drawn.report["steps"]]
-    return steps, drawn.report["tau1"], drawn.report["tau2"], drawn.report["stages"]["cut"], drawn.report["notes"]
+    told = ("index", "phase", "kind", "discrepancy", "drift")
+    steps = [{key: step[key] for key in told} for step in drawn.report["steps"]]
+    report = drawn.report
+    return steps, report["tau1"], report["tau2"], report["stages"].get("cut"), report["notes"]
