@@ -1,0 +1,129 @@
+"""The commands that measure on one device: `hybridiff simulate` and `hybridiff calibrate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hybridiff.bench import Bench, take_prompts
+from hybridiff.calibration import Calibration, Entry
+from hybridiff.cli import main
+from hybridiff.tiny.scenes import parse_caption, split_of
+
+ENTRY = Entry(
+    scheduler="FlowMatchEulerDiscreteScheduler",
+    num_inference_steps=3,
+    guidance_scale=5.0,
+    prompts=1,
+    between="skipped",
+    catch_up=0.75,
+    tolerances=((0.0, 0.3), (0.5, 0.1), (1.0, 0.0)),
+    slope_window=1,
+    slope_threshold=0.01,
+    parallel_steps=1,
+    tau_cap=1,
+    curves={
+        "discrepancy": [0.3, 0.2, 0.1],
+        "discrepancy_deviation": [0.1, 0.1, 0.1],
+        "drift": [0.2, 0.1],
+        "drift_deviation": [0.1, 0.1],
+    },
+    measured=[
+        {"between": "skipped", "catch_up": 0.75, "tolerance": 0.1, "ideal_speedup": 2.5, "psnr": 50.0},
+        {"between": "skipped", "catch_up": 0.75, "tolerance": 0.3, "ideal_speedup": 3.5, "psnr": 36.0},
+    ],
+)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["simulate"], "the following arguments are required: --model"),
+        (["simulate", "--model", "tiny-sdxl", "--families", "exact,magic"], "unknown family 'magic'; choose some of"),
+        (["simulate", "--model", "tiny-sdxl", "--output", "x.png"], "'x.png' must name a .json file"),
+        (["simulate", "--model", "tiny-sdxl", "--limit", "0"], "must be a whole number of at least 1"),
+        (["simulate", "--model", "some/model"], "give --prompts FILE: only tiny-sdxl and tiny-sd3 bring prompts"),
+        (["simulate", "--model", "tiny-sdxl", "--prompts", "/nowhere"], "cannot read the prompts file /nowhere"),
+        (["simulate", "--model", "tiny-sdxl", "--guidance-scale", "1"], "guidance_scale must be above 1, got 1"),
+        (["simulate", "--model", "tiny-sdxl", "--height", "3"], "height must be a positive multiple of 8"),
+        (["simulate", "--model", "tiny-sdxl", "--num-inference-steps", "2"], "must be at least 3, got 2"),
+        (["simulate", "--model", "tiny-sd3", "--scheduler", "ddim"], "is for diffusion models, this is a flow"),
+        (["simulate", "--model", "tiny-sdxl", "--settings", "/nowhere"], "cannot read the settings /nowhere"),
+        (["calibrate", "--model", "tiny-sdxl", "--between", "magic"], "unknown between 'magic'; choose some of"),
+        (["calibrate", "--model", "some/model"], "give --prompts FILE: only tiny-sdxl and tiny-sd3 bring prompts"),
+        (["calibrate", "--model", "tiny-sdxl", "--scheduler", "heun"], "is of order 2: all of its steps are full"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_network_runs(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hybridiff.frontier._draw", lambda *_: pytest.fail("something was drawn"))
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.splitlines()[-1].startswith("hybridiff: ")
+    assert captured.out == ""
+
+
+def test_simulate_writes_the_frontier_and_tells_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "frontier.json"
+    flags = ["--limit", "1", "--num-inference-steps", "3", "--families", "exact", "--output", str(path)]
+    assert main(["simulate", "--model", "tiny-sd3", "--max-sequence-length", "16", "--device", "cpu", *flags]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[1].split()[:3] == ["exact", "cfg", "2.00x"]
+    assert str(path) in captured.out
+    assert "exact: 100%" in captured.err, "the progress bar"
+    content = json.loads(path.read_text())
+    assert content["run"]["guidance_scale"] == 5.0, "the model's own"
+    assert content["run"]["prompts"][0]["seed"] == 0
+    assert content["rows"][0]["psnr"] > 80
+    assert path.with_suffix(".png").exists()
+    assert main(["simulate", "--model", "tiny-sd3", "--device", "cpu", *flags]) == 2
+    assert "holds another run, with other max_sequence_length" in capsys.readouterr().err
+
+
+def test_calibrate_adds_to_its_file_and_tells_how_to_use_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("hybridiff.calibrate.calibrate", lambda *arguments: asked.append(arguments) or ENTRY)
+    path, prompts = tmp_path / "calibration.json", tmp_path / "prompts.txt"
+    prompts.write_text("a ring\n")
+    flags = ["--model", "tiny-sd3", "--device", "cpu", "--between", "skipped", "--output", str(path)]
+    for steps in ("3", "4"):
+        assert main(["calibrate", *flags, "--prompts", str(prompts), "--num-inference-steps", steps]) == 0
+    _, given, call, candidates, _ = asked[0]
+    assert ([prompt.prompt for prompt in given], candidates) == (["a ring"], ["skipped"])
+    assert (call["num_inference_steps"], call["guidance_scale"]) == (3, 5.0)
+    captured = capsys.readouterr()
+    assert "warning: thresholds from 1 prompts follow the prompts more than the model; give at least 16" in captured.err
+    assert f"--calibration {path}" in captured.out
+    assert captured.out.splitlines()[2] == "quality  tolerance  ideal speed-up  PSNR against one device"
+    assert Calibration.read(path).entries == (ENTRY,)
+    assert (tmp_path / "calibration-FlowMatchEulerDiscreteScheduler-3.png").exists()
+    assert main(["calibrate", *flags, "--model", "tiny-sdxl"]) == 2
+    assert "holds the thresholds of tiny-sd3, not of tiny-sdxl" in capsys.readouterr().err
+
+
+def test_the_embedded_models_bring_prompts_that_no_other_use_sees() -> None:
+    calibration = take_prompts("tiny-sdxl", None, "calibration", (16, 16))
+    evaluation = take_prompts("tiny-sdxl", None, "evaluation", (64,))
+    assert (len(calibration), len(evaluation)) == (32, 64)
+    assert len(parse_caption(calibration[-1].prompt).objects) == 2
+    assert {split_of(parse_caption(prompt.prompt)) for prompt in evaluation} == {"evaluation"}
+
+
+def test_a_bench_calls_the_model_by_its_own_defaults() -> None:
+    bench = Bench.load("tiny-sd3", {"max_sequence_length": 16}, device="cpu")
+    assert bench.call == {"num_inference_steps": 28, "guidance_scale": 5.0, "max_sequence_length": 16}
+    facts = bench.facts()
+    assert (facts["model"], facts["dtype"], facts["device"]) == ("tiny-sd3", "float32", "cpu")
+    assert json.loads(json.dumps(facts)) == facts
