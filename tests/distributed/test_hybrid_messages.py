@@ -48,8 +48,8 @@ class RecordingComm(ProcessComm):
         return super().exchange(thing)
 
 
-def watch(name: str, cut: int, pictures: int) -> list[dict[str, Any]]:
-    """What one rank did in each step of its second run; the first one has measured the network."""
+def watch(name: str, config: dict[str, Any], pictures: int) -> list[dict[str, Any]]:
+    """What one rank did in each step of its second run; the first one may have measured the network."""
     pipe = build(name)
     counts = count_layers(denoiser_of(pipe))
     comm = RecordingComm(60.0)
@@ -62,15 +62,14 @@ def watch(name: str, cut: int, pictures: int) -> list[dict[str, Any]]:
         return tensors
 
     changes: dict[str, Any] = {"num_inference_steps": STEPS, "num_images_per_prompt": pictures}
-    config = ParallelConfig(outputs="all", **capped(STEPS, TAU1, PARALLEL_STEPS, cut=cut))
-    parallel = parallelize(pipe, config, comm=comm)
+    parallel = parallelize(pipe, ParallelConfig(outputs="all", **config), comm=comm)
     draw(parallel, name, **changes)
     counts.clear()
     comm.messages.clear()
     draw(parallel, name, **changes, callback_on_step_end=note)
     assert parallel.report is not None
     for step, record in zip(seen, parallel.report.to_dict()["steps"], strict=True):
-        step["bytes"] = record["bytes_by_purpose"]
+        step["bytes"], step["kind"] = record["bytes_by_purpose"], record["kind"]
     return seen
 
 
@@ -85,7 +84,8 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "cut", "pictures", "boundaries"), CASES)
 def test_layers_messages_and_bytes(name: str, cut: int | None, pictures: int, boundaries: tuple[int, int]) -> None:
-    first, second = run_ranks(watch, 2, name, _level_cut(name) if cut is None else cut, pictures)
+    config = capped(STEPS, TAU1, PARALLEL_STEPS, cut=_level_cut(name) if cut is None else cut)
+    first, second = run_ranks(watch, 2, name, config, pictures)
     whole = first[TAU1]["layers"]
     blocks = {layer for layer in whole if layer.startswith(BLOCKS)}
     for step in range(STEPS):
@@ -121,6 +121,48 @@ def test_layers_messages_and_bytes(name: str, cut: int | None, pictures: int, bo
     assert last in outer
     assert last not in inner
     assert any(layer.startswith(middle) and times for layer, times in inner.items())
+
+
+MESSAGES = {"full": ["gather"], "skipped": [], "reuse": ["gather"], "pipelined": ["swap", "hand out"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "between", "kinds"),
+    [
+        ("sd15", 2, "skipped", "ffsfssfs"),
+        ("sd3", 4, "skipped", "ffsfssfs"),
+        ("sd15", 2, "mixed", "ffpfprfp"),
+        ("sd3", 4, "reuse", "ffrfrrfr"),
+    ],
+)
+def test_steps_of_all_kinds(name: str, ranks: int, between: str, kinds: str) -> None:
+    """A skipped step runs no layer and sends nothing, and around it everything is in order."""
+    config = {"strategy": "hybrid", "switching": "fixed", "full_steps": "0,1,3,6", "between": between}
+    seen = run_ranks(watch, ranks, name, config | {"cut": _level_cut(name) if name == "sd15" else 1}, ranks // 2)
+    whole = seen[0][1]["layers"]
+    for step, letter in enumerate(kinds):
+        here = [rank[step] for rank in seen]
+        assert {one["kind"][0] for one in here} == {letter}
+        messages = [[kind for kind, _ in one["messages"] if kind != "exchange" or step] for one in here]
+        assert messages == [MESSAGES[here[0]["kind"]]] * ranks
+        assert all(one["bytes"] == here[0]["bytes"] for one in here)
+        assert sum(size for one in here for _, size in one["messages"]) == sum(here[0]["bytes"].values())
+
+        blocks = [{layer for layer in one["layers"] if layer.startswith(BLOCKS)} for one in here]
+        everything = {layer for layer in whole if layer.startswith(BLOCKS)}
+        if letter == "s":
+            assert not any(one["layers"] for one in here)
+        elif letter == "f":
+            assert blocks == [everything] * ranks
+        elif letter == "r":
+            assert blocks[0] < everything
+            assert blocks == [blocks[0]] * ranks
+            outer = blocks[0]
+        else:
+            assert blocks[0] | blocks[1] == everything
+            assert not blocks[0] & blocks[1]
+    if between == "mixed":
+        assert outer == blocks[1]  # of the last step, which is pipelined: the stage that reuse steps run
 
 
 def _level_cut(name: str) -> int:

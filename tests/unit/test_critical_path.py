@@ -77,6 +77,13 @@ def test_a_reuse_step_costs_the_outer_stage() -> None:
     assert critical_path([FULL, StepKind.REUSE, FULL, StepKind.REUSE, StepKind.REUSE], costs) == pytest.approx(2.9)
 
 
+def test_a_skipped_step_costs_nothing() -> None:
+    kinds = [FULL, StepKind.SKIPPED, StepKind.SKIPPED, FULL, StepKind.SKIPPED]
+    assert critical_path(kinds) == 2.0
+    assert ideal_speedup(kinds) == 5.0
+    assert ideal_speedup(kinds, devices=1) == 2.5
+
+
 def report(strategy: str, kinds: list[StepKind], discrepancies: list[float | None], **stages: float) -> RunReport:
     steps = [
         StepRecord(i, Phase.WARM_UP, kind, discrepancy, 1.0, {})

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hybridiff.guidance import discrepancy
+from hybridiff.guidance import discrepancy, drift
 
 
 def test_discrepancy_by_hand() -> None:
@@ -27,3 +27,27 @@ def test_discrepancy_is_a_float32_scalar_that_neither_overflows_nor_divides_by_z
     assert result.dtype == torch.float32
     assert result.item() == pytest.approx(2.0)
     assert discrepancy(torch.zeros_like(large), torch.zeros_like(large)).item() == 0
+
+
+def test_drift_by_hand() -> None:
+    now = torch.tensor([[3.0, 4.0], [0.0, 2.0]]).view(2, 1, 1, 2)
+    before = torch.tensor([[3.0, 1.0], [1.0, 2.0]]).view(2, 1, 1, 2)
+    # The rows moved by 3 of 5 and by 1 of 2: the mean of the squares is (0.36 + 0.25) / 2.
+    assert drift(now, before).item() == pytest.approx(0.305**0.5)
+    assert drift(now, now).item() == 0
+    assert drift(7 * now, 7 * before).item() == pytest.approx(drift(now, before).item())
+
+
+def test_drift_is_not_a_number_where_a_prediction_is_none() -> None:
+    here = torch.ones(2, 4, 8, 8)
+    assert drift(here, torch.full_like(here, torch.nan)).isnan()
+    assert drift(here.where(torch.arange(8) > 0, torch.inf), here).isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_drift_is_a_float32_scalar_that_neither_overflows_nor_divides_by_zero(dtype: torch.dtype) -> None:
+    large = torch.full((2, 4, 64, 64), 6e4, dtype=dtype)
+    result = drift(large, -large)
+    assert (result.shape, result.dtype) == ((), torch.float32)
+    assert result.item() == pytest.approx(2.0)
+    assert drift(torch.zeros_like(large), torch.zeros_like(large)).item() == 0

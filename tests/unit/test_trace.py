@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 
 import pytest
 
@@ -34,6 +36,12 @@ def test_a_report_survives_json_with_the_promised_keys() -> None:
 
 def test_bytes_of_a_step_are_those_of_all_purposes() -> None:
     assert record(0).bytes == 72
+
+
+def test_what_is_no_number_stands_in_json_as_nothing() -> None:
+    step = replace(record(0), discrepancy=math.nan, drift=math.inf)
+    assert (step.to_dict()["discrepancy"], step.to_dict()["drift"]) == (None, None)
+    assert replace(step, drift=0.5).to_dict()["drift"] == 0.5
 
 
 @pytest.mark.parametrize("phase", list(Phase))
