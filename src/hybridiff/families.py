@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
+from .caches import Cache
 from .config import ParallelConfig
 from .frontier import Setting
 from .presets import scaled_steps
@@ -107,6 +108,20 @@ def _quality(steps: int) -> Iterator[Setting]:
         yield Setting("quality", f"{quality:g}", _hybrid(quality=quality))
 
 
+def _cache(steps: int) -> Iterator[Setting]:
+    """What diffusers brings, under partitioning."""
+    config = ParallelConfig(strategy="cfg", simulate=True)
+    for method, unit, amounts in (
+        ("first-block", "threshold", (0.03, 0.06, 0.1, 0.2, 0.3, 0.5)),
+        ("mag", "threshold", (0.03, 0.06, 0.12, 0.24, 0.5)),
+        ("taylorseer", "1 of", (2, 3, 4, 5)),
+        ("pyramid", "1 of", (2, 3)),
+    ):
+        for amount in amounts:
+            yield Setting("cache", f"{method}, {unit} {amount:g}", config, cache=Cache(method, amount))
+    yield Setting("cache", "taylorseer, 1 of 3, order 2", config, cache=Cache("taylorseer", 3, order=2))
+
+
 def guided_models() -> list[Setting]:
     """The guided settings that typical schedules are taken from."""
     return list(_guided("skipped", "skipped", (0.03, 0.06, 0.1, 0.14)))
@@ -129,6 +144,7 @@ FAMILIES: dict[str, Callable[[int], Iterator[Setting]]] = {
     "skipped": _skipped,
     "fixed": _fixed_skipped,
     "quality": _quality,
+    "cache": _cache,
 }
 NAMES = (*FAMILIES, TYPICAL)
 

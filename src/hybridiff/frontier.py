@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from .caches import Cache, CachedPipeline
 from .config import ParallelConfig
 from .inspection import Inspection, inspect_denoiser
 from .metrics import psnr, structural_similarity
@@ -39,12 +40,14 @@ class Setting:
         label: What sets it apart within the family.
         config: How the ranks would work together; it is simulated.
         steps: Number of denoising steps, where it is not that of the reference.
+        cache: A cache of diffusers, with which every branch is evaluated; for `cfg`.
     """
 
     family: str
     label: str
     config: ParallelConfig
     steps: int | None = None
+    cache: Cache | None = None
 
     def describe(self, pipe: Any, steps: int) -> dict[str, Any]:
         """What tells this setting from any other, the thresholds that it takes from elsewhere included; for JSON.
@@ -63,6 +66,8 @@ class Setting:
             for name, value in self.config.to_dict().items()
             if value != defaults[name] and name not in ("simulate", "calibration")  # its thresholds count
         }
+        if self.cache is not None:
+            config["cache"] = self.cache.to_dict()
         thresholds = _thresholds(Schedule(pipe, self.config, steps)) if self.is_scheduled else {}
         return {
             "family": self.family,
@@ -71,6 +76,10 @@ class Setting:
             "config": config,
             "thresholds": thresholds,
         }
+
+    def fits(self, pipe: Any) -> bool:
+        """Whether a pipeline's network can be run that way."""
+        return self.cache is None or self.cache.fits(pipe)
 
     def calibrated(self, path: str) -> Setting:
         """With thresholds from a file of `hybridiff calibrate`."""
@@ -84,6 +93,8 @@ class Setting:
     @property
     def is_adaptive(self) -> bool:
         """Whether its schedule depends on what is drawn."""
+        if self.cache is not None:
+            return self.cache.is_adaptive
         return self.is_scheduled and self.config.rule != "fixed"
 
 
@@ -102,9 +113,9 @@ class Drawing:
         ssim: Structural similarity, at most 1; None where torchmetrics is not installed (hybridiff[eval]).
         is_right: Whether colours, position and background are the caption's; None for prompts that are no captions.
         ideal_speedup: Of the recorded schedule, against the reference.
-        schedule: A letter a step: f(ull), p(ipelined), r(euse), s(kipped).
-        tau1: Last step before the parallel stage.
-        tau2: Last step of the parallel stage.
+        schedule: A letter a step: f(ull), p(ipelined), r(euse), s(kipped), c(ached).
+        tau1: Last step before the parallel stage, None where there was none.
+        tau2: Last step of the parallel stage, likewise.
     """
 
     psnr: float
@@ -112,8 +123,8 @@ class Drawing:
     is_right: bool | None
     ideal_speedup: float
     schedule: str
-    tau1: int | None
-    tau2: int | None
+    tau1: int | None = None
+    tau2: int | None = None
 
 
 @dataclass(frozen=True)
@@ -255,36 +266,43 @@ def simulate(
         on_drawing: Is called after every picture.
         batch: Prompts drawn at once, by settings whose schedule does not depend on them.
     """
+    steps = call["num_inference_steps"]
     for setting in settings:
-        simulation = _Simulation(pipe, setting, call, cuts)
-        with simulation:
-            drawings = []
+        fewer = steps / (setting.steps or steps)
+        with _simulation(pipe, setting, call, cuts) as simulation:
+            drawings: list[Drawing] = []
             for part in _parts(references, 1 if setting.is_adaptive else batch):
                 for drawing in simulation.draw(part):
-                    drawings.append(drawing)
+                    drawings.append(replace(drawing, ideal_speedup=drawing.ideal_speedup * fewer))
                     on_drawing(setting)
         yield FrontierRow(setting, drawings)
 
 
+def _simulation(
+    pipe: Any, setting: Setting, call: dict[str, Any], cuts: Cuts | None
+) -> _Simulation | _CachedSimulation:
+    call = call | {"num_inference_steps": setting.steps or call["num_inference_steps"]}
+    if setting.cache is not None:
+        return _CachedSimulation(pipe, setting.cache, call)
+    return _Simulation(pipe, setting, call, cuts)
+
+
 class _Simulation:
-    """A pipeline that draws by one setting."""
+    """A pipeline that draws by one setting, all ranks played in this process."""
 
     def __init__(self, pipe: Any, setting: Setting, call: dict[str, Any], cuts: Cuts | None) -> None:
-        steps = call["num_inference_steps"]
         config = replace(setting.config, simulate=True)
-        self._call = call | {"num_inference_steps": setting.steps or steps}
-        self._fewer = steps / self._call["num_inference_steps"]
-        self._stages = self._own_stages(pipe, setting, steps, cuts)
+        self._call = call
+        self._stages = self._own_stages(pipe, setting, cuts)
         if self._stages:
             config = replace(config, cut=self._stages["cut"])
         self._parallel = parallelize(pipe, config)
 
-    @staticmethod
-    def _own_stages(pipe: Any, setting: Setting, steps: int, cuts: Cuts | None) -> dict[str, Any]:
+    def _own_stages(self, pipe: Any, setting: Setting, cuts: Cuts | None) -> dict[str, Any]:
         config = setting.config
         if cuts is None or not setting.is_scheduled or config.cut is not None or config.outer_share is not None:
             return {}
-        return cuts.of(Schedule(pipe, config, steps).kinds) or {}
+        return cuts.of(Schedule(pipe, config, self._call["num_inference_steps"]).kinds) or {}
 
     def draw(self, references: Sequence[Reference]) -> list[Drawing]:
         pictures = _draw(self._parallel, [reference.prompt for reference in references], self._call)
@@ -292,24 +310,47 @@ class _Simulation:
         assert report is not None
         if report.stages and self._stages:
             report.stages = report.stages | {"outer": self._stages["outer"], "inner": self._stages["inner"]}
-        return [self._compare(pixels, one, report) for pixels, one in zip(pictures, references, strict=True)]
-
-    def _compare(self, pixels: Pixels, reference: Reference, report: RunReport) -> Drawing:
-        return Drawing(
-            psnr=min(100.0, psnr(pixels * 255.0, reference.pixels * 255.0)),
-            ssim=_ssim(pixels, reference.pixels),
-            is_right=_is_right(pixels, reference.prompt.prompt),
-            ideal_speedup=(report.ideal_speedup or 1.0) * self._fewer,
-            schedule=schedule_letters(report),
-            tau1=report.tau1,
-            tau2=report.tau2,
-        )
+        found = {
+            "ideal_speedup": report.ideal_speedup or 1.0,
+            "schedule": schedule_letters(report),
+            "tau1": report.tau1,
+            "tau2": report.tau2,
+        }
+        return [_compare(pixels, one, **found) for pixels, one in zip(pictures, references, strict=True)]
 
     def __enter__(self) -> _Simulation:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._parallel.detach()
+
+
+class _CachedSimulation:
+    """A pipeline that draws with one of diffusers' caches."""
+
+    def __init__(self, pipe: Any, cache: Cache, call: dict[str, Any]) -> None:
+        self._call = call
+        self._cached = CachedPipeline(pipe, cache, call)
+
+    def draw(self, references: Sequence[Reference]) -> list[Drawing]:
+        pictures = _draw(self._cached, [reference.prompt for reference in references], self._call)
+        found = {"ideal_speedup": self._cached.ideal_speedup, "schedule": self._cached.schedule}
+        return [_compare(pixels, one, **found) for pixels, one in zip(pictures, references, strict=True)]
+
+    def __enter__(self) -> _CachedSimulation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cached.detach()
+
+
+def _compare(pixels: Pixels, reference: Reference, **found: Any) -> Drawing:
+    return Drawing(
+        psnr=min(100.0, psnr(pixels * 255.0, reference.pixels * 255.0)),
+        ssim=_ssim(pixels, reference.pixels),
+        is_right=_is_right(pixels, reference.prompt.prompt),
+        **found,
+    )
 
 
 def schedule_letters(report: RunReport) -> str:

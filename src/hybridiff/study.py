@@ -172,7 +172,7 @@ def run_study(
         study: Where rows go.
         pipe: A stock pipeline.
         prompts: What is drawn by every setting.
-        settings: What is tried.
+        settings: What is tried, as far as the network can be run that way.
         call: Further arguments of the pipeline, with the number of steps.
         guided: Guided settings whose typical schedules are tried as fixed ones.
         guided_prompts: Other prompts, from which these schedules are taken.
@@ -200,7 +200,8 @@ class _Work:
         return setting.describe(self._pipe, self._call["num_inference_steps"])
 
     def missing(self, settings: Sequence[Setting]) -> list[Setting]:
-        return [setting for setting in settings if not self._study.has(self.describe(setting))]
+        possible = [setting for setting in settings if setting.fits(self._pipe)]
+        return [setting for setting in possible if not self._study.has(self.describe(setting))]
 
     def missing_typical(self, guided: Sequence[Setting]) -> list[Setting]:
         """Of the typical settings, as far as their schedules are known."""
