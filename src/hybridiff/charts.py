@@ -57,12 +57,21 @@ def frontier_figure(content: dict[str, Any]) -> Figure:
 
 
 def _draw_family(axes: Any, family: str, rows: Sequence[dict[str, Any]]) -> None:
-    points = [(row["ideal_speedup"], row["psnr"]) for row in rows]
-    best = upper_envelope(points)
     color = FAMILY_COLORS.get(family, LINE_COLOR)
-    axes.scatter(*zip(*points, strict=True), color=color, alpha=0.3, s=14, linewidth=0)
-    style = {"linewidth": 1.8, "marker": "o", "markersize": 4} if len(best) > 1 else {"linewidth": 0, "marker": "D"}
-    axes.plot(*zip(*best, strict=True), color=color, label=family, **style)
+    points = [_point(row) for row in rows if row["config"].get("devices") != 1]
+    if points:
+        best = upper_envelope(points)
+        axes.scatter(*zip(*points, strict=True), color=color, alpha=0.3, s=14, linewidth=0)
+        style = {"linewidth": 1.8, "marker": "o", "markersize": 4} if len(best) > 1 else {"linewidth": 0, "marker": "D"}
+        axes.plot(*zip(*best, strict=True), color=color, label=family, **style)
+    alone = [_point(row) for row in rows if row["config"].get("devices") == 1]
+    if alone:
+        style = {"linewidth": 0, "marker": "s", "markersize": 5, "markerfacecolor": "none"}
+        axes.plot(*zip(*alone, strict=True), color=color, label=f"{family}, one device", **style)
+
+
+def _point(row: dict[str, Any]) -> tuple[float, float]:
+    return row["ideal_speedup"], min(row["psnr"], MOST_DECIBELS)
 
 
 def _mark_published(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
@@ -76,21 +85,28 @@ def _mark_published(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
     axes.plot([speed], [fidelity], marker="*", markersize=15, color=FAMILY_COLORS["published"], linewidth=0)
     axes.annotate(
         f"published exchange at its best: {speed:.2f}x, {fidelity:.1f} dB",
-        (1.0, fidelity),
-        xycoords=("axes fraction", "data"),
-        xytext=(-4, 3),
+        (speed, fidelity),
+        xytext=(10, -10),
         textcoords="offset points",
-        ha="right",
         fontsize=8,
         color=FAMILY_COLORS["published"],
     )
 
 
 def _label_frontier(axes: Any, content: dict[str, Any]) -> None:
-    run, values = content["run"], [row["psnr"] for row in content["rows"]]
-    shown = [value for value in values if value <= MOST_DECIBELS] or values
-    if shown:
-        axes.set_ylim(min(shown) - 1.5, max(shown) + 2.5)
+    run = content["run"]
+    if any(row["psnr"] > MOST_DECIBELS for row in content["rows"]):
+        axes.axhline(MOST_DECIBELS, color=LINE_COLOR, linewidth=0.8, zorder=0)
+        axes.annotate(
+            f"{MOST_DECIBELS:g} dB and nearer",
+            (1.0, MOST_DECIBELS),
+            xycoords=("axes fraction", "data"),
+            xytext=(-4, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8,
+            color=LINE_COLOR,
+        )
     axes.set_title(
         f"{run['model']}, {run['num_inference_steps']} steps, {run['scheduler'].removesuffix('Scheduler')}, "
         f"{run['dtype']}, {len(run['prompts'])} prompts",

@@ -112,6 +112,8 @@ def test_the_table_and_the_figure_show_every_row(tmp_path: Path) -> None:
     guided = Setting("skipped", "tolerance 0.1", ParallelConfig(strategy="hybrid", tolerance=0.1))
     published = Setting("published", "k 5, tau1 5", ParallelConfig(strategy="hybrid", switching="fixed"))
     own = Setting("mine", "a", guided.config)
+    alone = Setting("mine", "b, 1 device", guided.config)
+    study.add(described(alone) | {"config": {"devices": 1}}, drawn(alone, 1.5, 41.0))
     for setting, speed, psnr in [(guided, 3.0, 40.0), (EXACT, 2.0, 100.0), (published, 2.1, 33.0), (own, 2.5, 44.0)]:
         study.add(described(setting), drawn(setting, speed, psnr))
     row = FrontierRow(guided, [Drawing(40.0, 0.9, True, 3.0, letters, 0, 1) for letters in ("ffff", "fsff", "fssf")])
@@ -133,7 +135,8 @@ def test_the_table_and_the_figure_show_every_row(tmp_path: Path) -> None:
     assert lines[-1].split()[-3:] == ["0.9000", "100%", "2-3-4"]
     (axes,) = frontier_figure(study.to_dict()).axes
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["skipped", "published", "exact", "mine"]
+    assert labels == ["skipped", "published", "exact", "mine", "mine, one device"]
+    assert axes.lines[2].get_ydata()[0] == 72.0, "no higher, or there were no room for the others"
     assert any("published exchange at its best: 2.10x, 33.0 dB" in text.get_text() for text in axes.texts)
 
 
