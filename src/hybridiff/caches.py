@@ -6,7 +6,8 @@ module):
 
 - `first-block` (FirstBlockCache, after TeaCache, arXiv 2411.19108): SD3, on all blocks but the last, whose text stream
   ends. A U-Net has no one list of blocks.
-- `mag` (MagCache, arXiv 2506.09045): SD3. Its ratios are measured in one generation, as its authors do.
+- `mag` (MagCache, arXiv 2506.09045): SD3. Its ratios are measured in one generation, as its authors do; those of both
+  branches are averaged, so that no branch waits for the other.
 - `taylorseer` (TaylorSeer, arXiv 2503.06923): both, in the manner of its lite mode: the output is forecast and the
   blocks are skipped, named one by one, as the patterns of the lite mode hit blocks that do not return plain tensors.
 - `pyramid` (Pyramid Attention Broadcast, arXiv 2408.12588): both; it only saves attention.
@@ -18,6 +19,7 @@ cache know other networks only.
 from __future__ import annotations
 
 import copy
+import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -176,11 +178,11 @@ class CachedPipeline:
         steps = int(call["num_inference_steps"])
         if cache.method == "mag":
             ratios = self._magnitudes(call, steps)  # applied once more, a cache takes the place of the one before
-        for branch, network in enumerate(self._branches):
+        for network in self._branches:
             if cache.method == "first-block":
                 apply_first_block_cache(_all_but_the_last(network), FirstBlockCacheConfig(cache.amount))
             elif cache.method == "mag":
-                apply_mag_cache(network, MagCacheConfig(cache.amount, 5, 0.1, steps, ratios[branch]))
+                apply_mag_cache(network, MagCacheConfig(cache.amount, 5, 0.1, steps, ratios))
             elif cache.method == "taylorseer":
                 apply_taylorseer_cache(network, _taylorseer(self._family.attribute, network, cache, steps))
             else:
@@ -193,12 +195,13 @@ class CachedPipeline:
             current_timestep_callback=lambda: self._timestep,
         )
 
-    def _magnitudes(self, call: dict[str, Any], steps: int) -> list[list[float]]:
-        """How much longer each step's residual is than the one before, for either branch: one generation."""
+    def _magnitudes(self, call: dict[str, Any], steps: int) -> list[float]:
+        """How much longer each step's residual is than the one before, as mean of the branches: one generation."""
         for network in self._branches:  # one step more, as the cache forgets its ratios with the last one
             apply_mag_cache(network, MagCacheConfig(num_inference_steps=steps + 1, calibrate=True))
         self(PROMPT, generator=torch.Generator().manual_seed(0), output_type="latent", **call)
-        return [_mag_state(network).calibration_ratios for network in self._branches]
+        ratios = [_mag_state(network).calibration_ratios for network in self._branches]
+        return [statistics.mean(branches) for branches in zip(*ratios, strict=True)]  # so that both skip the same steps
 
 
 def _mag_state(network: Any) -> Any:
