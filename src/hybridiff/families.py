@@ -113,7 +113,7 @@ def _cache(steps: int) -> Iterator[Setting]:
     config = ParallelConfig(strategy="cfg", simulate=True)
     for method, unit, amounts in (
         ("first-block", "threshold", (0.03, 0.06, 0.1, 0.2, 0.3, 0.5)),
-        ("mag", "threshold", (0.03, 0.06, 0.12, 0.24, 0.5)),
+        ("mag", "threshold", (0.005, 0.01, 0.02, 0.04, 0.08)),
         ("taylorseer", "1 of", (2, 3, 4, 5)),
         ("pyramid", "1 of", (2, 3)),
     ):
