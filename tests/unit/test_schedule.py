@@ -209,11 +209,11 @@ def test_what_ranks_compare(tmp_path: Path) -> None:
     )
     assert one == same
     assert len({one, other, none}) == 3
-    tiny, other_tiny = (
+    sdxl, sd3 = (
         describe_settings(pipeline(name=name), ParallelConfig(strategy="hybrid", **files[0]))
-        for name in ("tiny-sdxl", "tiny-sd3")
+        for name in ("sdxl", "sd3")
     )
-    assert tiny != other_tiny  # presets go by the model's name
+    assert sdxl != sd3  # presets go by the model's name
 
 
 def test_models_by_other_names_bring_no_calibration() -> None:
