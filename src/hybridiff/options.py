@@ -74,7 +74,7 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
         "--strategy",
         choices=STRATEGIES,
         metavar="NAME",
-        help=f"{', '.join(STRATEGIES)} (default cfg; serial with --devices 1)",
+        help=f"{', '.join(STRATEGIES)} (default hybrid where a --quality or --calibration is given, else cfg; serial with --devices 1)",
     )
     where.add_argument("--simulate", action="store_true", help="play all ranks in one process: same picture, no gain")
     add_machine_options(where, device="auto")
@@ -215,7 +215,7 @@ def parallel_config(options: argparse.Namespace) -> ParallelConfig:
     devices = options.devices
     if devices is None and not is_under_torchrun():
         devices = 1 if options.strategy == "serial" else 2
-    strategy = options.strategy or ("serial" if devices == 1 else "cfg")
+    strategy = options.strategy or _implied_strategy(options, devices)
     settings = {name: getattr(options, name) for name in _strategy_settings()}
     return ParallelConfig(
         strategy=strategy,
@@ -225,6 +225,13 @@ def parallel_config(options: argparse.Namespace) -> ParallelConfig:
         trace=options.trace is not None,
         **settings,
     )
+
+
+def _implied_strategy(options: argparse.Namespace, devices: int | None) -> str:
+    """Who asks for a quality means the strategy that has qualities."""
+    if options.quality != ParallelConfig.quality or options.calibration is not None:
+        return "hybrid"
+    return "serial" if devices == 1 else "cfg"
 
 
 def call_arguments(options: argparse.Namespace) -> dict[str, Any]:

@@ -208,6 +208,9 @@ def test_one_device_means_serial_and_two_mean_cfg() -> None:
     assert parallel_config(options_of([*RING, "--devices", "1"])).strategy == "serial"
     assert parallel_config(options_of(RING)).strategy == "cfg"
     assert parallel_config(options_of([*RING, "--strategy", "serial"])).devices == 1
+    assert parallel_config(options_of([*RING, "--quality", "draft"])).strategy == "hybrid"
+    assert parallel_config(options_of([*RING, "--quality", "0.3", "--devices", "1"])).strategy == "hybrid"
+    assert parallel_config(options_of([*RING, "--quality", "draft", "--strategy", "cfg"])).strategy == "cfg"
 
 
 def test_help_and_version_do_not_import_torch() -> None:
