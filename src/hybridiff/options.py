@@ -74,8 +74,8 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
         "--strategy",
         choices=STRATEGIES,
         metavar="NAME",
-        help=f"{', '.join(STRATEGIES)} (default hybrid where --quality or --calibration is given, else cfg; serial with "
-        "--devices 1)",
+        help=f"{', '.join(STRATEGIES)} (default hybrid where --quality or --calibration is given, else cfg; serial "
+        "with --devices 1)",
     )
     where.add_argument("--simulate", action="store_true", help="play all ranks in one process: same picture, no gain")
     add_machine_options(where, device="auto")
