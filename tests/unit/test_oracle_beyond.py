@@ -176,17 +176,3 @@ def cut_of(parts: Any, network: Any) -> int:
     if isinstance(parts, UnetByHand):
         return level_cut(network, parts.levels)
     return dit.list_cuts(network).index(Cut(parts.first - 1, parts.last))
-
-
-@pytest.mark.parametrize("name", ["sdxl two levels", "sd3"])
-def test_reuse_on_one_device_is_reuse_on_two_to_rounding(name: str) -> None:
-    """One device evaluates both branches as a batch."""
-    settings = {"strategy": "reuse", "tau1": TAU1, "tau2": TAU2, "full_interval": 3, "cut": 0}
-    drawn, speedups = [], []
-    for devices in (1, 2):
-        with parallelize(build(name), ParallelConfig(simulate=True, devices=devices, **settings)) as parallel:
-            drawn.append(draw(parallel, name, num_inference_steps=STEPS))
-            assert parallel.report is not None
-            speedups.append(parallel.report.ideal_speedup)
-    assert (drawn[0] - drawn[1]).abs().max() <= 1e-4 * drawn[1].abs().max()
-    assert 1.0 < speedups[0] < 2.0 < speedups[1]

@@ -90,7 +90,7 @@ def test_other_numbers_of_ranks_draw_the_same_to_rounding(name: str, changes: di
         assert kinds(drawn[ranks]) == kinds(drawn[2]) == SCHEDULE.replace("s", between[0])
         assert relative_difference(drawn[ranks].latents, drawn[2].latents) < 1e-4
     speedups = [drawn[ranks].report["ideal_speedup"] for ranks in (1, 2)]
-    assert speedups[1] > 2.0
+    assert 1.0 < speedups[0] <= 2.0 < speedups[1]
     if between == "skipped":
         assert speedups == [2.0, 4.0]
 
