@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from diffusers.models.normalization import AdaLayerNormZero
 
-from hybridiff import tiny
+from hybridiff import models
 from hybridiff.tiny.scenes import caption, drop_attributes, render, sample_scenes
 from tiny_models import TIME_IDS, build_pipeline
 from tiny_training import Average, Clock, Progress, rate, save
@@ -230,7 +230,7 @@ def load_pipeline(cache: Path, name: str) -> Any:
 
 def take_package_weights(pipeline: Any, name: str) -> None:
     """Go on from the committed weights (half precision, no optimizer state)."""
-    trained_parts(pipeline).load_state_dict(trained_parts(tiny.load(name)).state_dict())
+    trained_parts(pipeline).load_state_dict(trained_parts(models.load_pipeline(name)).state_dict())
 
 
 def train(

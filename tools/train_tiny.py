@@ -23,6 +23,7 @@ import tiny_evaluation
 import tiny_models
 import tiny_vae
 from hybridiff import tiny
+from hybridiff.models import load_pipeline
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 
@@ -48,13 +49,13 @@ def _parser() -> argparse.ArgumentParser:
     scenes = commands.add_parser("scenes", help="render and encode training scenes; another --seed adds more")
     scenes.add_argument("--count", type=int, default=12000)
     train = commands.add_parser("train", help="train a denoiser with its text encoders")
-    train.add_argument("name", choices=tiny.NAMES)
+    train.add_argument("name", choices=tiny.EMBEDDED)
     train.add_argument("--minutes", type=float, default=100)
     train.add_argument("--batch", type=int, default=32)
     train.add_argument("--rate", type=float, default=1e-3)
     train.add_argument("--from-scratch", action="store_true", help="not from the package's weights")
     export = commands.add_parser("export", help="write the averaged weights into the package")
-    export.add_argument("names", nargs="*", default=list(tiny.NAMES))
+    export.add_argument("names", nargs="*", default=list(tiny.EMBEDDED))
     evaluate = commands.add_parser("evaluate", help="draw held-out captions with the stock pipeline and check them")
     _drawing_options(evaluate, captions=100)
     evaluate.add_argument("--objects", type=int, choices=(1, 2), default=1)
@@ -69,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _drawing_options(parser: argparse.ArgumentParser, captions: int) -> None:
-    parser.add_argument("name", choices=tiny.NAMES)
+    parser.add_argument("name", choices=tiny.EMBEDDED)
     parser.add_argument("--captions", type=int, default=captions)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--guidance", type=float, help="by default what suits the model")
@@ -105,7 +106,7 @@ def _export(arguments: argparse.Namespace) -> None:
 def _evaluate(arguments: argparse.Namespace) -> None:
     name, objects = arguments.name, arguments.objects
     guidance = arguments.guidance or tiny.GUIDANCE[name]
-    pipeline = tiny_denoisers.load_pipeline(arguments.cache, name) if arguments.working else tiny.load(name)
+    pipeline = tiny_denoisers.load_pipeline(arguments.cache, name) if arguments.working else load_pipeline(name)
     counts, pictures, failed = tiny_evaluation.evaluate(
         pipeline, objects, arguments.captions, arguments.steps, guidance, arguments.seed
     )
@@ -125,7 +126,7 @@ def _check(arguments: argparse.Namespace) -> None:
 def _discrepancy(arguments: argparse.Namespace) -> None:
     guidance = arguments.guidance or tiny.GUIDANCE[arguments.name]
     result = tiny_evaluation.discrepancy(
-        tiny.load(arguments.name), arguments.captions, arguments.steps, guidance, arguments.seed
+        load_pipeline(arguments.name), arguments.captions, arguments.steps, guidance, arguments.seed
     )
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / f"{arguments.name}-discrepancy.json").write_text(json.dumps(result) + "\n")
@@ -133,7 +134,7 @@ def _discrepancy(arguments: argparse.Namespace) -> None:
 
 
 def _plots(arguments: argparse.Namespace) -> None:
-    files = {name: arguments.out / f"{name}-discrepancy.json" for name in tiny.NAMES}
+    files = {name: arguments.out / f"{name}-discrepancy.json" for name in tiny.EMBEDDED}
     results = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
     tiny_evaluation.plot_discrepancy(results, arguments.out / "tiny-discrepancy.png")
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .models import EMBEDDED, find_model, load_pipeline
+from .models import find_model, load_pipeline
 from .prompts import Prompt, read_prompts
-from .tiny import GUIDANCE
+from .tiny import EMBEDDED, GUIDANCE
 
 LEAST_STEPS = 3
 """Of a run that can have steps of several kinds."""

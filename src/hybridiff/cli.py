@@ -222,7 +222,7 @@ def _simulate(options: argparse.Namespace) -> None:
 def _families(options: argparse.Namespace) -> list[str]:
     """The families to compare: those that were named, or all that can be."""
     from .families import NAMES, TYPICAL, check_families
-    from .models import EMBEDDED
+    from .tiny import EMBEDDED
 
     if options.families is not None:
         names = [name.strip() for name in options.families.split(",")]

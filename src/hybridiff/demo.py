@@ -15,9 +15,8 @@ from .config import ParallelConfig
 from .engine import Engine
 from .messages import Generation
 from .metrics import psnr
-from .models import EMBEDDED
 from .output import Output
-from .tiny import GUIDANCE
+from .tiny import EMBEDDED, GUIDANCE
 
 PROMPT = "a large red ring at the left on a white background"
 

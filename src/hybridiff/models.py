@@ -10,12 +10,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import tiny
 from .schedulers import build_scheduler, check_scheduler
 
 if TYPE_CHECKING:
     import torch
 
-EMBEDDED = ("tiny-sdxl", "tiny-sd3")
 DTYPES = ("float32", "float16", "bfloat16")
 TASKS = {
     "text-to-image": "AutoPipelineForText2Image",
@@ -104,10 +104,10 @@ def find_model(name_or_path: str | os.PathLike[str], variant: str | None = None)
         ValueError: there is no such model, or no pipeline in the folder; the message says what was tried.
     """
     name = str(name_or_path)
-    path = Path(__file__).parent / "tiny" / name if name in EMBEDDED else Path(name).expanduser()
+    path = tiny.folder(name) if name in tiny.EMBEDDED else Path(name).expanduser()
     if path.exists():
         return _folder(name, path)
-    if name in EMBEDDED:
+    if name in tiny.EMBEDDED:
         raise ValueError(
             f"the embedded model {name} is missing from this installation ({path}); install hybridiff again"
         )
@@ -187,7 +187,7 @@ def _folder(name: str, path: Path) -> ModelFolder:
 
 
 def _download(name: str, variant: str | None) -> Path:
-    embedded = ", ".join(EMBEDDED)
+    embedded = ", ".join(tiny.EMBEDDED)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ValueError(
             f"unknown model {name!r}: not an embedded model ({embedded}), no such folder, and not a hub id (owner/name)"

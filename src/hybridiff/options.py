@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from .config import BETWEEN, STRATEGIES, ParallelConfig
-from .models import DTYPES, EMBEDDED
+from .models import DTYPES
 from .schedulers import SCHEDULERS
+from .tiny import EMBEDDED
 
 CALL_OPTIONS = (
     "negative_prompt",

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from . import tiny
 from .calibration import Calibration, Entry
 from .config import ParallelConfig, parse_steps
 from .presets import fixed_schedule, general_tolerance, model_name, published_settings, reuse_share, scaled_steps
@@ -198,5 +199,5 @@ def find_calibration(pipe: Any, path: str | None) -> Calibration | None:
     """
     if path is not None:
         return Calibration.read(Path(path).expanduser())
-    own = Path(__file__).parent / "tiny" / (model_name(pipe) or "-") / "calibration.json"
-    return Calibration.read(own) if own.exists() else None
+    name = model_name(pipe)
+    return Calibration.read(tiny.folder(name) / "calibration.json") if name in tiny.EMBEDDED else None

@@ -9,7 +9,7 @@ from PIL import Image
 
 from hybridiff.demo import RUNS, DemoRow, format_table, run_demo
 from hybridiff.messages import Generation
-from hybridiff.models import EMBEDDED
+from hybridiff.tiny import EMBEDDED
 from support.reports import report
 
 

@@ -11,24 +11,20 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler
 
 from hybridiff import tiny
+from hybridiff.models import load_pipeline
 from hybridiff.tiny.scenes import captions, check, parse_caption, vocabulary
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
 
-@pytest.fixture(scope="module", params=tiny.NAMES)
+@pytest.fixture(scope="module", params=tiny.EMBEDDED)
 def pipeline(request: pytest.FixtureRequest) -> Any:
-    loaded = tiny.load(request.param)
+    loaded = load_pipeline(request.param)
     loaded.set_progress_bar_config(disable=True)
     return loaded
 
 
-def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(ValueError, match="tiny-sdxl, tiny-sd3"):
-        tiny.folder("huge-sdxl")
-
-
-@pytest.mark.parametrize("name", tiny.NAMES)
+@pytest.mark.parametrize("name", tiny.EMBEDDED)
 def test_a_model_stays_below_sixteen_megabytes(name: str) -> None:
     assert sum(file.stat().st_size for file in tiny.folder(name).rglob("*") if file.is_file()) < 16e6
 
@@ -66,7 +62,7 @@ def test_held_out_captions_are_drawn(pipeline: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("solver", [EulerDiscreteScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler])
 def test_other_solvers_of_tiny_sdxl_draw_the_same_pictures(solver: Any) -> None:
-    pipeline = tiny.load("tiny-sdxl")
+    pipeline = load_pipeline("tiny-sdxl")
     pipeline.set_progress_bar_config(disable=True)
     texts = captions("calibration", 3)
     pictures = _draw(pipeline, texts)
@@ -80,7 +76,7 @@ def test_one_raised_token_stands_for_many_zero_tokens(monkeypatch: pytest.Monkey
     monkeypatch.syspath_prepend(str(TOOLS))
     from tiny_denoisers import RepeatedTokenProcessor, with_zero_token
 
-    transformer = tiny.load("tiny-sd3").transformer
+    transformer = load_pipeline("tiny-sd3").transformer
     torch.manual_seed(0)
     latents, text, pooled = torch.randn(2, 4, 16, 16), torch.randn(2, 20, 128), torch.randn(2, 128)
     times = torch.tensor([300.0, 900.0])
