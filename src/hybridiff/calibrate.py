@@ -16,7 +16,7 @@ from .presets import published_settings
 from .prompts import Prompt
 from .switching import PublishedSettings
 
-TARGETS = {0.0: 36.0, 0.25: 43.0, 0.5: 50.0, 0.75: 58.0, 0.95: 68.0}
+TARGETS = {0.0: 38.0, 0.25: 46.0, 0.5: 54.0, 0.75: 62.0, 0.95: 68.0}
 """What a quality means: mean PSNR in dB against the picture of one device. Quality 1 is that picture.
 
 Where the tolerances that are tried do not reach as far, the targets are drawn together to what they reach.

@@ -20,8 +20,7 @@ REUSE_SHARES = {"sdxl": 0.3, "sd3": 1 / 6}
 FIRST, LAST, INTERVAL = 5, 45, 3
 """The fixed schedule unless told otherwise, for 50 steps: tau1, tau2, and the distance of full steps between."""
 
-
-_TOLERANCES = ((0.0, 0.25), (0.25, 0.16), (0.5, 0.1), (0.75, 0.05), (0.95, 0.02), (1.0, 0.0))
+_TOLERANCES = ((0.0, 0.25), (0.25, 0.14), (0.5, 0.085), (0.75, 0.045), (0.95, 0.02), (1.0, 0.0))
 
 
 def general_tolerance(quality: float) -> float:
