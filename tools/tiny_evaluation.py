@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from hybridiff.tiny.checking import check
+from hybridiff.tiny.drawing import render
 from hybridiff.tiny.scenes import (
     COLOURS,
     POSITIONS,
@@ -21,10 +23,8 @@ from hybridiff.tiny.scenes import (
     SIZES,
     Scene,
     captions,
-    check,
     drop_attributes,
     parse_caption,
-    render,
     sample_scenes,
 )
 from tiny_denoisers import denoiser

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from hybridiff import tiny
-from hybridiff.tiny.scenes import render, sample_scenes
+from hybridiff.tiny.drawing import render
+from hybridiff.tiny.scenes import sample_scenes
 from tiny_models import build_vae
 from tiny_training import Average, Clock, Progress, rate, save
 

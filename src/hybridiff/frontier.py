@@ -23,7 +23,8 @@ from .parallel import parallelize
 from .prompts import Prompt
 from .schedule import STAGED, Schedule
 from .switching import StepKind
-from .tiny.scenes import check, parse_caption
+from .tiny.checking import check
+from .tiny.scenes import parse_caption
 from .trace import RunReport
 
 T = TypeVar("T")

@@ -9,6 +9,8 @@ from itertools import islice
 import numpy as np
 import pytest
 
+from hybridiff.tiny.checking import check
+from hybridiff.tiny.drawing import render
 from hybridiff.tiny.scenes import (
     COLOURS,
     POSITIONS,
@@ -19,10 +21,8 @@ from hybridiff.tiny.scenes import (
     SceneObject,
     caption,
     captions,
-    check,
     drop_attributes,
     parse_caption,
-    render,
     sample_scenes,
     split_of,
 )

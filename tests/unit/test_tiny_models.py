@@ -12,7 +12,8 @@ from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPC
 
 from hybridiff import tiny
 from hybridiff.models import load_pipeline
-from hybridiff.tiny.scenes import captions, check, parse_caption, vocabulary
+from hybridiff.tiny.checking import check
+from hybridiff.tiny.scenes import captions, parse_caption, vocabulary
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
