@@ -195,7 +195,8 @@ def _simulate(options: argparse.Namespace) -> None:
     from .charts import plot_frontier
     from .frontier import seeded
     from .output import Output
-    from .study import Study, format_study, run_study
+    from .study import Study, run_study
+    from .tables import format_markdown, format_study
 
     target = Output.file(options.output, ".json").path
     families = _families(options)
@@ -213,10 +214,11 @@ def _simulate(options: argparse.Namespace) -> None:
         run_study(
             study, bench.pipe, prompts, settings, bench.call, guided, guided_prompts, bar.show_what, options.batch
         )
-    picture = target.with_suffix(".png")
+    picture, page = target.with_suffix(".png"), target.with_suffix(".md")
     plot_frontier(study.to_dict(), picture)
+    page.write_text(format_markdown(study), encoding="utf-8")
     print(format_study(study))
-    print(f"  {target}\n  {picture}")
+    print(f"  {target}\n  {picture}\n  {page}")
 
 
 def _families(options: argparse.Namespace) -> list[str]:

@@ -245,42 +245,6 @@ class _Work:
         self._on_progress(what, self._done, self.total)
 
 
-def format_study(study: Study) -> str:
-    """The rows as text with aligned columns, by family and speed."""
-    head = ("family", "setting", "speed-up", "PSNR", "worst tenth", "SSIM", "right", "full steps")
-    rows = sorted(study.rows, key=lambda row: (row["family"], row["ideal_speedup"]))
-    columns = list(zip(head, *map(_cells, rows), strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    lines = [
-        "  ".join(cell.ljust(width) if index < 2 else cell.rjust(width) for index, (cell, width) in enumerate(row))
-        for row in (list(zip(line, widths, strict=True)) for line in zip(*columns, strict=True))
-    ]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    return (
-        row["family"],
-        row["label"],
-        f"{row['ideal_speedup']:.2f}x",
-        f"{row['psnr']:.1f} dB",
-        f"{row['psnr_worst_tenth']:.1f} dB",
-        "-" if row["ssim"] is None else f"{row['ssim']:.4f}",
-        "-" if row["right"] is None else f"{row['right']:.0%}",
-        _full_steps(row),
-    )
-
-
-def _full_steps(row: dict[str, Any]) -> str:
-    """How many steps were full: `17`, or over the prompts `14-17-22` (fewest, median, most)."""
-    spread = row.get("full_steps")
-    if spread is None:
-        return str(next(iter(row["schedules"])).count("f"))
-    if spread["min"] == spread["max"]:
-        return str(spread["min"])
-    return f"{spread['min']}-{spread['median']:g}-{spread['max']}"
-
-
 def _as_json(value: dict[str, Any]) -> dict[str, Any]:
     """As it comes back from a file."""
     content: dict[str, Any] = json.loads(json.dumps(value))

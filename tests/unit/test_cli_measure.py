@@ -86,6 +86,7 @@ def test_simulate_writes_the_frontier_and_tells_it(tmp_path: Path, capsys: pytes
     assert content["run"]["prompts"][0]["seed"] == 0
     assert content["rows"][0]["psnr"] > 80
     assert path.with_suffix(".png").exists()
+    assert "| exact | cfg | 2.00x |" in path.with_suffix(".md").read_text()
     assert main(["simulate", "--model", "tiny-sd3", "--device", "cpu", *flags]) == 2
     assert "holds another run, with other max_sequence_length" in capsys.readouterr().err
 

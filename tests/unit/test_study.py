@@ -13,7 +13,8 @@ from hybridiff.charts import frontier_figure
 from hybridiff.families import guided_models
 from hybridiff.frontier import Drawing, FrontierRow, Setting
 from hybridiff.prompts import Prompt
-from hybridiff.study import Study, format_study, read_settings, run_study
+from hybridiff.study import Study, read_settings, run_study
+from hybridiff.tables import format_markdown, format_study
 from support.pipelines import build
 
 CALL = {"num_inference_steps": 4, "guidance_scale": 5.0, "height": 32, "width": 32, "max_sequence_length": 12}
@@ -133,6 +134,9 @@ def test_the_table_and_the_figure_show_every_row(tmp_path: Path) -> None:
     ]
     assert lines[1].split() == ["exact", "cfg", "2.00x", "100.0", "dB", "100.0", "dB", "-", "-", "3"]
     assert lines[-1].split()[-3:] == ["0.9000", "100%", "2-3-4"]
+    page = format_markdown(study)
+    assert page.startswith("# random, 4 steps, FlowMatchEulerDiscreteScheduler, float32, 0 prompts\n")
+    assert "\n| exact | cfg | 2.00x | 100.0 dB | 100.0 dB | - | - | 3 |\n" in page
     (axes,) = frontier_figure(study.to_dict()).axes
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["skipped", "published", "exact", "mine", "mine, one device"]
