@@ -120,7 +120,7 @@ class Run:
             self._channel.fail(error)
 
     def _begin(self, evaluation: Evaluation) -> Strategy:
-        self._require_same_shape(evaluation)
+        kinds = self._meet(evaluation)
         self._step_started = time.perf_counter()
         if evaluation.branches == 1:
             self.report.notes.append(_unguided_note(self._pipe, evaluation.rows))
@@ -131,6 +131,7 @@ class Run:
             steps=self._pipe.num_timesteps,
             pipe=self._pipe,
             staged=self._staged,
+            unlike_devices=len(kinds) > 1,
         )
         return STRATEGIES[self._config.strategy](context)
 
@@ -141,13 +142,14 @@ class Run:
             return mine
         return [span for spans in self._comm.exchange(mine) for span in spans]
 
-    def _require_same_shape(self, evaluation: Evaluation) -> None:
-        """Refuse, on every rank, calls that would not fit together in a gather."""
+    def _meet(self, evaluation: Evaluation) -> list[str]:
+        """The kinds of device that ranks have, each once; refuses, on every rank, calls that do not fit together."""
         shape = f"{tuple(evaluation.sample.shape)} {evaluation.sample.dtype}, {self._pipe.num_timesteps} steps"
-        shapes = self._channel.agree(shape, "the first denoiser call")
-        for rank, other in enumerate(shapes):
-            if other != shapes[0]:
-                raise RankError(f"ranks denoise different things: rank 0 {shapes[0]}, rank {rank} {other}")
+        met = self._channel.agree((shape, device_kind(evaluation.sample.device)), "the first denoiser call")
+        for rank, (other, _) in enumerate(met):
+            if other != met[0][0]:
+                raise RankError(f"ranks denoise different things: rank 0 {met[0][0]}, rank {rank} {other}")
+        return sorted({kind for _, kind in met})
 
     def _evaluation(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Evaluation:
         guided = not self._answered and bool(self._pipe.do_classifier_free_guidance)
@@ -172,6 +174,13 @@ class Run:
 
     def _position(self) -> str:
         return f"{self._phase().value}, step {self._step}" if self._strategy is not None else "the start of the run"
+
+
+def device_kind(device: torch.device) -> str:
+    """What a device is called; devices of one kind compute the same, bit for bit."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else device.type
 
 
 def _unguided_note(pipe: Any, pictures: int) -> str:

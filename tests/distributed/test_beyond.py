@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from support.jobs import Drawn, draw_parallel, drawn_on_ranks, told_alike
+from support.jobs import Drawn, draw_parallel, drawn_on_ranks, rank, told_alike
 from support.oracles import drawn_one_part_after_another
+from support.ranks import run_ranks
 
 pytestmark = pytest.mark.distributed
 
@@ -52,6 +53,26 @@ def test_ranks_equal_their_simulation(
     assert torch.equal(drawn.latents, simulated.latents)
     assert [told_alike(drawn)[i] for i in (0, 1, 2, 4)] == [told_alike(simulated)[i] for i in (0, 1, 2, 4)]
     assert len({step["kind"] for step in drawn.report["steps"]}) > 1
+
+
+def test_where_devices_are_of_unlike_kinds_the_leader_decides() -> None:
+    changes = {"num_inference_steps": 12}
+    drawn, other = run_ranks(draw_with_a_device_of_another_kind, 2, changes)
+    simulated = draw_parallel("sd3", changes, simulate=True, **GUIDED)[0]
+    assert told_alike(drawn) == told_alike(other) == told_alike(simulated)
+    assert torch.equal(other.latents, simulated.latents)
+    assert len({step["kind"] for step in drawn.report["steps"]}) > 1
+
+
+def draw_with_a_device_of_another_kind(changes: dict[str, Any]) -> Drawn:
+    """Rank 1 measures a drift so unlike the leader's that it would decide otherwise."""
+    from hybridiff import guidance, run
+    from hybridiff.strategies import hybrid
+
+    if rank() == 1:
+        run.device_kind = lambda device: "another"
+        hybrid.drift = lambda prediction, earlier: 100 * guidance.drift(prediction, earlier)
+    return draw_parallel("sd3", changes, **GUIDED)[0]
 
 
 @pytest.mark.parametrize(("name", "ranks"), [("sdxl two levels", 2), ("sd3", 4)])

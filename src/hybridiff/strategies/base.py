@@ -43,6 +43,7 @@ class RunContext:
         steps: Number of denoising steps.
         pipe: The stock pipeline, to be read only.
         staged: The denoiser, ready to be cut; None where it need not be.
+        unlike_devices: The ranks' devices are not of one kind, and may differ in the last bit of what they compute.
     """
 
     config: ParallelConfig
@@ -51,6 +52,7 @@ class RunContext:
     steps: int
     pipe: Any
     staged: StagedDenoiser | None = None
+    unlike_devices: bool = False
 
 
 class Strategy(ABC):

@@ -200,6 +200,8 @@ class HybridStrategy(CfgStrategy):
         before = torch.full_like(prediction, torch.nan) if self._before is None else self._before
         scalars = torch.stack([discrepancy(unconditional, conditional), drift(prediction, before)])
         measured, moved = self.channel.settle(scalars)
+        if self.context.unlike_devices:  # a bit may decide which step is the next full one: the leader's hold
+            measured, moved = self.channel.agree((measured, moved), "agree on what the step showed")[0]
         return self._learn(prediction, measured, moved)
 
     def _learn(self, prediction: torch.Tensor, measured: float, moved: float) -> Answer:
