@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from .calibration import Entry, interpolate
+from .calibration import Band, Entry, interpolate
 from .config import BETWEEN, ParallelConfig
 from .frontier import Cuts, FrontierRow, Reference, Setting, draw_references, seeded, simulate
 from .parallel import parallelize
@@ -70,7 +70,8 @@ def calibrate(
         pipe: A stock pipeline.
         prompts: What is drawn; at least `calibration.FEWEST_PROMPTS` for thresholds to rely on.
         call: Further arguments of the pipeline, with the number of steps and the guidance scale.
-        candidates: What the steps between full ones may be, names of `config.BETWEEN`; the best is chosen.
+        candidates: What the steps between full ones may be, names of `config.BETWEEN`; the fastest is chosen for each
+            quality.
         on_progress: Is told after every picture what is drawn, how many are, and of how many.
 
     Raises:
@@ -83,16 +84,14 @@ def calibrate(
     references, curves = work.draw_full()
     catch_up = work.best_catch_up(references) if "skipped" in candidates else 1.0
     ladders = {between: work.climb(references, between, catch_up) for between in candidates}
-    between = choose_between(ladders)
     published = fit_published(curves["discrepancy"], published_settings(pipe).scaled(work.steps))
     return Entry(
         scheduler=type(pipe.scheduler).__name__,
         num_inference_steps=work.steps,
         guidance_scale=call.get("guidance_scale"),
         prompts=len(prompts),
-        between=between,
+        bands=choose_bands(ladders),
         catch_up=catch_up,
-        tolerances=invert(ladders[between]),
         **asdict(published),
         curves={name: [_rounded(value) for value in curve] for name, curve in curves.items()},
         measured=[
@@ -196,19 +195,38 @@ def _statistics(name: str, curves: Sequence[Sequence[float]]) -> dict[str, list[
     }
 
 
-def choose_between(ladders: dict[str, list[Rung]]) -> str:
-    """The candidate with the higher PSNR at equal speed, on average over the speeds that all of them reach.
+def choose_bands(ladders: dict[str, list[Rung]]) -> tuple[Band, ...]:
+    """For each quality in `TARGETS` the candidate that is fastest at its PSNR; bands meet half-way between qualities.
 
     Args:
-        ladders: The rungs of each candidate. Where they reach no common speed the first candidate is taken.
+        ladders: The rungs of each candidate. PSNRs that not all of them reach are replaced by the nearest that they do;
+            of equally fast candidates the first is taken.
     """
-    lines = {
-        name: sorted((rung.ideal_speedup, rung.psnr) for rung in _falling(ladder)) for name, ladder in ladders.items()
-    }
-    slowest = max(line[0][0] for line in lines.values())
-    fastest = min(line[-1][0] for line in lines.values())
-    speeds = [slowest + (fastest - slowest) * part / 20 for part in range(21)] if fastest > slowest else []
-    return max(lines, key=lambda name: sum(interpolate(lines[name], speed) for speed in speeds))
+    bands: list[Band] = []
+    before = 0.0
+    for quality, target in sorted(TARGETS.items()):
+        between = _fastest(ladders, target)
+        if not bands or bands[-1].between != between:
+            least = (before + quality) / 2 if bands else 0.0
+            bands.append(Band(_rounded(least), between, invert(ladders[between])))
+        before = quality
+    return tuple(bands)
+
+
+def _fastest(ladders: dict[str, list[Rung]], target: float) -> str:
+    """The candidate with the highest ideal speed-up at a PSNR."""
+    lines = {name: _speeds(ladder) for name, ladder in ladders.items()}
+    low, high = max(line[0][0] for line in lines.values()), min(line[-1][0] for line in lines.values())
+    common = max(low, min(high, target))
+    return max(lines, key=lambda name: interpolate(lines[name], common))
+
+
+def _speeds(ladder: Sequence[Rung]) -> list[tuple[float, float]]:
+    """The highest ideal speed-up at each PSNR that was reached, rising."""
+    fastest: dict[float, float] = {}
+    for rung in _falling(ladder):
+        fastest[rung.psnr] = max(rung.ideal_speedup, fastest.get(rung.psnr, 0.0))
+    return sorted(fastest.items())
 
 
 def invert(ladder: Sequence[Rung]) -> tuple[tuple[float, float], ...]:
@@ -271,12 +289,14 @@ class Expectation:
 
     Attributes:
         quality: From 0 to 1.
+        between: What its steps between full ones are.
         tolerance: Its tolerance.
         ideal_speedup: Against one device.
         psnr: In dB.
     """
 
     quality: float
+    between: str
     tolerance: float
     ideal_speedup: float
     psnr: float
@@ -284,24 +304,32 @@ class Expectation:
 
 def expectations(entry: Entry) -> list[Expectation]:
     """What each quality below 1 is expected to give, between the measured tolerances along straight lines."""
-    rungs = _falling([Rung(**rung) for rung in entry.measured if rung["between"] == entry.between])
+    return [_expectation(entry, quality) for quality in sorted(TARGETS)]
+
+
+def _expectation(entry: Entry, quality: float) -> Expectation:
+    between, tolerance = entry.band(quality).between, entry.tolerance(quality)
+    rungs = _falling([Rung(**rung) for rung in entry.measured if rung["between"] == between])
     speeds = [(math.log(rung.tolerance), rung.ideal_speedup) for rung in rungs]
     psnrs = [(math.log(rung.tolerance), rung.psnr) for rung in rungs]
-    return [
-        Expectation(quality, tolerance, *(interpolate(line, math.log(tolerance)) for line in (speeds, psnrs)))
-        for quality, tolerance in entry.tolerances
-        if tolerance > 0
-    ]
+    at = math.log(tolerance)
+    return Expectation(quality, between, tolerance, interpolate(speeds, at), interpolate(psnrs, at))
 
 
 def format_expectations(entry: Entry) -> str:
     """The calibrated qualities as text with aligned columns."""
-    lines = [("quality", "tolerance", "ideal speed-up", "PSNR against one device")]
+    lines = [("quality", "between", "tolerance", "ideal speed-up", "PSNR against one device")]
     lines += [
-        (f"{found.quality:g}", f"{found.tolerance:.3g}", f"{found.ideal_speedup:.2f}x", f"{found.psnr:.1f} dB")
+        (
+            f"{found.quality:g}",
+            found.between,
+            f"{found.tolerance:.3g}",
+            f"{found.ideal_speedup:.2f}x",
+            f"{found.psnr:.1f} dB",
+        )
         for found in expectations(entry)
     ]
-    lines.append(("1", "0", "2.00x", "identical"))
+    lines.append(("1", "-", "0", "2.00x", "identical"))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.rjust, line, widths)) for line in lines)
 

@@ -16,6 +16,21 @@ FEWEST_PROMPTS = 16
 
 
 @dataclass(frozen=True)
+class Band:
+    """A range of qualities with steps of one kind between full ones.
+
+    Attributes:
+        least: The quality from which on it holds.
+        between: What the steps between full ones are, a name of `config.BETWEEN`.
+        tolerances: A tolerance each for some qualities, rising: ((quality, tolerance), ...).
+    """
+
+    least: float
+    between: str
+    tolerances: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
 class Entry:
     """What was measured for one scheduler and number of steps.
 
@@ -24,9 +39,8 @@ class Entry:
         num_inference_steps: Number of denoising steps.
         guidance_scale: At which it was measured.
         prompts: From how many prompts.
-        between: What the steps between full ones are best.
+        bands: What holds for which qualities, rising from 0.
         catch_up: Share of the skipped steps' errors to make up for.
-        tolerances: A tolerance each for some qualities, rising: ((quality, tolerance), ...).
         slope_window: Setting of the published rule (L).
         slope_threshold: Likewise (g).
         parallel_steps: Likewise (k).
@@ -40,9 +54,8 @@ class Entry:
     num_inference_steps: int
     guidance_scale: float | None
     prompts: int
-    between: str
+    bands: tuple[Band, ...]
     catch_up: float
-    tolerances: tuple[tuple[float, float], ...]
     slope_window: int
     slope_threshold: float
     parallel_steps: int
@@ -50,9 +63,14 @@ class Entry:
     curves: dict[str, list[float]] = field(default_factory=dict)
     measured: list[dict[str, Any]] = field(default_factory=list)
 
-    def tolerance(self, quality: float) -> float:
-        """The tolerance of a quality from 0 to 1, between those that were measured along a straight line."""
-        return interpolate(self.tolerances, quality)
+    def band(self, quality: float, between: str | None = None) -> Band:
+        """What holds for a quality from 0 to 1; the band of another kind of steps where it is asked for and there."""
+        asked = [band for band in self.bands if band.between == between]
+        return (asked or [band for band in self.bands if band.least <= quality] or [self.bands[0]])[-1]
+
+    def tolerance(self, quality: float, between: str | None = None) -> float:
+        """The tolerance of a quality in its `band`, between those that were measured along a straight line."""
+        return interpolate(self.band(quality, between).tolerances, quality)
 
 
 @dataclass(frozen=True)
@@ -77,12 +95,13 @@ class Calibration:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             entries = [
-                Entry(**{**entry, "tolerances": tuple((float(q), float(t)) for q, t in entry["tolerances"])})
+                Entry(**{**entry, "bands": tuple(_band(**band) for band in entry["bands"])})
                 for entry in content["entries"]
             ]
-            if not entries or not all(entry.tolerances for entry in entries):
+            bands = [band for entry in entries for band in entry.bands]
+            if not all(entry.bands for entry in entries) or not all(band.tolerances for band in bands) or not bands:
                 raise ValueError("it holds no thresholds")
-            unknown = {entry.between for entry in entries} - set(BETWEEN)
+            unknown = {band.between for band in bands} - set(BETWEEN)
             if unknown:
                 raise ValueError(f"unknown steps between full ones: {', '.join(sorted(unknown))}")
             return cls(content["model"], tuple(entries))
@@ -121,6 +140,10 @@ class Calibration:
             self.entries,
             key=lambda entry: (entry.scheduler != scheduler, abs(entry.num_inference_steps - steps)),
         )
+
+
+def _band(least: float, between: str, tolerances: Sequence[Sequence[float]]) -> Band:
+    return Band(float(least), between, tuple((float(quality), float(tolerance)) for quality, tolerance in tolerances))
 
 
 def interpolate(points: Sequence[tuple[float, float]], position: float) -> float:

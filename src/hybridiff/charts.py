@@ -189,7 +189,7 @@ def _draw_ladder(axes: Any, entry: Entry) -> None:
     for between in dict.fromkeys(rung["between"] for rung in entry.measured):
         rungs = [rung for rung in entry.measured if rung["between"] == between]
         points = sorted((rung["ideal_speedup"], rung["psnr"]) for rung in rungs)
-        chosen = between == entry.between
+        chosen = any(band.between == between for band in entry.bands)
         style = {"linewidth": 1.8} if chosen else {"linewidth": 1.2, "linestyle": "--"}
         label = f"{between} (chosen)" if chosen else between
         color = FAMILY_COLORS.get(between, LINE_COLOR)

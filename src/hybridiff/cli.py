@@ -183,8 +183,8 @@ def _calibrate(options: argparse.Namespace) -> None:
     picture = output.path.with_name(f"{output.stem}-{entry.scheduler}-{entry.num_inference_steps}.png")
     plot_calibration(options.model, entry, picture)
     print(
-        f"{options.model}, {entry.scheduler}, {entry.num_inference_steps} steps, {entry.prompts} prompts: "
-        f"{entry.between} steps between full ones\n\n{format_expectations(entry)}\n\n"
+        f"{options.model}, {entry.scheduler}, {entry.num_inference_steps} steps, {entry.prompts} prompts\n\n"
+        f"{format_expectations(entry)}\n\n"
         f"to use it: hybridiff generate --strategy hybrid --quality balanced --calibration {options.output} ...\n"
         f"  {output.path}\n  {picture}"
     )

@@ -62,7 +62,7 @@ class Schedule:
     @property
     def between(self) -> str:
         """Name of what the steps between full ones are, see `switching.BETWEEN`."""
-        return self.config.kind_between or (DEFAULT_BETWEEN if self.entry is None else self.entry.between)
+        return _between(self.config, self.entry)
 
     @property
     def kinds(self) -> tuple[StepKind, ...]:
@@ -157,7 +157,9 @@ class Schedule:
         }
         if config.tolerance is None:
             quality = config.quality_value
-            settings["tolerance"] = general_tolerance(quality) if entry is None else entry.tolerance(quality)
+            settings["tolerance"] = (
+                general_tolerance(quality) if entry is None else entry.tolerance(quality, self.between)
+            )
         return GuidedSettings(**{name: value for name, value in settings.items() if value is not None})  # type: ignore[arg-type]
 
     def _full_steps(self) -> list[int]:
@@ -168,6 +170,15 @@ class Schedule:
         return regular_schedule(tau1, tau2, interval, self.steps)
 
 
+def _between(config: ParallelConfig, entry: Entry | None) -> str:
+    """What the steps between full ones are: as the user says, or as was measured for the quality."""
+    if config.kind_between is not None:
+        return config.kind_between
+    if entry is None or config.quality_value == 1.0:  # where all steps are full, nothing has to be prepared
+        return DEFAULT_BETWEEN
+    return entry.band(config.quality_value).between
+
+
 def may_need_stages(pipe: Any, config: ParallelConfig) -> bool:
     """Whether some call of a pipeline may need its network cut, whatever the scheduler and the number of steps.
 
@@ -175,9 +186,8 @@ def may_need_stages(pipe: Any, config: ParallelConfig) -> bool:
         ValueError: the calibration cannot be read.
     """
     calibration = find_calibration(pipe, config.calibration)
-    calibrated = {DEFAULT_BETWEEN} if calibration is None else {entry.between for entry in calibration.entries}
-    names = calibrated if config.kind_between is None else {config.kind_between}
-    return any(not STAGED.isdisjoint(BETWEEN[name]) for name in names)
+    entries = [None] if calibration is None else calibration.entries
+    return any(not STAGED.isdisjoint(BETWEEN[_between(config, entry)]) for entry in entries)
 
 
 def describe_settings(pipe: Any, config: ParallelConfig) -> str:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from .calibration import interpolate
+from .frontier import upper_envelope
 from .study import Study
+
+SPEEDS = (2.1, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0)
+"""Ideal speed-ups at which families are compared."""
+
+_NEAR = 0.05
+"""A setting that is slower or faster by no more than this stands for a speed too."""
 
 HEAD = ("family", "setting", "speed-up", "PSNR", "worst tenth", "SSIM", "right", "full steps")
 
@@ -39,12 +47,43 @@ def format_markdown(study: Study) -> str:
             "",
             f"    {study.made_with.get('command', '')}",
             "",
-            _markdown_row(HEAD),
-            _markdown_row(["---", "---", *["---:"] * (len(HEAD) - 2)]),
-            *map(_markdown_row, _lines(study)),
+            "## At equal speed",
+            "",
+            "PSNR in dB of each family at its best settings; between settings along straight lines.",
+            "",
+            *_markdown_table(("family", *(f"{speed:g}x" for speed in SPEEDS)), _at_equal_speed(study.rows), words=1),
+            "",
+            "## All settings",
+            "",
+            *_markdown_table(HEAD, _lines(study), words=2),
             "",
         ]
     )
+
+
+def _at_equal_speed(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """For each family its PSNR at `SPEEDS`, as far as its settings reach."""
+    found = []
+    for family in sorted({row["family"] for row in rows}):
+        best = upper_envelope(
+            (row["ideal_speedup"], row["psnr"])
+            for row in rows
+            if row["family"] == family and row["config"].get("devices") != 1
+        )
+        reached = [best and best[0][0] - _NEAR <= speed <= best[-1][0] + _NEAR for speed in SPEEDS]
+        found.append(
+            (
+                family,
+                *(f"{interpolate(best, at):.1f}" if ok else "" for at, ok in zip(SPEEDS, reached, strict=True)),
+            )
+        )
+    return found
+
+
+def _markdown_table(head: Sequence[str], lines: Sequence[Sequence[str]], words: int) -> list[str]:
+    """Rows of Markdown; the first columns, `words` of them, hold words, the others numbers."""
+    rule = ["---"] * words + ["---:"] * (len(head) - words)
+    return [_markdown_row(line) for line in (head, rule, *lines)]
 
 
 def _markdown_row(cells: Sequence[str]) -> str:

@@ -14,7 +14,7 @@ from hybridiff.calibrate import (
     TOLERANCES,
     Rung,
     calibrate,
-    choose_between,
+    choose_bands,
     expectations,
     fit_published,
     format_expectations,
@@ -71,11 +71,22 @@ def test_of_tolerances_that_are_equally_near_the_largest_counts() -> None:
     assert dict(invert(ladder([60.0, 40.0, 40.0, 41.0])))[0.0] == 0.08
 
 
-def test_the_candidate_with_more_fidelity_at_equal_speed_is_chosen() -> None:
-    near = ladder([60.0, 50.0, 40.0])
-    assert choose_between({"skipped": near, "reuse": ladder([59.0, 45.0, 30.0])}) == "skipped"
-    assert choose_between({"skipped": near, "reuse": ladder([58.0, 49.0], [2.5, 3.0])}) == "reuse"
-    assert choose_between({"skipped": near, "reuse": ladder([99.0, 98.0], [1.0, 1.5])}) == "skipped", "no common speed"
+def test_each_quality_has_the_candidate_that_is_fastest_at_its_fidelity() -> None:
+    skipped = ladder([70.0, 60.0, 50.0, 40.0], [2.0, 4.0, 6.0, 8.0])
+    slower = ladder([70.0, 60.0, 50.0, 40.0], [2.0, 3.0, 4.0, 5.0], "reuse")
+    (band,) = choose_bands({"skipped": skipped, "reuse": slower})
+    assert (band.least, band.between, band.tolerances) == (0.0, "skipped", invert(skipped))
+    nearer = ladder([72.0, 66.0, 50.0], [2.5, 4.0, 4.5], "reuse")
+    low, high = choose_bands({"skipped": skipped, "reuse": nearer})
+    assert (low.least, low.between, low.tolerances) == (0.0, "skipped", invert(skipped))
+    assert (high.least, high.between, high.tolerances) == (0.625, "reuse", invert(nearer)), "62 dB at 0.75, not 54"
+
+
+def test_of_equal_candidates_the_first_is_taken() -> None:
+    same = ladder([70.0, 50.0, 30.0])
+    assert [band.between for band in choose_bands({"skipped": same, "reuse": same})] == ["skipped"]
+    apart = ladder([30.0, 20.0], [2.0, 9.0])
+    assert [band.between for band in choose_bands({"skipped": ladder([70.0, 60.0]), "reuse": apart})], "no common PSNR"
 
 
 def test_the_published_rule_is_fitted_to_the_curve() -> None:
@@ -108,7 +119,7 @@ def test_a_calibration_is_measured_written_and_used(tmp_path: Path) -> None:
     assert told[0] == ("full steps", 1, pictures)
     assert told[-1] == ("skipped", pictures, pictures)
     assert (entry.scheduler, entry.num_inference_steps, entry.prompts) == ("FlowMatchEulerDiscreteScheduler", 6, 2)
-    assert entry.between == "skipped"
+    assert [band.between for band in entry.bands] == ["skipped"]
     assert entry.catch_up in CATCH_UPS
     assert [len(entry.curves[name]) for name in ("discrepancy", "discrepancy_deviation", "drift")] == [6, 6, 5]
     assert len(entry.measured) == len(TOLERANCES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridiff.calibration import Calibration, interpolate
-from support.calibrations import ENTRY
+from support.calibrations import ENTRY, REUSE_ABOVE
 
 DDIM_20 = replace(ENTRY, scheduler="DDIMScheduler", num_inference_steps=20)
 DDIM_50 = replace(ENTRY, scheduler="DDIMScheduler", num_inference_steps=50)
@@ -56,6 +56,13 @@ def test_tolerances_between_those_that_were_measured(quality: float, tolerance: 
     assert ENTRY.tolerance(quality) == pytest.approx(tolerance)
 
 
+def test_the_band_of_a_quality() -> None:
+    skipped, entry = ENTRY.bands[0], replace(ENTRY, bands=(*ENTRY.bands, REUSE_ABOVE))
+    assert [entry.band(quality) for quality in (0.0, 0.79, 0.8, 1.0)] == [skipped, skipped, REUSE_ABOVE, REUSE_ABOVE]
+    assert entry.band(0.9, "skipped") is skipped
+    assert entry.band(0.1, "mixed") is skipped, "not there"
+
+
 @given(
     st.lists(st.integers(0, 50), min_size=1, max_size=6, unique=True).map(sorted),
     st.integers(-10, 60),
@@ -75,8 +82,13 @@ def test_straight_lines_stay_between_their_ends(places: list[int], position: int
 
 def broken(**changes: Any) -> str:
     """A calibration with something wrong in its entry."""
-    entry = {**json.loads(json.dumps(vars(ENTRY))), **changes}
+    entry = {**json.loads(json.dumps(asdict(ENTRY))), **changes}
     return json.dumps({"model": "m", "entries": [{name: value for name, value in entry.items() if value != "gone"}]})
+
+
+def band(**changes: Any) -> dict[str, Any]:
+    """A band with something wrong."""
+    return {"least": 0.0, "between": "skipped", "tolerances": [[0.0, 0.1]], **changes}
 
 
 @pytest.mark.parametrize(
@@ -87,10 +99,13 @@ def broken(**changes: Any) -> str:
         ("{}", "'entries'"),
         ('{"model": "m", "entries": []}', "it holds no thresholds"),
         ('{"model": "m", "entries": [3]}', "not a mapping|not subscriptable"),
-        (broken(tolerances=[]), "it holds no thresholds"),
-        (broken(tolerances=[[0.5]]), "not enough values"),
-        (broken(tolerances=[[0.5, "much"]]), "could not convert"),
-        (broken(between="nothing"), "unknown steps between full ones: nothing"),
+        (broken(bands=[]), "it holds no thresholds"),
+        (broken(bands=[band(tolerances=[])]), "it holds no thresholds"),
+        (broken(bands=[band(tolerances=[[0.5]])]), "not enough values"),
+        (broken(bands=[band(tolerances=[[0.5, "much"]])]), "could not convert"),
+        (broken(bands=[{"between": "skipped"}]), "missing 2 required positional arguments: 'least' and 'tolerances'"),
+        (broken(bands="gone"), "'bands'"),
+        (broken(bands=[band(between="nothing")]), "unknown steps between full ones: nothing"),
         (broken(colour=1), "unexpected keyword argument 'colour'"),
         (broken(catch_up="gone"), "missing 1 required positional argument: 'catch_up'"),
     ],

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hybridiff.bench import Bench, take_prompts
-from hybridiff.calibration import Calibration, Entry
+from hybridiff.calibration import Band, Calibration, Entry
 from hybridiff.cli import main
 from hybridiff.tiny.scenes import parse_caption, split_of
 
@@ -18,9 +18,8 @@ ENTRY = Entry(
     num_inference_steps=3,
     guidance_scale=5.0,
     prompts=1,
-    between="skipped",
+    bands=(Band(0.0, "skipped", ((0.0, 0.3), (0.5, 0.1), (1.0, 0.0))),),
     catch_up=0.75,
-    tolerances=((0.0, 0.3), (0.5, 0.1), (1.0, 0.0)),
     slope_window=1,
     slope_threshold=0.01,
     parallel_steps=1,
@@ -107,7 +106,7 @@ def test_calibrate_adds_to_its_file_and_tells_how_to_use_it(
     captured = capsys.readouterr()
     assert "warning: thresholds from 1 prompts follow the prompts more than the model; give at least 16" in captured.err
     assert f"--calibration {path}" in captured.out
-    assert captured.out.splitlines()[2] == "quality  tolerance  ideal speed-up  PSNR against one device"
+    assert captured.out.splitlines()[2] == "quality  between  tolerance  ideal speed-up  PSNR against one device"
     assert Calibration.read(path).entries == (ENTRY,)
     assert (tmp_path / "calibration-FlowMatchEulerDiscreteScheduler-3.png").exists()
     assert main(["calibrate", *flags, "--model", "tiny-sdxl"]) == 2

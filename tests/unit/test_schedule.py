@@ -15,7 +15,7 @@ from hybridiff import ParallelConfig
 from hybridiff.presets import general_tolerance
 from hybridiff.schedule import Schedule, describe_settings, find_calibration, may_need_stages
 from hybridiff.switching import FixedPolicy, GuidedPolicy, GuidedSettings, PublishedPolicy, PublishedSettings, StepKind
-from support.calibrations import ENTRY, calibration_file
+from support.calibrations import ENTRY, REUSE_ABOVE, calibration_file, entry_between
 
 
 def pipeline(scheduler: type = diffusers.DDIMScheduler, name: str = "someone/a-model") -> Any:
@@ -52,7 +52,7 @@ def test_general_settings_without_a_calibration() -> None:
 
 
 def test_the_calibration_beats_the_presets(tmp_path: Path) -> None:
-    file = calibration_file(tmp_path, replace(ENTRY, between="reuse"))
+    file = calibration_file(tmp_path, entry_between("reuse"))
     calibrated = schedule(**file)
     assert guided(calibrated).tolerance == pytest.approx(0.3)
     assert (calibrated.between, calibrated.forecast, calibrated.catch_up) == ("reuse", "linear", 0.75)
@@ -61,9 +61,31 @@ def test_the_calibration_beats_the_presets(tmp_path: Path) -> None:
     assert published(schedule(**file, switching="published")) == PublishedSettings(4, 0.02, 6, 9)
 
 
+def test_high_qualities_may_have_steps_of_another_kind(tmp_path: Path) -> None:
+    file = calibration_file(tmp_path, replace(ENTRY, bands=(*ENTRY.bands, REUSE_ABOVE)))
+    assert [schedule(**file, quality=quality).between for quality in (0.5, 0.79, 0.8, 0.95)] == [
+        *["skipped"] * 2,
+        *["reuse"] * 2,
+    ]
+    assert guided(schedule(**file, quality=0.875)).tolerance == pytest.approx(0.15)
+    asked = schedule(**file, quality=0.875, between="skipped")
+    assert (asked.between, guided(asked).tolerance) == ("skipped", pytest.approx(0.1)), "its own tolerances"
+    asked = schedule(**file, quality=0.5, between="reuse")
+    assert guided(asked).tolerance == pytest.approx(0.45)
+    assert guided(schedule(**file, quality=0.5, between="mixed")).tolerance == pytest.approx(0.3), (
+        "the nearest there is"
+    )
+    assert schedule(**file, quality="exact").between == "skipped", "nothing has to be prepared"
+    needs = [
+        may_need_stages(pipeline(), ParallelConfig(strategy="hybrid", quality=quality, **file))
+        for quality in (0.5, 0.95, "exact")
+    ]
+    assert needs == [False, True, False]
+
+
 def test_the_user_beats_the_calibration(tmp_path: Path) -> None:
     wishes = {"between": "skipped", "catch_up": 0.5, "tolerance": 0.7, "forecast": "quadratic", "settled": 0.1}
-    asked = schedule(**calibration_file(tmp_path, replace(ENTRY, between="reuse")), **wishes)
+    asked = schedule(**calibration_file(tmp_path, entry_between("reuse")), **wishes)
     assert (asked.between, asked.forecast, asked.catch_up) == ("skipped", "quadratic", 0.5)
     assert guided(asked) == GuidedSettings(tolerance=0.7, settled=0.1, longest=2)
     asked = schedule(longest_interval=9, patience=1, tolerance=0.0)
@@ -187,7 +209,7 @@ def test_whether_the_network_may_have_to_be_cut(tmp_path: Path) -> None:
     assert needed(switching="published")
     assert all(needed(between=name) for name in ("reuse", "pipelined", "mixed"))
     # Another scheduler may be put in later, for which the calibration has another entry.
-    other = replace(ENTRY, scheduler="EulerDiscreteScheduler", between="reuse")
+    other = entry_between("reuse", scheduler="EulerDiscreteScheduler")
     assert needed(**calibration_file(tmp_path, ENTRY, other))
     assert not needed(**calibration_file(tmp_path, ENTRY, other), between="skipped")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 
 from hybridiff import ParallelConfig, parallelize
-from support.calibrations import ENTRY, calibration_file
+from support.calibrations import calibration_file, entry_between
 from support.jobs import Drawn, draw_parallel
 from support.oracles import differences, drawn_one_part_after_another, relative_difference, state_of
 from support.pipelines import build, draw
@@ -100,7 +99,7 @@ def test_calibrated_pipelined_steps_on_four_ranks_are_refused(kind: str, tmp_pat
     """The config does not say it, so that it shows with the first step."""
     config = {"strategy": "hybrid", "devices": 4, "cut": 1}
     with pytest.raises(ValueError, match="pipelined steps need 2 ranks, got 4; use --devices 2, or --between skipped"):
-        simulated("sd3", config | calibration_file(tmp_path, replace(ENTRY, between=kind)))
+        simulated("sd3", config | calibration_file(tmp_path, entry_between(kind)))
     simulated("sd3", config | calibration_file(tmp_path))
 
 
