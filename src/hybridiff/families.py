@@ -174,6 +174,10 @@ def _hybrid(**settings: Any) -> ParallelConfig:
 def _words(changes: dict[str, Any]) -> list[str]:
     """What sets a setting apart, for its label: `carry hold`, `1 device`."""
     return [
-        f"{value} device{'s' * (value != 1)}" if name == "devices" else f"{name.replace('_', ' ')} {value}"
+        f"{value} device{'s' * (value != 1)}" if name == "devices" else f"{name.replace('_', ' ')} {_short(value)}"
         for name, value in changes.items()
     ]
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

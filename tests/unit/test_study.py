@@ -137,6 +137,8 @@ def test_the_table_and_the_figure_show_every_row(tmp_path: Path) -> None:
     page = format_markdown(study)
     assert page.startswith("# random, 4 steps, FlowMatchEulerDiscreteScheduler, float32, 0 prompts\n")
     assert "\n| exact | cfg | 2.00x | 100.0 dB | 100.0 dB | - | - | 3 |\n" in page
+    assert "\n| skipped |  |  | 40.0 |  |  |  |  |  |  |\n" in page, "at 3x"
+    assert "\n| mine |  | 44.0 |" in page, "what ran on one device does not count"
     (axes,) = frontier_figure(study.to_dict()).axes
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["skipped", "published", "exact", "mine", "mine, one device"]
