@@ -90,6 +90,7 @@ def _mark_published(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
         textcoords="offset points",
         fontsize=8,
         color=FAMILY_COLORS["published"],
+        bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1},
     )
 
 
