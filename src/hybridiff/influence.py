@@ -12,6 +12,9 @@ import torch
 _NEGLIGIBLE = 1e-3
 """A step that moves the sample by less than this share of another cannot make up for it."""
 
+_MEMORY = 3
+"""Steps after which no scheduler acts on a prediction any more."""
+
 
 @dataclass(frozen=True)
 class Influence:
@@ -31,12 +34,18 @@ class Influence:
     def share(self, earlier: int, step: int) -> float:
         """The change in the prediction of a step that moves the sample as a unit change in an earlier one did.
 
-        0 where there is none: the influence is unknown, or the step moves too little.
+        It is compared a few steps later, as far as the run goes: in multistep schedulers a prediction acts on through
+        their memory, and right after the step the effect is not all there yet. 0 where there is no such change: the
+        influence is unknown, or the step moves too little.
         """
         if not self.on_sample:
             return 0.0
-        wanted, own = self.on_sample[step][earlier], self.on_sample[step][step]
-        return wanted / own if abs(own) > _NEGLIGIBLE * abs(wanted) else 0.0
+        at_once = abs(self.on_sample[step][step])
+        for row in range(min(step + _MEMORY, len(self.on_sample) - 1), step - 1, -1):
+            wanted, own = self.on_sample[row][earlier], self.on_sample[row][step]
+            if abs(own) > _NEGLIGIBLE * max(abs(wanted), at_once):  # the last step may forget all before it
+                return wanted / own
+        return 0.0
 
 
 def measure_influence(scheduler: Any, steps: int, first: float | None = None) -> Influence:

@@ -196,6 +196,21 @@ def test_schedulers_that_cannot_run_by_themselves_have_none() -> None:
 
 def test_shares() -> None:
     influence = Influence([1.0] * 3, [[0.5, 0.0, 0.0], [0.4, -0.8, 0.0], [0.2, 0.3, 1e-4]])
-    assert influence.share(0, 1) == -0.5
-    assert influence.share(0, 2) == 0.0  # the last step moves the sample by too little to make up for anything
+    assert influence.share(0, 1) == pytest.approx(0.2 / 0.3), "as far on as the run goes"
+    assert influence.share(0, 2) == 0.0, "the step moves too little"
     assert Influence([1.0] * 3, []).share(0, 1) == 0.0
+    forgetful = Influence([1.0] * 3, [[0.5, 0.0, 0.0], [0.4, -0.8, 0.0], [1e-9, 1e-9, 1.0]])
+    assert forgetful.share(0, 1) == -0.5
+
+
+@pytest.mark.parametrize("name", ["dpmsolver++", "unipc", "ddim", "euler"])
+def test_a_share_makes_up_for_an_earlier_prediction_once_the_memory_has_run_out(name: str) -> None:
+    given = scheduler(name, 20)
+    influence = measure_influence(given, 20)
+    earlier, step = 8, 10
+    share = influence.share(earlier, step)
+    rows = influence.on_sample[step : step + 6]
+    left = [abs(row[earlier] - share * row[step]) / abs(row[earlier]) for row in rows]
+    assert max(left[3:]) < 0.02
+    if name in ("dpmsolver++", "unipc"):
+        assert left[0] > 0.1, "right after the step it is not all there yet"
