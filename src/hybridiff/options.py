@@ -75,8 +75,8 @@ def add_generate_options(parser: argparse.ArgumentParser) -> None:
         "--strategy",
         choices=STRATEGIES,
         metavar="NAME",
-        help=f"{', '.join(STRATEGIES)} (default hybrid where --quality or --calibration is given, else cfg; serial "
-        "with --devices 1)",
+        help=f"{', '.join(STRATEGIES)} (default hybrid where any setting of strategies is given, see below, else cfg; "
+        "serial with --devices 1)",
     )
     where.add_argument("--simulate", action="store_true", help="play all ranks in one process: same picture, no gain")
     add_machine_options(where, device="auto")
@@ -218,22 +218,27 @@ def parallel_config(options: argparse.Namespace) -> ParallelConfig:
     if devices is None and not is_under_torchrun():
         devices = 1 if options.strategy == "serial" else 2
     strategy = options.strategy or _implied_strategy(options, devices)
-    settings = {name: getattr(options, name) for name in _strategy_settings()}
     return ParallelConfig(
         strategy=strategy,
         devices=devices,
         simulate=options.simulate,
         timeout=options.timeout,
         trace=options.trace is not None,
-        **settings,
+        **_given_settings(options),
     )
 
 
 def _implied_strategy(options: argparse.Namespace, devices: int | None) -> str:
-    """Who asks for a quality means the strategy that has qualities."""
-    if options.quality != ParallelConfig.quality or options.calibration is not None:
+    """Who gives a setting means the strategy that has them all; `serial` and `cfg` have none."""
+    if _given_settings(options):
         return "hybrid"
     return "serial" if devices == 1 else "cfg"
+
+
+def _given_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings of strategies that were given, also where they are the default."""
+    settings = {name: getattr(options, name) for name in _strategy_settings()}
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def call_arguments(options: argparse.Namespace) -> dict[str, Any]:
@@ -251,10 +256,12 @@ def _add_strategy_options(group: Any) -> None:
     for name, kind in _strategy_settings().items():
         flag = "--" + name.replace("_", "-")
         default = getattr(ParallelConfig, name)
+        text = help_texts.get(name, "") + ("" if default is None else f" (default {default})")
+        # None in the parser, whatever the default: what was given decides which strategy is meant.
         if kind is bool:
-            group.add_argument(flag, action="store_true", help=help_texts.get(name))
+            group.add_argument(flag, action="store_true", default=None, help=text)
         else:
-            group.add_argument(flag, type=kind, default=default, metavar="X", help=help_texts.get(name))
+            group.add_argument(flag, type=kind, metavar="X", help=text)
 
 
 def _strategy_settings() -> dict[str, type]:

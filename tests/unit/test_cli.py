@@ -204,6 +204,42 @@ def test_every_field_of_the_config_has_its_option() -> None:
     assert fields - set(vars(options)) == {"outputs"}
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--quality balanced",
+        "--carry linear",
+        "--tolerance 0.1",
+        "--between skipped",
+        "--full-steps 0-4,8",
+        "--switching published",
+        "--tau1 5",
+        "--calibration a.json",
+        "--tolerance 0.1 --devices 1",
+    ],
+)
+def test_any_setting_of_hybrid_means_hybrid_also_where_it_is_the_default(flags: str) -> None:
+    assert parallel_config(options_of([*RING, *flags.split()])).strategy == "hybrid"
+    for strategy in ("cfg", "reuse"):
+        assert parallel_config(options_of([*RING, *flags.split(), "--strategy", strategy])).strategy == strategy
+
+
+def test_a_setting_in_the_config_file_means_hybrid_too(tmp_path: Path) -> None:
+    file = tmp_path / "ring.json"
+    file.write_text('{"quality": "balanced"}')
+    assert parallel_config(options_of([*RING, "--config", str(file)])).strategy == "hybrid"
+
+
+def test_the_help_shows_the_defaults_of_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "or a number (default balanced)" in text
+    assert "linear or quadratic (default linear)" in text
+    assert "default hybrid where any setting of strategies is given" in text
+    assert "None" not in text
+
+
 def test_one_device_means_serial_and_two_mean_cfg() -> None:
     assert parallel_config(options_of([*RING, "--devices", "1"])).strategy == "serial"
     assert parallel_config(options_of(RING)).strategy == "cfg"
