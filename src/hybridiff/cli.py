@@ -102,7 +102,8 @@ def _generate(options: argparse.Namespace) -> None:
     )
     with engine:
         for number, prompt in enumerate(prompts, start=1):
-            call = arguments | ({"negative_prompt": prompt.negative_prompt} if prompt.negative_prompt else {})
+            own = {} if prompt.negative_prompt is None else {"negative_prompt": prompt.negative_prompt}
+            call = arguments | own
             with _ProgressBar(engine.is_leader, f"{number}/{len(prompts)}") as bar:
                 generation = engine.generate(prompt.prompt, seed=prompt.seed, on_step=bar.show, **call)
             if engine.is_leader:

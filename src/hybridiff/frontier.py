@@ -431,7 +431,9 @@ def _draw(pipe: Any, prompts: Sequence[Prompt], call: Mapping[str, Any], output_
         "output_type": output_type,
     }
     if any(prompt.negative_prompt is not None for prompt in prompts):
-        arguments["negative_prompt"] = [prompt.negative_prompt or "" for prompt in prompts]
+        general = call.get("negative_prompt") or ""
+        own = [prompt.negative_prompt for prompt in prompts]
+        arguments["negative_prompt"] = [general if text is None else text for text in own]
     return pipe(**arguments).images
 
 

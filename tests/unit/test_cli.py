@@ -125,13 +125,17 @@ def test_generate_writes_and_tells_what_it_wrote(
 
 def test_many_prompts_take_their_own_seeds_and_negative_prompts(tmp_path: Path, engine: type[FakeEngine]) -> None:
     file = tmp_path / "prompts.txt"
-    file.write_text('a ring\n{"prompt": "a cross", "seed": 9, "negative_prompt": "red"}\n')
+    file.write_text(
+        'a ring\n{"prompt": "a cross", "seed": 9, "negative_prompt": "red"}\n{"prompt": "x", "negative_prompt": ""}\n'
+    )
     flags = ["--model", "tiny-sdxl", "--prompts", str(file), "--seed", "4", "--negative-prompt", "blue"]
+    flags += ["--device", "cpu"]
     assert main(["generate", *flags, "--output", str(tmp_path)]) == 0
     assert len(engine.made) == 1
     assert engine.asked == [
         {"prompt": "a ring", "seed": 4, "guidance_scale": 2.0, "negative_prompt": "blue"},  # the model's own scale
         {"prompt": "a cross", "seed": 9, "guidance_scale": 2.0, "negative_prompt": "red"},
+        {"prompt": "x", "seed": 4, "guidance_scale": 2.0, "negative_prompt": ""},
     ]
     assert json.loads((tmp_path / "picture-002.json").read_text())["prompt"] == "a cross"
 

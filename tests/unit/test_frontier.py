@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
 import pytest
 
 from hybridiff import ParallelConfig
@@ -50,6 +54,29 @@ def test_settings_are_compared_with_the_stock_pipeline() -> None:
     assert half["ideal_speedup"] == 4.0, "against the reference's six steps"
     assert half["psnr"] < exact["psnr"]
     assert half["schedules"] == {"fff": 2}
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        ({"negative_prompt": "blue"}, ["blue", "red", ""]),
+        ({}, ["", "red", ""]),
+        ({"negative_prompt": None}, ["", "red", ""]),
+    ],
+)
+def test_prompts_without_a_negative_prompt_of_their_own_keep_that_of_the_call(
+    call: dict[str, Any], expected: list[str]
+) -> None:
+    prompts = [Prompt("a ring"), Prompt("a cross", negative_prompt="red"), Prompt("a square", negative_prompt="")]
+    asked: list[Any] = []
+
+    def pipe(**arguments: Any) -> Any:
+        asked.append(arguments.get("negative_prompt"))
+        return SimpleNamespace(images=np.zeros((len(arguments["prompt"]), 8, 8, 3), dtype=np.float32))
+
+    list(draw_references(pipe, prompts, call, batch=3))
+    list(draw_references(pipe, prompts[:1], call))
+    assert asked == [expected, call.get("negative_prompt")]
 
 
 def test_adaptive_settings_show_how_their_schedules_differ() -> None:
