@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import typing
 from dataclasses import asdict, dataclass
+from functools import cache
+from types import NoneType
 from typing import Any, Literal
 
 STRATEGIES = ("serial", "cfg", "reuse", "hybrid")
@@ -15,6 +18,9 @@ QUALITIES = {"draft": 0.25, "balanced": 0.5, "high": 0.75, "exact": 1.0}
 """Names of qualities between 0 and 1."""
 BRANCHES = 2
 """Guidance branches of a pipeline: unconditional and conditional."""
+
+_WORDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+"""What users call a type."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class ParallelConfig:
         cut: Index of the cut, as `hybridiff inspect` lists them; chosen by measured costs unless given.
 
     Raises:
-        ValueError: a value is unknown or out of range.
+        ValueError: a value is unknown, of the wrong type or out of range.
     """
 
     strategy: str = "cfg"
@@ -104,6 +110,8 @@ class ParallelConfig:
         _check_choice("carry", self.carry, FORECASTS)
         _check_choice("forecast", self.forecast, (None, *FORECASTS))
         _quality(self.quality)
+        for name, kinds in _field_types().items():
+            _check_type(name, getattr(self, name), kinds)
         if self.full_steps is not None:
             parse_steps(self.full_steps)
         for name in ("tolerance", "settled", "catch_up"):
@@ -178,6 +186,24 @@ def _check_choice(field: str, value: str | None, choices: tuple[str | None, ...]
     if value not in choices:
         names = ", ".join(choice for choice in choices if choice is not None)
         raise ValueError(f"unknown {field} {value!r}; choose one of {names}")
+
+
+@cache
+def _field_types() -> dict[str, tuple[type, ...]]:
+    """The types that each field of ParallelConfig takes; without Literal, whose values `_check_choice` looks at."""
+    hints = typing.get_type_hints(ParallelConfig)
+    return {
+        name: typing.get_args(hint) or (hint,) for name, hint in hints.items() if typing.get_origin(hint) is not Literal
+    }
+
+
+def _check_type(field: str, value: Any, kinds: tuple[type, ...]) -> None:
+    # In Python True is an int and 1 no float; to users it is the other way round.
+    accepted = (*kinds, int) if float in kinds else kinds
+    if isinstance(value, accepted) and (bool in kinds or not isinstance(value, bool)):
+        return
+    words = " or ".join(_WORDS[kind] for kind in kinds if kind is not NoneType)
+    raise ValueError(f"{field} must be {words}, got {value!r}")
 
 
 def check_ranks(config: ParallelConfig, ranks: int) -> None:

@@ -40,11 +40,26 @@ def test_every_strategy_of_the_config_exists() -> None:
         ({"patience": 0}, "patience must be at least 1, got 0"),
         ({"full_steps": "0-4;8"}, "full_steps must look like 0-4,8,11, got '0-4;8'"),
         ({"outer_share": 1.0}, "outer_share must lie between 0 and 1, got 1.0"),
+        ({"strategy": 3}, "unknown strategy 3; choose one of"),
+        ({"outputs": None}, "unknown outputs None; choose one of"),
+        ({"tau1": "5"}, "tau1 must be a whole number, got '5'"),
+        ({"tau1": 5.0}, r"tau1 must be a whole number, got 5\.0"),
+        ({"devices": True}, "devices must be a whole number, got True"),
+        ({"timeout": None}, "timeout must be a number, got None"),
+        ({"tolerance": "0.1"}, "tolerance must be a number, got '0.1'"),
+        ({"quality": True}, "quality must be text or a number, got True"),
+        ({"full_steps": 5}, "full_steps must be text, got 5"),
+        ({"calibration": ["a.json"]}, "calibration must be text, got"),
+        ({"simulate": "yes"}, "simulate must be true or false, got 'yes'"),
     ],
 )
 def test_bad_values_are_refused(values: dict[str, object], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         ParallelConfig(**values)  # type: ignore[arg-type]
+
+
+def test_a_whole_number_will_do_for_any_number() -> None:
+    assert ParallelConfig(timeout=60, tolerance=1, slope_threshold=0, quality=1).timeout == 60
 
 
 def test_it_is_frozen_plain_data() -> None:
