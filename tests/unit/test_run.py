@@ -10,6 +10,7 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback, SD3CFGCutoffCallback, SDXLCFGCutoffCallback
 
 from hybridiff import ParallelConfig, ParallelPipeline, Phase, RunReport, parallelize
+from hybridiff.strategies import CfgStrategy, SerialStrategy, Strategy
 from support.oracles import drawn_one_part_after_another, relative_difference
 from support.pipelines import build, call_arguments, draw
 
@@ -74,6 +75,27 @@ def test_serial_has_the_discrepancy_of_cfg_and_sends_nothing() -> None:
     for one, other in zip(report_of(serial).steps, report_of(parallel).steps, strict=True):
         assert one.discrepancy == pytest.approx(other.discrepancy, rel=1e-4)
         assert one.bytes == 0
+
+
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+@pytest.mark.parametrize("strategy", [SerialStrategy, CfgStrategy])
+def test_a_step_waits_for_the_host_once(
+    strategy: type[Strategy], scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every number that is read from a tensor waits until the device has come that far."""
+    waits: list[str] = []
+    predict = strategy.predict
+
+    def watched(self: Strategy, evaluation: Any, step: int) -> Any:
+        with monkeypatch.context() as watch:
+            for name in ("item", "tolist", "__float__", "__bool__"):
+                read = getattr(torch.Tensor, name)
+                watch.setattr(torch.Tensor, name, lambda tensor, read=read: waits.append("read") or read(tensor))
+            return predict(self, evaluation, step)
+
+    monkeypatch.setattr(strategy, "predict", watched)
+    draw(simulate(NAME, strategy.name), NAME, guidance_scale=scale, num_inference_steps=5)
+    assert waits == ["read"] * 5
 
 
 SKIP_LAYERS = {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 0.9}

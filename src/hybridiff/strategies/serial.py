@@ -16,8 +16,10 @@ class SerialStrategy(Strategy):
         if not self.channel.is_open:
             self.channel.open(0, evaluation.sample)
         prediction = evaluation.run()  # (2B, C, H, W), or (B, C, H, W) without guidance
-        self.channel.beat()
         if evaluation.branches == 1:
+            self.channel.beat()
             return Answer(prediction, None)
         unconditional, conditional = prediction.chunk(2)
-        return Answer(prediction, discrepancy(unconditional, conditional).item())
+        self.channel.gather({})  # nothing to send but how the ranks fare
+        (measured,) = self.channel.settle(discrepancy(unconditional, conditional).reshape(1))
+        return Answer(prediction, measured)
