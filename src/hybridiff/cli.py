@@ -196,15 +196,16 @@ def _simulate(options: argparse.Namespace) -> None:
     from .charts import plot_frontier
     from .frontier import seeded
     from .output import Output
-    from .study import Study, run_study
+    from .study import Study, read_settings, run_study
     from .tables import format_markdown, format_study
 
     target = Output.file(options.output, ".json").path
     families = _families(options)
+    own = [] if options.settings is None else read_settings(_folder(options.settings))
     prompts = seeded(take_prompts(options.model, options.prompts, "evaluation", (64,)))[: options.limit]
     guided_prompts = _typical_prompts(options, families)
     bench = Bench.load(options.model, call_arguments(options), **_machine(options))
-    settings, guided = _settings_to_compare(options, families, bench.steps)
+    settings, guided = _settings_to_compare(options, families, bench.steps, own)
     study = Study.open(
         target,
         run={**bench.facts(), "prompts": describe_prompts(prompts)},
@@ -248,14 +249,12 @@ def _typical_prompts(options: argparse.Namespace, families: Sequence[str]) -> li
 
 
 def _settings_to_compare(
-    options: argparse.Namespace, families: Sequence[str], steps: int
+    options: argparse.Namespace, families: Sequence[str], steps: int, own: Sequence[Any]
 ) -> tuple[list[Any], list[Any]]:
-    """The settings, and the guided ones whose typical schedules are to be found first."""
+    """The settings, the user's own included, and the guided ones whose typical schedules are to be found first."""
     from .families import TYPICAL, guided_models, list_settings
-    from .study import read_settings
 
-    settings = list_settings(families, steps)
-    settings += [] if options.settings is None else read_settings(_folder(options.settings))
+    settings = [*list_settings(families, steps), *own]
     guided = guided_models() if TYPICAL in families else []
     if options.calibration is None:
         return settings, guided

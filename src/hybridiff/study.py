@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,14 +124,51 @@ def read_study(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is no frontier; give another --output, or --fresh to overwrite it") from error
     if missing:
         raise ValueError(f"{path} is no frontier: it lacks {', '.join(sorted(missing))}")
+    malformed = _malformed(content)
+    if malformed:
+        raise ValueError(
+            f"{path} is no frontier: its {', '.join(malformed)} cannot be used; give another --output, or --fresh to "
+            "overwrite it"
+        )
     return content
+
+
+def _malformed(content: dict[str, Any]) -> list[str]:
+    """The parts of a study's content that `Study.save` did not write."""
+    cuts, reference = content["cuts"], content["reference"]
+    is_right = {
+        "run": isinstance(content["run"], dict),
+        "cuts": cuts is None
+        or (_has(cuts, "pipeline", "reuse") and len(cuts) == 2 and all(_is_cut(cut) for cut in cuts.values())),
+        "reference": reference is None or isinstance(reference, dict),
+        "typical": isinstance(content["typical"], list)
+        and all(_has(found, "guided", "full_steps") for found in content["typical"]),
+        "rows": isinstance(content["rows"], list) and all(_has(row, "family", "label") for row in content["rows"]),
+    }
+    return [name for name, right in is_right.items() if not right]
+
+
+def _has(value: Any, *names: str) -> bool:
+    return isinstance(value, dict) and value.keys() >= set(names)
+
+
+def _is_cut(value: Any) -> bool:
+    return (
+        _has(value, "cut", "outer", "inner")
+        and _is_whole(value["cut"], 0)
+        and all(isinstance(value[cost], (int, float)) for cost in ("outer", "inner"))
+    )
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def read_settings(path: Path) -> list[Setting]:
     """Settings from a JSON file: a list of objects with family, label, config (of `ParallelConfig`) and maybe steps.
 
     Raises:
-        ValueError: the file cannot be read, or an entry is malformed; names it.
+        ValueError: the file cannot be read, an entry is malformed, or two have one name; names it.
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
@@ -140,13 +178,32 @@ def read_settings(path: Path) -> list[Setting]:
         raise ValueError(f"the settings {path} are malformed: {error}") from error
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{path} must hold a list of settings")
-    return [_setting(entry, f"{path}, entry {number}") for number, entry in enumerate(entries, start=1)]
+    settings = [_setting(entry, f"{path}, entry {number}") for number, entry in enumerate(entries, start=1)]
+    check_names(settings, str(path))
+    return settings
+
+
+def check_names(settings: Iterable[Setting], where: str) -> None:
+    """Refuse two settings of one name: the row of one would take the place of the other's.
+
+    Raises:
+        ValueError: with the name.
+    """
+    counts = Counter((setting.family, setting.label) for setting in settings)
+    for (family, label), count in counts.items():
+        if count > 1:
+            raise ValueError(
+                f"{where}: {count} settings have family {family!r} and label {label!r}; give each a label of its own"
+            )
 
 
 def _setting(entry: Any, where: str) -> Setting:
     try:
         config = ParallelConfig(**{"strategy": "hybrid", **entry["config"], "simulate": True})
-        return Setting(str(entry["family"]), str(entry["label"]), config, entry.get("steps"))
+        steps = entry.get("steps")
+        if steps is not None and not _is_whole(steps, 1):
+            raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
+        return Setting(str(entry["family"]), str(entry["label"]), config, steps)
     except (TypeError, AttributeError, KeyError) as error:
         raise ValueError(
             f"{where}: family, label and config are needed, with fields of ParallelConfig ({error})"
@@ -178,7 +235,11 @@ def run_study(
         guided_prompts: Other prompts, from which these schedules are taken.
         on_progress: Is told after every picture what is drawn, how many are, and of how many.
         batch: Prompts drawn at once, where the schedule does not depend on them.
+
+    Raises:
+        ValueError: two settings have one name, or one does not fit the number of steps; nothing was drawn.
     """
+    check_names(settings, "what is compared")
     work = _Work(study, pipe, call, on_progress, batch)
     unknown = [setting for setting in guided if study.typical_of(work.describe(setting)) is None]
     count = len(work.missing(settings)) + len(work.missing_typical(guided)) + len(unknown)

@@ -72,6 +72,17 @@ def test_bad_input_is_one_line_before_any_network_runs(
     assert captured.out == ""
 
 
+def test_simulate_reads_the_settings_before_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hybridiff.bench.find_model", lambda *_: pytest.fail("the model was looked for"))
+    path, prompts = tmp_path / "settings.json", tmp_path / "prompts.txt"
+    path.write_text('[{"family": "a", "label": "b", "config": {"tau1": "5"}}]')
+    prompts.write_text("a ring\n")
+    assert main(["simulate", "--model", "some/model", "--prompts", str(prompts), "--settings", str(path)]) == 2
+    assert "settings.json, entry 1: tau1 must be a whole number, got '5'" in capsys.readouterr().err
+
+
 def test_simulate_writes_the_frontier_and_tells_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "frontier.json"
     flags = ["--limit", "1", "--num-inference-steps", "3", "--families", "exact", "--output", str(path)]

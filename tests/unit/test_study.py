@@ -11,7 +11,7 @@ import pytest
 from hybridiff import ParallelConfig
 from hybridiff.charts import frontier_figure
 from hybridiff.families import guided_models
-from hybridiff.frontier import Drawing, FrontierRow, Setting
+from hybridiff.frontier import Cuts, Drawing, FrontierRow, Setting
 from hybridiff.prompts import Prompt
 from hybridiff.study import Study, read_settings, run_study
 from hybridiff.tables import format_markdown, format_study
@@ -108,6 +108,47 @@ def test_runs_are_not_mixed(tmp_path: Path) -> None:
         Study.open(path, RUN, {})
 
 
+CUT = {"cut": 1, "outer": 0.5, "inner": 0.5}
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"run": ["sd3"]},
+        {"cuts": {"pipeline": CUT}},
+        {"cuts": {"pipeline": CUT, "reuse": CUT, "other": CUT}},
+        {"cuts": {"pipeline": CUT, "reuse": {"cut": 1}}},
+        {"cuts": {"pipeline": CUT, "reuse": CUT | {"cut": "1"}}},
+        {"cuts": {"pipeline": CUT, "reuse": CUT | {"outer": None}}},
+        {"cuts": [1, 2]},
+        {"reference": 3},
+        {"typical": [{"guided": {}}]},
+        {"typical": {}},
+        {"rows": [1]},
+        {"rows": None},
+    ],
+    ids=str,
+)
+def test_a_file_with_malformed_parts_is_no_frontier(part: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "frontier.json"
+    study = Study(path, RUN, {}, Cuts(CUT, CUT), {"right": None}, [{"guided": {}, "full_steps": "0-2"}], [])
+    path.write_text(json.dumps(study.to_dict()))
+    assert Study.open(path, RUN, {}).cuts == Cuts(CUT, CUT)
+    path.write_text(json.dumps(study.to_dict() | part))
+    (name,) = part
+    with pytest.raises(ValueError, match=f"is no frontier: its {name} cannot be used; give another --output, or"):
+        Study.open(path, RUN, {})
+
+
+def test_two_settings_of_one_name_are_refused_before_anything_is_drawn(tmp_path: Path) -> None:
+    study = Study.open(tmp_path / "frontier.json", RUN, {})
+    other = Setting(EXACT.family, EXACT.label, ParallelConfig(strategy="hybrid", tolerance=0.1, simulate=True))
+    with pytest.raises(
+        ValueError, match="2 settings have family 'exact' and label 'cfg'; give each a label of its own"
+    ):
+        run_study(study, None, PROMPTS, [EXACT, other], CALL)
+
+
 def test_the_table_and_the_figure_show_every_row(tmp_path: Path) -> None:
     study = Study.open(tmp_path / "frontier.json", RUN, {})
     guided = Setting("skipped", "tolerance 0.1", ParallelConfig(strategy="hybrid", tolerance=0.1))
@@ -167,6 +208,15 @@ def test_settings_are_read_from_a_file(tmp_path: Path) -> None:
         ('[{"family": "a", "config": {}}]', "entry 1: family, label and config are needed"),
         ('[{"family": "a", "label": "b", "config": {"tolerence": 1}}]', "entry 1: .* are needed, .* 'tolerence'"),
         ('[{"family": "a", "label": "b", "config": {"tolerance": -1}}]', "entry 1: tolerance must be a number"),
+        ('[{"family": "a", "label": "b", "config": {"tau1": "5"}}]', "entry 1: tau1 must be a whole number, got '5'"),
+        ('[{"family": "a", "label": "b", "config": 5}]', "entry 1: family, label and config are needed"),
+        ('[{"family": "a", "label": "b", "config": {}, "steps": "20"}]', "entry 1: steps must be a .* 1, got '20'"),
+        ('[{"family": "a", "label": "b", "config": {}, "steps": 0}]', "entry 1: steps must be a .* 1, got 0"),
+        ('[{"family": "a", "label": "b", "config": {}, "steps": true}]', "entry 1: steps must be a .* 1, got True"),
+        (
+            json.dumps([{"family": "a", "label": 1, "config": {"quality": quality}} for quality in (0.1, 0.2)]),
+            "settings.json: 2 settings have family 'a' and label '1'; give each a label of its own",
+        ),
     ],
 )
 def test_bad_files_of_settings_are_refused(tmp_path: Path, content: str, message: str) -> None:
