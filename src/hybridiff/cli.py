@@ -168,7 +168,7 @@ def _calibrate(options: argparse.Namespace) -> None:
     output = Output.file(options.output, ".json")
     candidates = [name.strip() for name in options.between.split(",")]
     check_candidates(candidates)
-    calibration = Calibration.open(output.path, options.model)
+    Calibration.open(output.path, options.model)  # refuses another model's file before hours of work
     prompts = take_prompts(options.model, options.prompts, "calibration", (16, 16))
     if len(prompts) < FEWEST_PROMPTS:
         print(
@@ -180,7 +180,8 @@ def _calibrate(options: argparse.Namespace) -> None:
     check_order(bench.pipe.scheduler)
     with _ProgressBar(True, "pictures", smoothing=0.0) as bar:
         entry = calibrate(bench.pipe, prompts, bench.call, candidates, bar.show_what)
-    calibration.with_entry(entry).write(output.path)
+    # Opened again: another calibration may have been added to the file since.
+    Calibration.open(output.path, options.model).with_entry(entry).write(output.path)
     picture = output.path.with_name(f"{output.stem}-{entry.scheduler}-{entry.num_inference_steps}.png")
     plot_calibration(options.model, entry, picture)
     print(

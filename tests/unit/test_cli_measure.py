@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,21 @@ def test_calibrate_adds_to_its_file_and_tells_how_to_use_it(
     assert (tmp_path / "calibration-FlowMatchEulerDiscreteScheduler-3.png").exists()
     assert main(["calibrate", *flags, "--model", "tiny-sdxl"]) == 2
     assert "holds the thresholds of tiny-sd3, not of tiny-sdxl" in capsys.readouterr().err
+
+
+def test_what_another_calibration_adds_meanwhile_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, prompts = tmp_path / "calibration.json", tmp_path / "prompts.txt"
+    prompts.write_text("a ring\n")
+    other = replace(ENTRY, num_inference_steps=8)
+
+    def calibrate(*_: Any) -> Entry:
+        Calibration.open(path, "tiny-sd3").with_entry(other).write(path)
+        return ENTRY
+
+    monkeypatch.setattr("hybridiff.calibrate.calibrate", calibrate)
+    flags = ["--model", "tiny-sd3", "--device", "cpu", "--prompts", str(prompts), "--output", str(path)]
+    assert main(["calibrate", *flags]) == 0
+    assert Calibration.read(path).entries == (ENTRY, other)
 
 
 def test_the_embedded_models_bring_prompts_that_no_other_use_sees() -> None:
