@@ -27,6 +27,32 @@ class StageCosts:
 HALVES = StageCosts(0.5, 0.5)
 
 
+@dataclass(frozen=True)
+class RowShares:
+    """How the rows of a guided step were shared; a row is one picture of one branch.
+
+    Attributes:
+        rows: Rows of the step, both branches together.
+        largest: Most rows that one device evaluates; the others wait for it.
+    """
+
+    rows: int
+    largest: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether one device evaluates both branches as one batch."""
+        return self.largest == self.rows
+
+    @property
+    def branches(self) -> float:
+        """The largest share, in evaluations of one branch by all pictures: less than 1 where pictures are split."""
+        return 2.0 * self.largest / self.rows
+
+
+BRANCH_EACH = RowShares(rows=2, largest=1)
+
+
 def critical_path(kinds: Iterable[StepKind], costs: StageCosts = HALVES) -> float:
     """Ideal time of a schedule, in evaluations of a device's share of the batch by the whole network.
 
@@ -55,7 +81,7 @@ def critical_path(kinds: Iterable[StepKind], costs: StageCosts = HALVES) -> floa
 def ideal_speedup(
     kinds: Sequence[StepKind],
     costs: StageCosts = HALVES,
-    devices: int = 2,
+    shares: RowShares = BRANCH_EACH,
     serial_step: float = SERIAL_STEP,
     unguided: int = 0,
 ) -> float:
@@ -64,9 +90,9 @@ def ideal_speedup(
     Args:
         kinds: How each guided step was shared, in order.
         costs: Measured costs of the stages.
-        devices: Number of devices; a single one evaluates both branches as one batch, more than two split batches.
+        shares: How the rows of the guided steps were shared.
         serial_step: Cost of a step on one device in evaluations of one branch (rho).
         unguided: Number of steps without guidance, which have one branch only and count as no faster than serial ones.
     """
-    evaluation = serial_step if devices == 1 else 1.0
+    evaluation = serial_step if shares.is_whole else shares.branches
     return (serial_step * len(kinds) + unguided) / (evaluation * critical_path(kinds, costs) + unguided)

@@ -8,11 +8,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .critical_path import HALVES, StageCosts, ideal_speedup
+from .critical_path import BRANCH_EACH, HALVES, RowShares, StageCosts, ideal_speedup
 from .switching import Phase, StepKind
 
 
@@ -150,6 +150,7 @@ class RunReport:
         steps: One record a step.
         notes: Sentences the user should read: what was not done, and why.
         stages: The cut in force and its measured costs; empty where the network was not cut.
+        shares: How the rows of guided steps were shared; None where none was partitioned, and in reports of old.
         spans: What each rank did when, where a trace was asked for.
     """
 
@@ -161,6 +162,7 @@ class RunReport:
     steps: list[StepRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     stages: dict[str, Any] = field(default_factory=dict)
+    shares: RowShares | None = None
     spans: list[Span] = field(default_factory=list, repr=False)
 
     @property
@@ -190,7 +192,13 @@ class RunReport:
         costs = StageCosts(self.stages["outer"], self.stages["inner"]) if self.stages else HALVES
         unguided = [step for step in self.steps if step.kind is StepKind.FULL and step.discrepancy is None]
         kinds = [step.kind for step in self.steps if step not in unguided]
-        return ideal_speedup(kinds, costs, self.devices, unguided=len(unguided))
+        return ideal_speedup(kinds, costs, self._shares, unguided=len(unguided))
+
+    @property
+    def _shares(self) -> RowShares:
+        """As recorded, or else those of a single picture."""
+        single = RowShares(rows=2, largest=2) if self.devices == 1 else BRANCH_EACH
+        return self.shares or single
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, ready for JSON."""
@@ -205,6 +213,7 @@ class RunReport:
             "kinds": self.kinds,
             "bytes_by_purpose": self.bytes_by_purpose,
             "stages": self.stages,
+            "shares": asdict(self.shares) if self.shares else None,
             "notes": self.notes,
             "steps": [step.to_dict() for step in self.steps],
         }

@@ -57,9 +57,10 @@ def test_batches_equal_one_branch_after_the_other(name: str, changes: dict[str, 
 @pytest.mark.parametrize("name", ["sdxl two levels", "sd3"])
 def test_four_ranks_split_the_pictures_of_each_branch(name: str) -> None:
     changes = {"num_images_per_prompt": 2}
-    latents = draw_on_ranks(name, 4, changes).latents
-    assert torch.equal(latents, drawn_one_part_after_another(name, parts=4, **changes))
-    assert relative_difference(latents, draw(build(name), name, **changes)) < 1e-4
+    drawn = draw_on_ranks(name, 4, changes)
+    assert torch.equal(drawn.latents, drawn_one_part_after_another(name, parts=4, **changes))
+    assert relative_difference(drawn.latents, draw(build(name), name, **changes)) < 1e-4
+    assert (drawn.report["shares"], drawn.report["ideal_speedup"]) == ({"rows": 4, "largest": 1}, 4.0)
 
 
 @pytest.mark.parametrize("pictures", [1, 3])

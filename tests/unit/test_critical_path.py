@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridiff.critical_path import StageCosts, critical_path, ideal_speedup
+from hybridiff.critical_path import RowShares, StageCosts, critical_path, ideal_speedup
 from hybridiff.switching import Phase, StepKind
 from hybridiff.trace import RunReport, StepRecord
 
 FULL, PIPELINED = StepKind.FULL, StepKind.PIPELINED
 HALVES = StageCosts(0.5, 0.5)
+ONE_DEVICE = RowShares(rows=2, largest=2)
 
 
 def schedule(steps: int, *groups: tuple[int, int]) -> list[StepKind]:
@@ -70,6 +71,16 @@ def test_a_first_step_gains_already() -> None:
 def test_the_cost_of_a_serial_step() -> None:
     """rho: a batch of two may cost less than two evaluations."""
     assert ideal_speedup([FULL] * 10, HALVES, serial_step=1.7) == pytest.approx(1.7)
+    assert ideal_speedup([FULL] * 10, HALVES, ONE_DEVICE, serial_step=1.7) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("rows", "largest", "speedup"), [(2, 2, 1.0), (6, 6, 1.0), (4, 2, 2.0), (4, 1, 4.0), (2, 1, 2.0), (6, 2, 3.0)]
+)
+def test_a_full_step_takes_as_long_as_the_largest_share_of_its_rows(rows: int, largest: int, speedup: float) -> None:
+    shares = RowShares(rows, largest)
+    assert ideal_speedup([FULL] * 10, shares=shares) == pytest.approx(speedup)
+    assert ideal_speedup([FULL, StepKind.SKIPPED] * 5, shares=shares) == pytest.approx(2 * speedup)
 
 
 def test_a_reuse_step_costs_the_outer_stage() -> None:
@@ -81,7 +92,7 @@ def test_a_skipped_step_costs_nothing() -> None:
     kinds = [FULL, StepKind.SKIPPED, StepKind.SKIPPED, FULL, StepKind.SKIPPED]
     assert critical_path(kinds) == 2.0
     assert ideal_speedup(kinds) == 5.0
-    assert ideal_speedup(kinds, devices=1) == 2.5
+    assert ideal_speedup(kinds, shares=ONE_DEVICE) == 2.5
 
 
 def report(strategy: str, kinds: list[StepKind], discrepancies: list[float | None], **stages: float) -> RunReport:
@@ -99,6 +110,14 @@ def test_a_report_takes_its_own_costs() -> None:
     assert hybrid.ideal_speedup == pytest.approx(20 / (7 + 0.4 + 2 * 0.62))
     assert hybrid.to_dict()["ideal_speedup"] == hybrid.ideal_speedup
     assert report("cfg", [FULL] * 10, [0.1] * 10).ideal_speedup == 2.0
+
+
+def test_a_report_that_does_not_know_its_shares_is_of_one_picture() -> None:
+    of_old = report("hybrid", [FULL, StepKind.SKIPPED], [0.1, None])
+    assert of_old.to_dict()["shares"] is None
+    assert of_old.ideal_speedup == 4.0
+    of_old.devices = 1
+    assert of_old.ideal_speedup == 2.0
 
 
 def test_a_report_without_a_speedup() -> None:

@@ -98,6 +98,37 @@ def test_a_step_waits_for_the_host_once(
     assert waits == ["read"] * 5
 
 
+@pytest.mark.parametrize(
+    ("ranks", "pictures", "speedup"), [(2, 1, 2), (2, 2, 2), (4, 2, 4), (4, 1, 2), (4, 3, 3), (6, 3, 6)]
+)
+def test_the_ideal_speedup_counts_the_split_of_the_pictures(ranks: int, pictures: int, speedup: float) -> None:
+    parallel = simulate("sd3", devices=ranks)
+    draw(parallel, "sd3", num_images_per_prompt=pictures)
+    assert report_of(parallel).ideal_speedup == pytest.approx(speedup)
+    largest = 2 * pictures // speedup
+    assert json.loads(report_of(parallel).to_json())["shares"] == {"rows": 2 * pictures, "largest": largest}
+
+
+@pytest.mark.parametrize("pictures", [1, 2])
+def test_full_steps_on_one_device_gain_nothing(pictures: int) -> None:
+    parallel = simulate("sd3", "hybrid", devices=1, quality="exact")
+    draw(parallel, "sd3", num_images_per_prompt=pictures)
+    assert report_of(parallel).ideal_speedup == 1.0
+
+
+@pytest.mark.parametrize(("ranks", "speedup"), [(1, 2.0), (2, 4.0), (4, 8.0)])
+def test_skipped_steps_and_the_split_of_the_pictures_multiply(ranks: int, speedup: float) -> None:
+    parallel = simulate("sd3", "hybrid", devices=ranks, between="skipped", full_steps="0,3,5")
+    draw(parallel, "sd3", num_images_per_prompt=2, num_inference_steps=6)
+    assert report_of(parallel).ideal_speedup == pytest.approx(speedup)
+
+
+def test_serial_has_no_shares() -> None:
+    serial = parallelize(build("sd3"), ParallelConfig(strategy="serial"))
+    draw(serial, "sd3")
+    assert (report_of(serial).shares, report_of(serial).ideal_speedup) == (None, None)
+
+
 SKIP_LAYERS = {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 0.9}
 
 

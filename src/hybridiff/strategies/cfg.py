@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
+from ..critical_path import RowShares
 from ..denoiser.call import Evaluation
 from ..guidance import discrepancy
-from .base import Answer, Strategy
+from .base import Answer, RunContext, Strategy
 
 
 class CfgStrategy(Strategy):
     """Every rank evaluates its share of one branch; one gather a step gives all ranks the whole prediction.
 
     With more ranks than branches the rows of a branch, its pictures, are split over the branch's ranks.
+
+    Attributes:
+        shares: How the rows of guided steps are shared; None before the first one.
     """
 
     name = "cfg"
+
+    def __init__(self, context: RunContext) -> None:
+        super().__init__(context)
+        self.shares: RowShares | None = None
 
     def predict(self, evaluation: Evaluation, step: int) -> Answer:
         shares = split_rows(evaluation.rows, evaluation.branches, self.comm.size)
         if shares is None:
             return Answer(self._everywhere(evaluation), None)
+        if evaluation.branches == 2 and self.shares is None:
+            self.shares = RowShares(evaluation.rows, largest_share(shares))
         prediction = self._gather_shares(evaluation, step, shares)
         if evaluation.branches == 1:
             self.channel.settle()
@@ -52,7 +64,7 @@ class CfgStrategy(Strategy):
     def _gather_shares(self, evaluation: Evaluation, step: int, shares: list[slice]) -> torch.Tensor:
         """Evaluate the shares of this process's ranks and join all shares: (rows, C, H, W)."""
         row_elements = torch.Size(evaluation.row_shape).numel()
-        elements = max(share.stop - share.start for share in shares) * row_elements
+        elements = largest_share(shares) * row_elements
         if not self.channel.is_open:
             self.channel.open(elements, evaluation.sample)
         elif elements > self.channel.room:
@@ -77,6 +89,12 @@ class CfgStrategy(Strategy):
         """One rank's rows through the whole network; strategies that cut it keep its boundaries here."""
         with self.context.timeline.span(rank, "whole network, own branch", "stage"):
             return evaluation.run(share)
+
+
+def largest_share(shares: Sequence[slice]) -> int:
+    """Rows of the rank that has the most."""
+    sizes: list[int] = [share.stop - share.start for share in shares]
+    return max(sizes)
 
 
 def split_rows(rows: int, branches: int, ranks: int) -> list[slice] | None:
