@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from . import __version__
+from .config import ParallelConfig, check_ranks
 from .options import (
     Parser,
     add_calibrate_options,
@@ -86,12 +87,13 @@ def _generate(options: argparse.Namespace) -> None:
     output = Output.parse(options.output)
     if options.model is None:
         raise ValueError("there is no model; give --model, such as --model tiny-sdxl")
+    trace = None if options.trace is None else Output.file(options.trace, ".json")
+    config = parallel_config(options)
+    _check_machine(config, options.device)
     folder = find_model(options.model, options.variant)
     arguments = {**recommended(options.model), **call_arguments(options)}
     folder.check_call(arguments)
-    config = parallel_config(options)
     output.prepare()
-    trace = None if options.trace is None else Output.file(options.trace, ".json")
     engine = Engine(
         folder,
         config=config,
@@ -112,6 +114,21 @@ def _generate(options: argparse.Namespace) -> None:
                 if trace is not None:
                     paths.append(trace.numbered(number, len(prompts)).write_trace(generation))
                 _tell(generation, paths)
+
+
+def _check_machine(config: ParallelConfig, device: str) -> None:
+    """Refuse ranks and devices that cannot be had, as Engine does, but before gigabytes of a model are downloaded.
+
+    Raises:
+        ValueError: with the numbers and the remedy.
+    """
+    from .engine import choose_device, is_under_torchrun
+
+    joined = is_under_torchrun()
+    ranks = config.devices or int(os.environ["WORLD_SIZE"])  # devices are left open under torchrun only
+    check_ranks(config, ranks)
+    processes = 1 if config.simulate else ranks
+    choose_device(device, int(os.environ.get("LOCAL_WORLD_SIZE", processes)) if joined else processes)
 
 
 def _prompts(options: argparse.Namespace) -> list[Any]:
@@ -150,10 +167,11 @@ def _inspect(options: argparse.Namespace) -> None:
     from .inspection import format_inspection, inspect_denoiser
     from .models import find_model, load_pipeline
 
+    device = choose_device(options.device, 1)
     folder = find_model(options.model, options.variant)
     size = {name: getattr(options, name) for name in ("height", "width") if getattr(options, name) is not None}
     folder.check_call(size)
-    pipe = load_pipeline(folder.path, choose_device(options.device, 1), options.dtype, variant=options.variant)
+    pipe = load_pipeline(folder.path, device, options.dtype, variant=options.variant)
     pipe.set_progress_bar_config(disable=True)
     print(format_inspection(inspect_denoiser(pipe, **size), options.all))
 

@@ -97,6 +97,51 @@ def test_bad_input_is_one_line_and_exit_code_2_before_anything_starts(
     assert engine.made == []
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--carry", "magic"], "unknown carry 'magic'; choose one of"),
+        (["--devices", "3"], "strategy 'cfg' needs a multiple of 2 ranks"),
+        (["--devices", "4", "--between", "pipelined"], "pipelined steps need 2 ranks, got 4"),
+        (["--device", "cuda"], "2 ranks requested, 0 GPUs found; use --device cpu"),
+        (["--device", "cuda", "--simulate"], "1 rank requested, 0 GPUs found; use --device cpu"),
+        (["--trace", "trace.png"], "'trace.png' must name a .json file"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_needs_no_model_is_refused_before_one_is_downloaded(
+    flags: list[str],
+    message: str,
+    engine: type[FakeEngine],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("hybridiff.models.find_model", lambda *_: pytest.fail("the model was looked for"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main([*RING, "--model", "some/model", *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert engine.made == []
+
+
+def test_under_torchrun_its_number_of_ranks_is_checked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hybridiff.models.find_model", lambda *_: pytest.fail("the model was looked for"))
+    for name, value in {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert main([*RING, "--model", "some/model"]) == 2
+    assert "strategy 'cfg' needs a multiple of 2 ranks" in capsys.readouterr().err
+
+
+def test_inspect_wants_its_device_before_its_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hybridiff.models.find_model", lambda *_: pytest.fail("the model was looked for"))
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["inspect", "--model", "some/model", "--device", "cuda"]) == 2
+    assert "1 rank requested, 0 GPUs found; use --device cpu" in capsys.readouterr().err
+
+
 def test_generate_writes_and_tells_what_it_wrote(
     tmp_path: Path, engine: type[FakeEngine], capsys: pytest.CaptureFixture[str]
 ) -> None:
