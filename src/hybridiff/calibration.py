@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -125,9 +126,11 @@ class Calibration:
         return found
 
     def write(self, path: Path) -> None:
-        """Write the file that `read` reads."""
+        """Write the file that `read` reads; never half of it."""
         content = {"model": self.model, "entries": [asdict(entry) for entry in self.entries]}
-        path.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        beside = path.with_name(f".{path.name}.part")
+        beside.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        os.replace(beside, path)
 
     def with_entry(self, entry: Entry) -> Calibration:
         """With an entry added, in the place of one for the same scheduler and number of steps."""

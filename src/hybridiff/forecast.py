@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -20,7 +21,8 @@ class Forecast:
 
     Args:
         order: Degree of the polynomial: 0 holds the latest observation.
-        spread: An observation nearer than this to the one before replaces it: slopes between near ones mislead.
+        spread: Observations that the polynomial goes through are at least this far apart: slopes between near ones
+            mislead.
     """
 
     def __init__(self, order: int, spread: float = 0.0) -> None:
@@ -33,12 +35,10 @@ class Forecast:
         return len(self._positions)
 
     def observe(self, position: float, tensors: Tensors) -> None:
-        """Take in what was returned at a position, such as the index of a step; positions grow."""
-        if self._positions and position - self._positions[-1] < self._spread:
-            self._positions.pop()
-            self._observations.pop()
-        self._positions = [*self._positions, position][-self.order - 1 :]
-        self._observations = [*self._observations, tensors][-self.order - 1 :]
+        """Take in what was returned at a position, such as the index of a step; positions grow, by 1 or more."""
+        kept = self.order * max(1, math.ceil(self._spread)) + 1  # so many hold what is far enough apart
+        self._positions = [*self._positions, position][-kept:]
+        self._observations = [*self._observations, tensors][-kept:]
 
     def at(self, position: float) -> Tensors:
         """What would be returned at a later position, in the dtype of the observations.
@@ -46,10 +46,20 @@ class Forecast:
         With fewer observations than the order needs, along the polynomial through those there are.
         """
         assert self._observations, "a forecast needs an observation"
-        weights = _lagrange_weights(self._positions, position)
+        chosen = self._far_enough_apart()
+        weights = _lagrange_weights([self._positions[index] for index in chosen], position)
+        observations = [self._observations[index] for index in chosen]
         if len(weights) == 1:
-            return self._observations[0]
-        return tuple(_weighted_sum(weights, tensors) for tensors in zip(*self._observations, strict=True))
+            return observations[0]
+        return tuple(_weighted_sum(weights, tensors) for tensors in zip(*observations, strict=True))
+
+    def _far_enough_apart(self) -> list[int]:
+        """Which observations the polynomial goes through, in order: the latest, and from it backwards."""
+        chosen = [len(self._positions) - 1]
+        for index in reversed(range(chosen[0])):
+            if len(chosen) <= self.order and self._positions[chosen[0]] - self._positions[index] >= self._spread:
+                chosen.insert(0, index)
+        return chosen
 
 
 def _lagrange_weights(positions: Sequence[float], position: float) -> list[float]:

@@ -57,7 +57,7 @@ def measure_influence(scheduler: Any, steps: int, first: float | None = None) ->
         first: Timestep of the first of them; the run has the last timesteps unless given.
     """
     identity = (type(scheduler), str(scheduler.config), str(scheduler.timesteps.tolist()), _sigmas(scheduler))
-    return _measured(_Question(str(identity), _begin(scheduler, steps, first), steps, scheduler))
+    return _measured(_Question(str(identity), _begin(scheduler, steps, first), steps, _copied(scheduler)))
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,8 @@ class ParallelPipeline:
             raise
         finally:
             self._hook.answer = None
+            if self._staged is not None:
+                self._staged.release()
         self.report = run.finish()
         return output if self._returns_output else _without_images(output)
 
@@ -127,6 +129,8 @@ class ParallelPipeline:
             arguments = _bind_call(self.pipe, args, kwargs)
             self._check_steps(arguments)
             description = describe_call(self.pipe, self._denoiser, arguments)
+            # Once more: a file of thresholds may have changed since.
+            description["settings of the model"] = STRATEGIES[self.config.strategy].settings_of(self.config, self.pipe)
         except Exception as error:  # told to all ranks, raised by require_same
             description = error
         require_same(self.comm, description)

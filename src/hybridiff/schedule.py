@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -33,6 +34,9 @@ LEAST_STEPS = 3
 DEFAULT_BETWEEN = "skipped"
 """What the steps between full ones are, unless the user or a calibration says otherwise."""
 
+_SNAPSHOT = re.compile("[0-9a-f]{40}")
+"""A folder of the hub's cache, which does not say what the model is called."""
+
 LONGEST = 6
 """Largest distance of full steps under the guided rule, for 50 steps."""
 
@@ -45,11 +49,14 @@ class Schedule:
         pipe: The stock pipeline, to be read only.
         config: What the user asked for.
         steps: Number of denoising steps.
+        grid: Number of steps of the whole way from noise to picture, of which image to image takes the last ones; None
+            where they are the same.
     """
 
     pipe: Any
     config: ParallelConfig
     steps: int
+    grid: int | None = None
 
     def check(self) -> None:
         """Refuse settings that contradict each other or the number of steps, and calibrations that cannot be read.
@@ -89,10 +96,18 @@ class Schedule:
     @cached_property
     def entry(self) -> Entry | None:
         """The calibration that holds for this call, None where the model has none."""
-        calibration = find_calibration(self.pipe, self.config.calibration)
-        if calibration is None:
+        if self._calibration is None:
             return None
-        return calibration.nearest(type(self.pipe.scheduler).__name__, self.steps)
+        return self._calibration.nearest(type(self.pipe.scheduler).__name__, self._grid)
+
+    @cached_property
+    def _calibration(self) -> Calibration | None:
+        return find_calibration(self.pipe, self.config.calibration)
+
+    @property
+    def _grid(self) -> int:
+        """The number of steps that decides how far apart they are."""
+        return self.grid or self.steps
 
     def policy(self, weights: Sequence[float]) -> SwitchPolicy:
         """The rule for one run.
@@ -116,15 +131,34 @@ class Schedule:
             return []
         if self.config.quality_value == 1.0:
             return ["quality exact: every step is a full one"]
-        entry, scheduler = self.entry, type(self.pipe.scheduler).__name__
+        entry = self.entry
         if entry is None:
             return ["this model is not calibrated: general thresholds hold; hybridiff calibrate measures its own"]
-        if (entry.scheduler, entry.num_inference_steps) != (scheduler, self.steps):
-            return [
+        return [*self._notes_on_origin(entry), *self._notes_on_kind(entry)]
+
+    def _notes_on_origin(self, entry: Entry) -> list[str]:
+        """What was calibrated, as far as it is not what runs."""
+        assert self._calibration is not None
+        notes = []
+        scheduler, model = type(self.pipe.scheduler).__name__, model_name(self.pipe)
+        if (entry.scheduler, entry.num_inference_steps) != (scheduler, self._grid):
+            notes.append(
                 f"calibrated for {entry.scheduler} with {entry.num_inference_steps} steps, the nearest to {scheduler} "
-                f"with {self.steps}"
-            ]
-        return []
+                f"with {self._grid}"
+            )
+        calibrated = Path(self._calibration.model).name
+        if model and not _SNAPSHOT.fullmatch(model) and calibrated != model:
+            notes.append(f"calibrated for {calibrated}, this is {model}")
+        guidance = getattr(self.pipe, "_guidance_scale", None)  # the pipeline's property, known once it is called
+        if None not in (guidance, entry.guidance_scale) and guidance != entry.guidance_scale:
+            notes.append(f"calibrated at guidance scale {entry.guidance_scale:g}, this is {guidance:g}")
+        return notes
+
+    def _notes_on_kind(self, entry: Entry) -> list[str]:
+        measured = entry.band(self.config.quality_value, self.between).between
+        if measured == self.between:
+            return []
+        return [f"{self.between} steps were not calibrated: the tolerances of {measured} steps hold"]
 
     @property
     def _is_long_enough(self) -> bool:
@@ -152,7 +186,7 @@ class Schedule:
         settings = {
             "tolerance": config.tolerance,
             "settled": config.settled,
-            "longest": config.longest_interval or scaled_steps(LONGEST, self.steps, least=2),
+            "longest": config.longest_interval or scaled_steps(LONGEST, self._grid, least=2),
             "patience": config.patience,
         }
         if config.tolerance is None:

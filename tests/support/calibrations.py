@@ -33,5 +33,5 @@ def entry_between(between: str, **changes: Any) -> Entry:
 def calibration_file(folder: Path, *entries: Entry) -> dict[str, Any]:
     """A config with a calibration of these entries, of `ENTRY` alone unless given."""
     path = folder / "calibration.json"
-    Calibration("a model", entries or (ENTRY,)).write(path)
+    Calibration("someone/a-model", entries or (ENTRY,)).write(path)
     return {"calibration": str(path)}

@@ -61,15 +61,24 @@ def test_a_forecast_keeps_the_dtype_and_is_computed_in_float32() -> None:
     assert torch.equal(found, expected)
 
 
-def test_near_observations_replace_each_other() -> None:
-    """A slope only between observations at least as far apart as asked."""
+def test_a_slope_only_between_observations_that_are_far_enough_apart() -> None:
     forecast = Forecast(1, spread=2.0)
-    for step in range(4):
+    for step in range(2):
         forecast.observe(step, (torch.tensor([float(step) ** 2]),))
-    assert len(forecast) == 1
-    assert forecast.at(6)[0].item() == 9.0
-    forecast.observe(7, (torch.tensor([17.0]),))
-    assert forecast.at(9)[0].item() == 21.0  # slope 2 from (3, 9) to (7, 17)
+    assert forecast.at(6)[0].item() == 1.0, "held"
+    for step in range(2, 6):
+        forecast.observe(step, (torch.tensor([float(step) ** 2]),))
+    assert forecast.at(7)[0].item() == 41.0, "slope 8 from (3, 9) to (5, 25)"
+    forecast.observe(9, (torch.tensor([41.0]),))
+    assert forecast.at(10)[0].item() == 45.0, "slope 4 from (5, 25) to (9, 41)"
+
+
+def test_no_more_is_kept_than_can_be_needed() -> None:
+    forecast = Forecast(2, spread=2.0)
+    for step in range(30):
+        forecast.observe(step, (torch.tensor([float(step) ** 2]),))
+    assert len(forecast) == 5
+    assert forecast.at(31)[0].item() == pytest.approx(31**2)
 
 
 @pytest.mark.parametrize(("order", "at_eight"), [("hold", 4.0), ("linear", 5.0)])

@@ -104,8 +104,6 @@ class CarryByHand(ScheduleByHand):
         self.underway = None  # a full step does not wait for it
         prediction = super().full_step(*branches)
         unconditional, conditional = prediction.chunk(2)
-        if self.differences and self.step - self.differences[-1][0] < 2:
-            self.differences.pop()
         self.differences.append((self.step, conditional - unconditional))
         return prediction
 
@@ -114,7 +112,9 @@ class CarryByHand(ScheduleByHand):
             self.inner[1].append(self.underway)
         down, conditional = self.outer(1, branches[1])
         self.underway = (self.step, self.kept(down, self.parts.middle(branches[1], down)))
-        return torch.cat([conditional - self.forecast(self.differences), conditional])
+        latest = self.differences[-1]
+        earlier = [seen for seen in self.differences if latest[0] - seen[0] >= 2]  # slopes between near ones mislead
+        return torch.cat([conditional - self.forecast([*earlier[-1:], latest]), conditional])
 
 
 class MixedByHand(CarryByHand):

@@ -168,6 +168,26 @@ def test_a_scheduler_or_number_of_steps_that_was_not_calibrated_is_noted(tmp_pat
     assert note == "calibrated for DDIMScheduler with 20 steps, the nearest to EulerDiscreteScheduler with 20"
 
 
+def test_a_calibration_of_something_else_is_noted(tmp_path: Path) -> None:
+    file = calibration_file(tmp_path)
+    assert schedule(20, pipeline(name="/data/another"), **file).notes() == ["calibrated for a-model, this is another"]
+    assert schedule(20, pipeline(name=f"/cache/snapshots/{'0123456789' * 4}"), **file).notes() == []
+    pipe = pipeline()
+    pipe._guidance_scale = 7.5
+    assert schedule(20, pipe, **file).notes() == ["calibrated at guidance scale 5, this is 7.5"]
+    assert schedule(20, between="mixed", **file).notes() == [
+        "mixed steps were not calibrated: the tolerances of skipped steps hold"
+    ]
+
+
+def test_image_to_image_takes_the_thresholds_of_the_whole_way(tmp_path: Path) -> None:
+    """Twelve steps of twenty are as far apart as the twenty."""
+    file = calibration_file(tmp_path, replace(ENTRY, num_inference_steps=12, catch_up=0.1), ENTRY)
+    part = Schedule(pipeline(), ParallelConfig(strategy="hybrid", **file), 12, grid=20)
+    assert (part.catch_up, part.notes()) == (ENTRY.catch_up, [])
+    assert guided(part).longest == guided(schedule(20, **file)).longest
+
+
 @pytest.mark.parametrize(
     ("config", "notes"),
     [

@@ -151,6 +151,10 @@ class StagedDenoiser:
         """The last boundary from the inner stage back to the outer one."""
         return self._state.up
 
+    def release(self) -> None:
+        """Let go of the boundaries, at the end of a call."""
+        self._state.down = self._state.up = ()
+
     def kept(self, down: Boundary, up: Boundary) -> Boundary:
         """What carries over from an inner stage to later steps: its result, or what it adds to its input."""
         if not self._keeps_residual:

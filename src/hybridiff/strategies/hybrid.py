@@ -34,7 +34,8 @@ class HybridStrategy(CfgStrategy):
 
     def __init__(self, context: RunContext) -> None:
         super().__init__(context)
-        self._schedule = Schedule(context.pipe, context.config, context.steps)
+        grid = getattr(context.pipe.scheduler, "num_inference_steps", None)
+        self._schedule = Schedule(context.pipe, context.config, context.steps, grid)
         self._influence = Influence([1.0] * context.steps, [])
         self._policy: SwitchPolicy = FixedPolicy(range(context.steps), context.steps)  # until the first step says more
         self._staged = context.staged
@@ -116,7 +117,8 @@ class HybridStrategy(CfgStrategy):
             return
         kinds = self._schedule.kinds
         if self.config.rule == "guided" or StepKind.SKIPPED in kinds:
-            self._influence = measure_influence(scheduler, self.context.steps, evaluation.timestep)
+            measured = measure_influence(scheduler, self.context.steps, evaluation.timestep)
+            self._influence = self.channel.agree(measured, "agree on the influence of steps")[0]  # CPUs may be unlike
         self._policy = self._schedule.policy(self._influence.weights)
         self._notes = self._schedule.notes()
         if StepKind.SKIPPED in kinds:
@@ -200,7 +202,8 @@ class HybridStrategy(CfgStrategy):
         before = torch.full_like(prediction, torch.nan) if self._before is None else self._before
         scalars = torch.stack([discrepancy(unconditional, conditional), drift(prediction, before)])
         measured, moved = self.channel.settle(scalars)
-        if self.context.unlike_devices:  # a bit may decide which step is the next full one: the leader's hold
+        # A bit may decide which step is the next full one: where devices are unlike, what the leader measured holds.
+        if self.context.unlike_devices and self.config.rule != "fixed":
             measured, moved = self.channel.agree((measured, moved), "agree on what the step showed")[0]
         return self._learn(prediction, measured, moved)
 
