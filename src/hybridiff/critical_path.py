@@ -34,10 +34,12 @@ class RowShares:
     Attributes:
         rows: Rows of the step, both branches together.
         largest: Most rows that one device evaluates; the others wait for it.
+        largest_extra: The same of an extra evaluation, which has the rows of one branch; None where it was not split.
     """
 
     rows: int
     largest: int
+    largest_extra: int | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -48,6 +50,11 @@ class RowShares:
     def branches(self) -> float:
         """The largest share, in evaluations of one branch by all pictures: less than 1 where pictures are split."""
         return 2.0 * self.largest / self.rows
+
+    @property
+    def extra_branches(self) -> float:
+        """The same of an extra evaluation: 1 where every device evaluates it by itself."""
+        return 1.0 if self.largest_extra is None else 2.0 * self.largest_extra / self.rows
 
 
 BRANCH_EACH = RowShares(rows=2, largest=1)
@@ -84,6 +91,7 @@ def ideal_speedup(
     shares: RowShares = BRANCH_EACH,
     serial_step: float = SERIAL_STEP,
     unguided: int = 0,
+    extra: int = 0,
 ) -> float:
     """Time of the serial generation divided by the critical path of the schedule.
 
@@ -93,6 +101,8 @@ def ideal_speedup(
         shares: How the rows of the guided steps were shared.
         serial_step: Cost of a step on one device in evaluations of one branch (rho).
         unguided: Number of steps without guidance, which have one branch only and count as no faster than serial ones.
+        extra: Number of extra evaluations of one branch, in steps of whatever kind (skip-layer guidance).
     """
     evaluation = serial_step if shares.is_whole else shares.branches
-    return (serial_step * len(kinds) + unguided) / (evaluation * critical_path(kinds, costs) + unguided)
+    serial = serial_step * len(kinds) + unguided + extra
+    return serial / (evaluation * critical_path(kinds, costs) + unguided + shares.extra_branches * extra)

@@ -55,6 +55,7 @@ class Run:
         self._discrepancy: float | None = None
         self._drift: float | None = None
         self._answered = False  # whether this step had its guided evaluation
+        self._extra = 0  # evaluations of this step after that one
         self._started = self._step_started = time.perf_counter()
         self._sent_before: Counter[str] = Counter()
 
@@ -68,6 +69,7 @@ class Run:
         if self._strategy is None:
             self._strategy = self._begin(evaluation)
         if self._answered:
+            self._extra += 1
             return evaluation.wrap(self._strategy.predict_extra(evaluation, self._step))
         answer = self._strategy.predict(evaluation, self._step)
         self._kind = self._strategy.kind(self._step)  # before a callback can end guidance
@@ -90,11 +92,13 @@ class Run:
                 drift=self._drift,
                 seconds=now - self._step_started,
                 bytes_by_purpose=dict(sent - self._sent_before),
+                extra_evaluations=self._extra,
             )
         )
         self._sent_before, self._step_started = sent, now
         self._step += 1
-        self._answered, self._discrepancy, self._drift = False, None, None
+        self._answered, self._extra = False, 0
+        self._discrepancy, self._drift = None, None
         self._delay_interrupt()
 
     def finish(self) -> RunReport:

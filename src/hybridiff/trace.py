@@ -33,6 +33,7 @@ class StepRecord:
         drift: How far the predictions moved since the full step before (see `guidance.drift`); None where not measured.
         seconds: Wall time from the end of the step before to the end of this one.
         bytes_by_purpose: Bytes put on the wire by all ranks together, by what they were for.
+        extra_evaluations: Evaluations of one branch beside the guided one (skip-layer guidance of SD3).
     """
 
     index: int
@@ -42,6 +43,7 @@ class StepRecord:
     seconds: float
     bytes_by_purpose: dict[str, int]
     drift: float | None = None
+    extra_evaluations: int = 0
 
     @property
     def bytes(self) -> int:
@@ -49,7 +51,8 @@ class StepRecord:
         return sum(self.bytes_by_purpose.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """The record as plain data, ready for JSON."""
+        """The record as plain data, ready for JSON; extra evaluations where there were any."""
+        extra = {"extra_evaluations": self.extra_evaluations} if self.extra_evaluations else {}
         return {
             "index": self.index,
             "phase": self.phase.value,
@@ -59,6 +62,7 @@ class StepRecord:
             "seconds": self.seconds,
             "bytes": self.bytes,
             "bytes_by_purpose": self.bytes_by_purpose,
+            **extra,
         }
 
 
@@ -192,7 +196,8 @@ class RunReport:
         costs = StageCosts(self.stages["outer"], self.stages["inner"]) if self.stages else HALVES
         unguided = [step for step in self.steps if step.kind is StepKind.FULL and step.discrepancy is None]
         kinds = [step.kind for step in self.steps if step not in unguided]
-        return ideal_speedup(kinds, costs, self._shares, unguided=len(unguided))
+        extra = sum(step.extra_evaluations for step in self.steps)
+        return ideal_speedup(kinds, costs, self._shares, unguided=len(unguided), extra=extra)
 
     @property
     def _shares(self) -> RowShares:

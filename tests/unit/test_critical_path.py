@@ -95,6 +95,14 @@ def test_a_skipped_step_costs_nothing() -> None:
     assert ideal_speedup(kinds, shares=ONE_DEVICE) == 2.5
 
 
+def test_extra_evaluations_cost_a_branch_on_both_sides() -> None:
+    kinds = [FULL, StepKind.SKIPPED, FULL, StepKind.SKIPPED]
+    assert ideal_speedup(kinds, extra=3) == pytest.approx((8 + 3) / (2 + 3))
+    assert ideal_speedup(kinds, shares=ONE_DEVICE, extra=3) == pytest.approx((8 + 3) / (4 + 3))
+    assert ideal_speedup([FULL] * 4, shares=RowShares(4, 2, largest_extra=1), extra=4) == 2.0
+    assert ideal_speedup([FULL] * 4, shares=RowShares(4, 4, largest_extra=2), extra=4) == 1.0
+
+
 def report(strategy: str, kinds: list[StepKind], discrepancies: list[float | None], **stages: float) -> RunReport:
     steps = [
         StepRecord(i, Phase.WARM_UP, kind, discrepancy, 1.0, {})

@@ -105,8 +105,8 @@ def test_the_ideal_speedup_counts_the_split_of_the_pictures(ranks: int, pictures
     parallel = simulate("sd3", devices=ranks)
     draw(parallel, "sd3", num_images_per_prompt=pictures)
     assert report_of(parallel).ideal_speedup == pytest.approx(speedup)
-    largest = 2 * pictures // speedup
-    assert json.loads(report_of(parallel).to_json())["shares"] == {"rows": 2 * pictures, "largest": largest}
+    shares = {"rows": 2 * pictures, "largest": 2 * pictures // speedup, "largest_extra": None}
+    assert json.loads(report_of(parallel).to_json())["shares"] == shares
 
 
 @pytest.mark.parametrize("pictures", [1, 2])
@@ -142,6 +142,32 @@ def test_skip_layer_guidance_is_part_of_its_step(pictures: int) -> None:
     plain = simulate("sd3")
     draw(plain, "sd3", **(changes | {"skip_guidance_layers": None}))
     assert report_of(parallel).steps[0].discrepancy == report_of(plain).steps[0].discrepancy
+
+
+SKIPPING = {"strategy": "hybrid", "between": "skipped", "full_steps": "0,3,5"}
+
+
+@pytest.mark.parametrize(
+    ("config", "ranks", "pictures", "speedup"),
+    [
+        ({}, 2, 1, (12 + 5) / (6 + 5)),
+        ({}, 2, 2, (12 + 5) / (6 + 5 / 2)),
+        ({}, 4, 2, (12 + 5) / (6 / 2 + 5 / 2)),
+        ({}, 4, 4, (12 + 5) / (6 / 2 + 5 / 4)),
+        (SKIPPING, 1, 1, (12 + 5) / (2 * 3 + 5)),
+        (SKIPPING, 2, 1, (12 + 5) / (3 + 5)),
+        (SKIPPING, 2, 2, (12 + 5) / (3 + 5)),
+        (SKIPPING | {"full_steps": "0-5"}, 1, 2, 1.0),
+    ],
+)
+def test_extra_evaluations_are_not_free(config: dict[str, Any], ranks: int, pictures: int, speedup: float) -> None:
+    """`cfg` splits their pictures over all ranks, `hybrid` evaluates them on each; also in steps it skips."""
+    parallel = simulate("sd3", devices=ranks, **config)
+    changes = SKIP_LAYERS | {"num_images_per_prompt": pictures, "num_inference_steps": 6}
+    draw(parallel, "sd3", **changes)
+    report = report_of(parallel)
+    assert [step.extra_evaluations for step in report.steps] == [0, 1, 1, 1, 1, 1]
+    assert report.ideal_speedup == pytest.approx(speedup)
 
 
 @pytest.mark.parametrize("strategy", ["cfg", "serial"])

@@ -44,6 +44,11 @@ def test_what_is_no_number_stands_in_json_as_nothing() -> None:
     assert replace(step, drift=0.5).to_dict()["drift"] == 0.5
 
 
+def test_extra_evaluations_stand_in_json_where_there_were_any() -> None:
+    assert "extra_evaluations" not in record(0).to_dict()
+    assert replace(record(0), extra_evaluations=1).to_dict()["extra_evaluations"] == 1
+
+
 @pytest.mark.parametrize("phase", list(Phase))
 def test_phases_stand_in_json_by_their_names(phase: Phase) -> None:
     assert json.loads(json.dumps(phase)) == phase.value

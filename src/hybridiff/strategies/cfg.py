@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -49,6 +50,8 @@ class CfgStrategy(Strategy):
         shares = split_rows(evaluation.rows, 1, self.comm.size)
         if shares is None:
             return evaluation.run()
+        if self.shares is not None:
+            self.shares = replace(self.shares, largest_extra=largest_share(shares))
         prediction = self._gather_shares(evaluation, step, shares)
         self.channel.settle()
         return prediction
