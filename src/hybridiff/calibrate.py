@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -199,26 +199,20 @@ def choose_bands(ladders: dict[str, list[Rung]]) -> tuple[Band, ...]:
     """For each quality in `TARGETS` the candidate that is fastest at its PSNR; bands meet half-way between qualities.
 
     Args:
-        ladders: The rungs of each candidate. PSNRs that not all of them reach are replaced by the nearest that they do;
-            of equally fast candidates the first is taken.
+        ladders: The rungs of each candidate; of equally fast candidates the first is taken.
     """
+    targets = reachable_targets(ladders.values())
+    lines = {name: _speeds(ladder) for name, ladder in ladders.items()}
     bands: list[Band] = []
     before = 0.0
-    for quality, target in sorted(TARGETS.items()):
-        between = _fastest(ladders, target)
+    for quality, target in targets.items():
+        # A candidate whose fastest pictures are nearer than that counts with them.
+        between = max(lines, key=lambda name: interpolate(lines[name], target))
         if not bands or bands[-1].between != between:
             least = (before + quality) / 2 if bands else 0.0
-            bands.append(Band(_rounded(least), between, invert(ladders[between])))
+            bands.append(Band(_rounded(least), between, invert(ladders[between], targets)))
         before = quality
     return tuple(bands)
-
-
-def _fastest(ladders: dict[str, list[Rung]], target: float) -> str:
-    """The candidate with the highest ideal speed-up at a PSNR."""
-    lines = {name: _speeds(ladder) for name, ladder in ladders.items()}
-    low, high = max(line[0][0] for line in lines.values()), min(line[-1][0] for line in lines.values())
-    common = max(low, min(high, target))
-    return max(lines, key=lambda name: interpolate(lines[name], common))
 
 
 def _speeds(ladder: Sequence[Rung]) -> list[tuple[float, float]]:
@@ -229,20 +223,27 @@ def _speeds(ladder: Sequence[Rung]) -> list[tuple[float, float]]:
     return sorted(fastest.items())
 
 
-def invert(ladder: Sequence[Rung]) -> tuple[tuple[float, float], ...]:
-    """The tolerance of each quality in `TARGETS`: ((quality, tolerance), ...), strictly falling, 0 at quality 1.
+def reachable_targets(ladders: Iterable[Sequence[Rung]]) -> dict[float, float]:
+    """`TARGETS` by rising quality, drawn together to the PSNRs that some candidate reaches."""
+    reached = [rung.psnr for ladder in ladders for rung in _falling(ladder)]
+    lowest, highest = TARGETS[min(TARGETS)], TARGETS[max(TARGETS)]
+    low, high = max(lowest, min(reached)), min(highest, max(reached))
+    drawn_together = (high - low) / (highest - lowest)
+    return {quality: low + (TARGETS[quality] - lowest) * drawn_together for quality in sorted(TARGETS)}
+
+
+def invert(ladder: Sequence[Rung], targets: dict[float, float]) -> tuple[tuple[float, float], ...]:
+    """The tolerance of each quality: ((quality, tolerance), ...), strictly falling, 0 at quality 1.
 
     Args:
         ladder: What tolerances gave; between them the logarithm of the tolerance follows PSNR along straight lines.
+        targets: PSNR in dB of each quality, by rising quality.
     """
     # Of tolerances that are equally near the largest counts.
     points = sorted({rung.psnr: math.log(rung.tolerance) for rung in _falling(ladder)}.items())
-    targets = sorted(TARGETS.items())
-    low, high = max(targets[0][1], points[0][0]), min(targets[-1][1], points[-1][0])
-    drawn_together = (high - low) / (targets[-1][1] - targets[0][1])
     found: list[tuple[float, float]] = []
-    for quality, target in targets:
-        tolerance = math.exp(interpolate(points, low + (target - targets[0][1]) * drawn_together))
+    for quality, target in targets.items():
+        tolerance = math.exp(interpolate(points, target))
         if found:
             tolerance = min(tolerance, _FALLING * found[-1][1])
         found.append((quality, _rounded(tolerance)))

@@ -19,6 +19,7 @@ from hybridiff.calibrate import (
     fit_published,
     format_expectations,
     invert,
+    reachable_targets,
 )
 from hybridiff.calibration import Calibration
 from hybridiff.charts import calibration_figure
@@ -41,8 +42,13 @@ def ladder(psnrs: list[float], speeds: list[float] | None = None, between: str =
     ]
 
 
+def inverted(rungs: list[Rung]) -> tuple[tuple[float, float], ...]:
+    """The tolerances where there is one candidate."""
+    return invert(rungs, reachable_targets([rungs]))
+
+
 def test_tolerances_are_read_off_the_ladder() -> None:
-    found = dict(invert(ladder([72.0, 66.0, 58.0, 50.0, 38.0, 30.0])))
+    found = dict(inverted(ladder([72.0, 66.0, 58.0, 50.0, 38.0, 30.0])))
     assert list(found) == [*sorted(TARGETS), 1.0]
     assert found[0.0] == pytest.approx(0.16, rel=1e-3)
     assert found[0.5] == pytest.approx(0.04 * math.sqrt(2), rel=1e-3), "54 dB lies half-way, on a logarithmic scale"
@@ -55,31 +61,34 @@ def test_tolerances_are_read_off_the_ladder() -> None:
     [[72.0, 66.0, 60.0], [40.0, 38.0, 20.0], [50.0, 50.0, 50.0], [72.0, 50.0, 55.0, 30.0], [72.0, 72.0, 72.0, 41.0]],
 )
 def test_tolerances_fall_with_quality_whatever_was_measured(psnrs: list[float]) -> None:
-    tolerances = [tolerance for _, tolerance in invert(ladder(psnrs))]
+    tolerances = [tolerance for _, tolerance in inverted(ladder(psnrs))]
     assert all(lower > higher for lower, higher in pairwise(tolerances))
     assert 0.01 * 0.9**4 * 0.99 < tolerances[-2] <= tolerances[0] <= 0.01 * 2 ** (len(psnrs) - 1)
 
 
 def test_targets_out_of_reach_are_drawn_together() -> None:
-    found = dict(invert(ladder([72.0, 68.0, 52.0])))
+    found = dict(inverted(ladder([72.0, 68.0, 52.0])))
     assert found[0.0] == 0.04, "the fastest that was tried"
     assert found[0.95] == 0.02
     assert 0.02 < found[0.75] < found[0.5] < found[0.25] < 0.04
 
 
 def test_of_tolerances_that_are_equally_near_the_largest_counts() -> None:
-    assert dict(invert(ladder([60.0, 40.0, 40.0, 41.0])))[0.0] == 0.08
+    assert dict(inverted(ladder([60.0, 40.0, 40.0, 41.0])))[0.0] == 0.08
 
 
 def test_each_quality_has_the_candidate_that_is_fastest_at_its_fidelity() -> None:
     skipped = ladder([70.0, 60.0, 50.0, 40.0], [2.0, 4.0, 6.0, 8.0])
     slower = ladder([70.0, 60.0, 50.0, 40.0], [2.0, 3.0, 4.0, 5.0], "reuse")
     (band,) = choose_bands({"skipped": skipped, "reuse": slower})
-    assert (band.least, band.between, band.tolerances) == (0.0, "skipped", invert(skipped))
+    assert (band.least, band.between, band.tolerances) == (0.0, "skipped", inverted(skipped))
     nearer = ladder([72.0, 66.0, 50.0], [2.5, 4.0, 4.5], "reuse")
+    reached = reachable_targets([skipped, nearer])
     low, high = choose_bands({"skipped": skipped, "reuse": nearer})
-    assert (low.least, low.between, low.tolerances) == (0.0, "skipped", invert(skipped))
-    assert (high.least, high.between, high.tolerances) == (0.625, "reuse", invert(nearer)), "62 dB at 0.75, not 54"
+    assert (low.least, low.between, low.tolerances) == (0.0, "skipped", invert(skipped, reached))
+    assert (high.least, high.between, high.tolerances) == (0.625, "reuse", invert(nearer, reached)), (
+        "62 dB at 0.75, not 54"
+    )
 
 
 def test_of_equal_candidates_the_first_is_taken() -> None:
