@@ -14,7 +14,7 @@ from .comm import Comm, RankError
 from .config import ParallelConfig
 from .denoiser.call import DenoiserFamily, Evaluation, bind_arguments
 from .denoiser.stages import StagedDenoiser
-from .strategies import STRATEGIES, CfgStrategy, RunContext, Strategy
+from .strategies import STRATEGIES, RunContext, Strategy
 from .switching import Phase, StepKind
 from .trace import RunReport, Span, StepRecord, Timeline
 
@@ -114,7 +114,6 @@ class Run:
             report.tau1, report.tau2 = self._strategy.taus
             report.notes += self._strategy.notes()
             report.stages = self._strategy.stages()
-        if isinstance(self._strategy, CfgStrategy):
             report.shares = self._strategy.shares
         if self._config.trace:
             report.spans = self._all_spans()

@@ -11,6 +11,7 @@ import torch
 from ..channel import Channel
 from ..comm import Comm
 from ..config import ParallelConfig
+from ..critical_path import RowShares
 from ..denoiser.call import Evaluation
 from ..denoiser.stages import StagedDenoiser
 from ..switching import Phase, StepKind
@@ -56,7 +57,11 @@ class RunContext:
 
 
 class Strategy(ABC):
-    """A way for the ranks to answer denoiser calls together; one object serves one run."""
+    """A way for the ranks to answer denoiser calls together; one object serves one run.
+
+    Attributes:
+        shares: How the rows of guided steps are shared between the ranks; None where none were so far.
+    """
 
     name: ClassVar[str]
 
@@ -65,6 +70,7 @@ class Strategy(ABC):
         self.config = context.config
         self.channel = context.channel
         self.comm: Comm = context.channel.comm
+        self.shares: RowShares | None = None
 
     @classmethod
     def needs_stages(cls, config: ParallelConfig, pipe: Any) -> bool:

@@ -10,23 +10,16 @@ import torch
 from ..critical_path import RowShares
 from ..denoiser.call import Evaluation
 from ..guidance import discrepancy
-from .base import Answer, RunContext, Strategy
+from .base import Answer, Strategy
 
 
 class CfgStrategy(Strategy):
     """Every rank evaluates its share of one branch; one gather a step gives all ranks the whole prediction.
 
     With more ranks than branches the rows of a branch, its pictures, are split over the branch's ranks.
-
-    Attributes:
-        shares: How the rows of guided steps are shared; None before the first one.
     """
 
     name = "cfg"
-
-    def __init__(self, context: RunContext) -> None:
-        super().__init__(context)
-        self.shares: RowShares | None = None
 
     def predict(self, evaluation: Evaluation, step: int) -> Answer:
         shares = split_rows(evaluation.rows, evaluation.branches, self.comm.size)
