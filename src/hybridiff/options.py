@@ -135,8 +135,8 @@ def add_calibrate_options(parser: argparse.ArgumentParser) -> None:
         "--between",
         default="skipped,reuse",
         metavar="A,B",
-        help=f"what the steps between full ones may be, of {', '.join(BETWEEN)}; the best is chosen "
-        "(default skipped,reuse)",
+        help=f"what the steps between full ones may be, of {', '.join(BETWEEN)}; the fastest is chosen for each "
+        "quality (default skipped,reuse)",
     )
     what.add_argument(
         "--output",
