@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import BETWEEN
+from .files import write_whole
 
 FEWEST_PROMPTS = 16
 """Thresholds from fewer prompts follow the prompts more than the model."""
@@ -128,9 +128,7 @@ class Calibration:
     def write(self, path: Path) -> None:
         """Write the file that `read` reads; never half of it."""
         content = {"model": self.model, "entries": [asdict(entry) for entry in self.entries]}
-        beside = path.with_name(f".{path.name}.part")
-        beside.write_text(json.dumps(content) + "\n", encoding="utf-8")
-        os.replace(beside, path)
+        write_whole(path, json.dumps(content) + "\n")
 
     def with_entry(self, entry: Entry) -> Calibration:
         """With an entry added, in the place of one for the same scheduler and number of steps."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 
 from .config import ParallelConfig
 from .families import typical
+from .files import write_whole
 from .frontier import (
     Cuts,
     FrontierRow,
@@ -104,9 +104,7 @@ class Study:
         content = self.to_dict()
         rows = ",\n".join(json.dumps(row) for row in content.pop("rows"))
         head = json.dumps(content, indent=1).removesuffix("\n}")
-        beside = self.path.with_name(f".{self.path.name}.part")
-        beside.write_text(f'{head},\n "rows": [\n{rows}\n]\n}}\n', encoding="utf-8")
-        os.replace(beside, self.path)
+        write_whole(self.path, f'{head},\n "rows": [\n{rows}\n]\n}}\n')
 
 
 def read_study(path: Path) -> dict[str, Any]:
