@@ -1,0 +1,26 @@
+"""The embedded models draw what they drew before the house was rearranged: the same bits, the same schedules."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from support.fingerprints import FILE, Case, cases, machine
+
+RECORDED = json.loads(FILE.read_text())
+SAME_MACHINE = RECORDED["machine"] == machine()
+
+
+@pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
+def test_images_are_what_they_were(case: Case) -> None:
+    expected, drawn = RECORDED["cases"][case.name], case.draw()
+    assert drawn["schedule"] == expected["schedule"]
+    if SAME_MACHINE:
+        assert drawn["sha256"] == expected["sha256"]
+    else:  # another processor rounds differently
+        assert drawn["coarse"] == pytest.approx(expected["coarse"], abs=0.02)
+
+
+def test_every_recorded_case_is_drawn() -> None:
+    assert {case.name for case in cases()} == set(RECORDED["cases"])
