@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from diffusers.models.normalization import AdaLayerNormZero
 
-from hybridiff import models
-from hybridiff.tiny.drawing import render
-from hybridiff.tiny.scenes import caption, drop_attributes, sample_scenes
+from hybridiff.models import loading as models
+from hybridiff.models.tiny.drawing import render
+from hybridiff.models.tiny.scenes import caption, drop_attributes, sample_scenes
 from tiny_models import TIME_IDS, build_pipeline
 from tiny_training import Average, Clock, Progress, rate, save
 from tiny_vae import TWO_OBJECT_SHARE, load_vae, to_tensor

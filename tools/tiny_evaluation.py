@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from hybridiff.tiny.checking import check
-from hybridiff.tiny.drawing import render
-from hybridiff.tiny.scenes import (
+from hybridiff.models.tiny.checking import check
+from hybridiff.models.tiny.drawing import render
+from hybridiff.models.tiny.scenes import (
     COLOURS,
     POSITIONS,
     RELATIONS,

@@ -18,7 +18,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from hybridiff.tiny.scenes import vocabulary
+from hybridiff.models.tiny.scenes import vocabulary
 
 PIPELINES = {"tiny-sdxl": StableDiffusionXLPipeline, "tiny-sd3": StableDiffusion3Pipeline}
 LATENT_SIDE = 16

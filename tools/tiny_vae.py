@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
-from hybridiff import tiny
-from hybridiff.tiny.drawing import render
-from hybridiff.tiny.scenes import sample_scenes
+from hybridiff.models import tiny
+from hybridiff.models.tiny.drawing import render
+from hybridiff.models.tiny.scenes import sample_scenes
 from tiny_models import build_vae
 from tiny_training import Average, Clock, Progress, rate, save
 

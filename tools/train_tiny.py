@@ -22,8 +22,8 @@ import tiny_denoisers
 import tiny_evaluation
 import tiny_models
 import tiny_vae
-from hybridiff import tiny
-from hybridiff.models import load_pipeline
+from hybridiff.models import tiny
+from hybridiff.models.loading import load_pipeline
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 

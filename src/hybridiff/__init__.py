@@ -10,13 +10,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .comm import Comm, RankError
     from .config import ParallelConfig
-    from .engine import Engine, EngineError
-    from .models import load_pipeline
-    from .parallel import ParallelPipeline, parallelize
-    from .switching import Phase
-    from .trace import RunReport, StepRecord
+    from .distributed.comm import Comm, RankError
+    from .launch.engine import Engine, EngineError
+    from .models.loading import load_pipeline
+    from .pipeline import ParallelPipeline, parallelize
+    from .report.report import RunReport, StepRecord
+    from .schedule.kinds import Phase
 
 __version__ = "0.1.0"
 
@@ -35,17 +35,17 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Comm": "comm",
-    "Engine": "engine",
-    "EngineError": "engine",
+    "Comm": "distributed.comm",
+    "Engine": "launch.engine",
+    "EngineError": "launch.engine",
     "ParallelConfig": "config",
-    "ParallelPipeline": "parallel",
-    "Phase": "switching",
-    "RankError": "comm",
-    "RunReport": "trace",
-    "StepRecord": "trace",
-    "load_pipeline": "models",
-    "parallelize": "parallel",
+    "ParallelPipeline": "pipeline",
+    "Phase": "schedule.kinds",
+    "RankError": "distributed.comm",
+    "RunReport": "report.report",
+    "StepRecord": "report.report",
+    "load_pipeline": "models.loading",
+    "parallelize": "pipeline",
 }
 
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from .channel import Channel, Status
-from .comm import Comm, RankError
 from .config import ParallelConfig
 from .denoiser.call import DenoiserFamily, Evaluation, bind_arguments
 from .denoiser.stages import StagedDenoiser
+from .distributed.channel import Channel, Status
+from .distributed.comm import Comm, RankError
+from .report.report import RunReport, Span, StepRecord, Timeline
+from .schedule.kinds import Phase, StepKind
 from .strategies import STRATEGIES, RunContext, Strategy
-from .switching import Phase, StepKind
-from .trace import RunReport, Span, StepRecord, Timeline
 
 
 class Run:

@@ -66,7 +66,8 @@ def test_where_devices_are_of_unlike_kinds_the_leader_decides() -> None:
 
 def draw_with_a_device_of_another_kind(changes: dict[str, Any]) -> Drawn:
     """Rank 1 measures a drift so unlike the leader's that it would decide otherwise."""
-    from hybridiff import guidance, run
+    from hybridiff import run
+    from hybridiff.numerics import guidance
     from hybridiff.strategies import hybrid
 
     if rank() == 1:

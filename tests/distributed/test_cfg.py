@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hybridiff import ParallelConfig, parallelize
-from hybridiff.comm import ProcessComm
+from hybridiff.distributed.comm import ProcessComm
 from support.jobs import Drawn, draw_parallel, on_ranks, rank
 from support.oracles import drawn_one_part_after_another, relative_difference
 from support.pipelines import PIPELINES, TEXT_WIDTH, build, call_arguments, draw

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from hybridiff import Engine, EngineError, ParallelConfig, load_pipeline
-from hybridiff.metrics import psnr
-from hybridiff.models import find_model
+from hybridiff.evaluation.metrics import psnr
+from hybridiff.models.loading import find_model
 from support.faults import raise_on_rank_1, stall_on_rank_1
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]

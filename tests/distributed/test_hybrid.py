@@ -58,7 +58,8 @@ def test_the_cut_that_the_ranks_measured(name: str) -> None:
     drawn = drawn_on_ranks(2, name, {"num_inference_steps": 20}, config)
     stages = drawn.report["stages"]
     assert 0 < stages["outer"] < 1
-    from hybridiff.denoiser import dit, unet
+    from hybridiff.denoiser.adapters import sd3 as dit
+    from hybridiff.denoiser.adapters import unet
 
     pipe = build(name)
     cuts = unet.list_cuts(pipe.unet) if name == "sd15" else dit.list_cuts(pipe.transformer)

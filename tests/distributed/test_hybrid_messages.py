@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hybridiff import ParallelConfig, parallelize
-from hybridiff.comm import ProcessComm
+from hybridiff.distributed.comm import ProcessComm
 from support.networks import count_layers
 from support.pipelines import build, denoiser_of, draw
 from support.ranks import run_ranks
@@ -167,7 +167,7 @@ def test_steps_of_all_kinds(name: str, ranks: int, between: str, kinds: str) -> 
 
 def _level_cut(name: str) -> int:
     """Index of the cut that leaves the finest level outside."""
-    from hybridiff.denoiser import unet
+    from hybridiff.denoiser.adapters import unet
 
     network = build(name).unet
     names = [unit.name for unit in unet.list_units(network)]

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from hybridiff.denoiser import unet
-from hybridiff.denoiser.cut import Cut
+from hybridiff.denoiser.adapters import unet
+from hybridiff.denoiser.split import Cut
 
 Inputs = dict[str, torch.Tensor]
 """Everything one branch's evaluation needs: the scaled sample, the timestep, the texts."""

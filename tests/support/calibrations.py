@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hybridiff.calibration import Band, Calibration, Entry
+from hybridiff.schedule.calibration import Band, Calibration, Entry
 
 ENTRY = Entry(
     scheduler="DDIMScheduler",

@@ -23,7 +23,7 @@ _IMPORTED_ONCE = [
     "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
     "diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3",
     "diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl",
-    "hybridiff.parallel",
+    "hybridiff.pipeline",
     "pytest",
 ]
 _context = get_context("forkserver")

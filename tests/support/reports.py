@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hybridiff import Phase, RunReport, StepRecord
-from hybridiff.switching import StepKind
+from hybridiff.schedule.kinds import StepKind
 
 
 def report(

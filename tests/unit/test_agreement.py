@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hybridiff.agreement import describe, describe_call, random_state_digest, require_same
-from hybridiff.comm import LocalComm
+from hybridiff.distributed.comm import LocalComm
+from hybridiff.distributed.consistency import describe, describe_call, random_state_digest, require_same
 from support.pipelines import build, call_arguments
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from hybridiff import ParallelConfig
-from hybridiff.caches import Cache, CachedPipeline
-from hybridiff.families import list_settings
-from hybridiff.frontier import Setting, draw_references, simulate
-from hybridiff.prompts import Prompt
+from hybridiff.evaluation.caches import Cache, CachedPipeline
+from hybridiff.evaluation.frontier import Setting, draw_references, simulate
+from hybridiff.evaluation.grid import list_settings
+from hybridiff.utils.prompts import Prompt
 from support.pipelines import build, denoiser_of
 
 CALL = {"num_inference_steps": 8, "guidance_scale": 5.0, "height": 32, "width": 32}

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from hybridiff.calibrate import (
+from hybridiff.config import ParallelConfig
+from hybridiff.evaluation.calibrate import (
     CATCH_UPS,
     TARGETS,
     TOLERANCES,
@@ -21,12 +22,11 @@ from hybridiff.calibrate import (
     invert,
     reachable_targets,
 )
-from hybridiff.calibration import Calibration
-from hybridiff.charts import calibration_figure
-from hybridiff.config import ParallelConfig
-from hybridiff.parallel import parallelize
-from hybridiff.prompts import Prompt
-from hybridiff.switching import PublishedPolicy, PublishedSettings
+from hybridiff.evaluation.charts import calibration_figure
+from hybridiff.pipeline import parallelize
+from hybridiff.schedule.calibration import Calibration
+from hybridiff.schedule.kinds import PublishedPolicy, PublishedSettings
+from hybridiff.utils.prompts import Prompt
 from support.pipelines import build
 
 CALL = {"num_inference_steps": 6, "guidance_scale": 5.0, "height": 32, "width": 32, "max_sequence_length": 12}

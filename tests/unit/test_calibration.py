@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridiff.calibration import Calibration, interpolate
+from hybridiff.schedule.calibration import Calibration, interpolate
 from support.calibrations import ENTRY, REUSE_ABOVE
 
 DDIM_20 = replace(ENTRY, scheduler="DDIMScheduler", num_inference_steps=20)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridiff import ParallelConfig, parallelize
-from hybridiff.comm import LocalComm
+from hybridiff.distributed.comm import LocalComm
 from hybridiff.strategies.cfg import split_rows
 from support.oracles import drawn_one_part_after_another, relative_difference
 from support.pipelines import build, draw

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from hybridiff.channel import Channel, Status
-from hybridiff.comm import CommError, LocalComm, RankError
-from hybridiff.trace import Timeline
+from hybridiff.distributed.channel import Channel, Status
+from hybridiff.distributed.comm import CommError, LocalComm, RankError
+from hybridiff.report.report import Timeline
 
 
 class Scripted(LocalComm):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hybridiff import ParallelConfig, parallelize
-from hybridiff.trace import RunReport, Span, write_chrome_trace
+from hybridiff.report.report import RunReport, Span, write_chrome_trace
 from support.pipelines import build, draw
 from support.ranks import run_ranks
 from support.schedules import capped

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from hybridiff import EngineError, ParallelConfig, cli
-from hybridiff.cli import main
-from hybridiff.messages import Generation
-from hybridiff.options import call_arguments, parallel_config, parse_options
+from hybridiff import EngineError, ParallelConfig
+from hybridiff.cli import main as cli
+from hybridiff.cli.main import main
+from hybridiff.cli.options import call_arguments, parallel_config, parse_options
+from hybridiff.launch.protocol import Generation
 from support.reports import report
 
 RING = ["generate", "--model", "tiny-sdxl", "--prompt", "a ring", "--device", "cpu"]
@@ -50,7 +51,7 @@ class FakeEngine:
 @pytest.fixture(autouse=True)
 def engine(monkeypatch: pytest.MonkeyPatch) -> type[FakeEngine]:
     fresh = type("FreshFakeEngine", (FakeEngine,), {"made": [], "asked": [], "error": None})
-    monkeypatch.setattr("hybridiff.engine.Engine", fresh)
+    monkeypatch.setattr("hybridiff.launch.engine.Engine", fresh)
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     return fresh
@@ -116,7 +117,7 @@ def test_what_needs_no_model_is_refused_before_one_is_downloaded(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("hybridiff.models.find_model", lambda *_: pytest.fail("the model was looked for"))
+    monkeypatch.setattr("hybridiff.models.loading.find_model", lambda *_: pytest.fail("the model was looked for"))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main([*RING, "--model", "some/model", *flags]) == 2
     assert message in capsys.readouterr().err
@@ -126,7 +127,7 @@ def test_what_needs_no_model_is_refused_before_one_is_downloaded(
 def test_under_torchrun_its_number_of_ranks_is_checked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("hybridiff.models.find_model", lambda *_: pytest.fail("the model was looked for"))
+    monkeypatch.setattr("hybridiff.models.loading.find_model", lambda *_: pytest.fail("the model was looked for"))
     for name, value in {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     assert main([*RING, "--model", "some/model"]) == 2
@@ -136,7 +137,7 @@ def test_under_torchrun_its_number_of_ranks_is_checked(
 def test_inspect_wants_its_device_before_its_model(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("hybridiff.models.find_model", lambda *_: pytest.fail("the model was looked for"))
+    monkeypatch.setattr("hybridiff.models.loading.find_model", lambda *_: pytest.fail("the model was looked for"))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert main(["inspect", "--model", "some/model", "--device", "cuda"]) == 2
     assert "1 rank requested, 0 GPUs found; use --device cpu" in capsys.readouterr().err
@@ -300,7 +301,7 @@ def test_one_device_means_serial_and_two_mean_cfg() -> None:
 
 def test_help_and_version_do_not_import_torch() -> None:
     code = (
-        "import sys; from hybridiff.cli import main\n"
+        "import sys; from hybridiff.cli.main import main\n"
         "try: main(['--version'])\n"
         "except SystemExit: print('torch' in sys.modules, 'matplotlib' in sys.modules)"
     )

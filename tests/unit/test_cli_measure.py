@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from hybridiff.bench import Bench, take_prompts
-from hybridiff.calibration import Band, Calibration, Entry
-from hybridiff.cli import main
-from hybridiff.tiny.scenes import parse_caption, split_of
+from hybridiff.cli.main import main
+from hybridiff.evaluation.workload import Bench, take_prompts
+from hybridiff.models.tiny.scenes import parse_caption, split_of
+from hybridiff.schedule.calibration import Band, Calibration, Entry
 
 ENTRY = Entry(
     scheduler="FlowMatchEulerDiscreteScheduler",
@@ -65,7 +65,7 @@ def test_bad_input_is_one_line_before_any_network_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hybridiff.frontier._draw", lambda *_: pytest.fail("something was drawn"))
+    monkeypatch.setattr("hybridiff.evaluation.frontier._draw", lambda *_: pytest.fail("something was drawn"))
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert message in captured.err
@@ -76,7 +76,7 @@ def test_bad_input_is_one_line_before_any_network_runs(
 def test_simulate_reads_the_settings_before_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("hybridiff.bench.find_model", lambda *_: pytest.fail("the model was looked for"))
+    monkeypatch.setattr("hybridiff.evaluation.workload.find_model", lambda *_: pytest.fail("the model was looked for"))
     path, prompts = tmp_path / "settings.json", tmp_path / "prompts.txt"
     path.write_text('[{"family": "a", "label": "b", "config": {"tau1": "5"}}]')
     prompts.write_text("a ring\n")
@@ -106,7 +106,7 @@ def test_calibrate_adds_to_its_file_and_tells_how_to_use_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[tuple[Any, ...]] = []
-    monkeypatch.setattr("hybridiff.calibrate.calibrate", lambda *arguments: asked.append(arguments) or ENTRY)
+    monkeypatch.setattr("hybridiff.evaluation.calibrate.calibrate", lambda *arguments: asked.append(arguments) or ENTRY)
     path, prompts = tmp_path / "calibration.json", tmp_path / "prompts.txt"
     prompts.write_text("a ring\n")
     flags = ["--model", "tiny-sd3", "--device", "cpu", "--between", "skipped", "--output", str(path)]
@@ -134,7 +134,7 @@ def test_what_another_calibration_adds_meanwhile_is_kept(tmp_path: Path, monkeyp
         Calibration.open(path, "tiny-sd3").with_entry(other).write(path)
         return ENTRY
 
-    monkeypatch.setattr("hybridiff.calibrate.calibrate", calibrate)
+    monkeypatch.setattr("hybridiff.evaluation.calibrate.calibrate", calibrate)
     flags = ["--model", "tiny-sd3", "--device", "cpu", "--prompts", str(prompts), "--output", str(path)]
     assert main(["calibrate", *flags]) == 0
     assert Calibration.read(path).entries == (ENTRY, other)

@@ -4,7 +4,7 @@ import pickle
 
 import torch
 
-from hybridiff.comm import Comm, CommError, LocalComm, RankError
+from hybridiff.distributed.comm import Comm, CommError, LocalComm, RankError
 
 
 def test_local_ranks_gather_in_order_of_rank() -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from hybridiff import ParallelConfig
 from hybridiff.config import BETWEEN, STRATEGIES, check_ranks, parse_steps
+from hybridiff.schedule.kinds import BETWEEN as KINDS
 from hybridiff.strategies import STRATEGIES as CLASSES
-from hybridiff.switching import BETWEEN as KINDS
 
 
 def test_every_strategy_of_the_config_exists() -> None:

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridiff.critical_path import RowShares, StageCosts, critical_path, ideal_speedup
-from hybridiff.switching import Phase, StepKind
-from hybridiff.trace import RunReport, StepRecord
+from hybridiff.report.report import RunReport, StepRecord
+from hybridiff.report.speedup import RowShares, StageCosts, critical_path, ideal_speedup
+from hybridiff.schedule.kinds import Phase, StepKind
 
 FULL, PIPELINED = StepKind.FULL, StepKind.PIPELINED
 HALVES = StageCosts(0.5, 0.5)

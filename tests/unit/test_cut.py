@@ -8,8 +8,9 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from hybridiff.denoiser import dit, unet
-from hybridiff.denoiser.cut import Cut, StagePlan, Unit, UnitCost, choose_balanced, choose_share, plan_cut
+from hybridiff.denoiser.adapters import sd3 as dit
+from hybridiff.denoiser.adapters import unet
+from hybridiff.denoiser.split import Cut, StagePlan, Unit, UnitCost, choose_balanced, choose_share, plan_cut
 from support.networks import NETWORKS, UNETS, evaluation_of
 
 LAYERS = ("resnets", "attentions", "downsamplers", "upsamplers")

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from hybridiff.demo import RUNS, DemoRow, format_table, run_demo
-from hybridiff.messages import Generation
-from hybridiff.tiny import EMBEDDED
+from hybridiff.cli.demo import RUNS, DemoRow, format_table, run_demo
+from hybridiff.launch.protocol import Generation
+from hybridiff.models.tiny import EMBEDDED
 from support.reports import report
 
 
@@ -40,7 +40,7 @@ class FakeEngine:
 
 def test_ways_take_turns_and_are_compared_with_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = type("FreshFakeEngine", (FakeEngine,), {"asked": []})
-    monkeypatch.setattr("hybridiff.demo.Engine", engine)
+    monkeypatch.setattr("hybridiff.cli.demo.Engine", engine)
     told: list[str] = []
     rows = list(run_demo(str(tmp_path), steps=8, repeats=2, on_progress=told.append, device="cpu"))
     assert [(row.model, row.run, row.seconds, row.speed_up, row.psnr) for row in rows] == [

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hybridiff import Engine, ParallelConfig
-from hybridiff.engine import choose_device, is_under_torchrun
+from hybridiff.launch.engine import choose_device, is_under_torchrun
 
 TORCHRUN = {"RANK": "0", "WORLD_SIZE": "4", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
@@ -18,7 +18,7 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(specs: Any) -> None:
         raise AssertionError("ranks were started")
 
-    monkeypatch.setattr("hybridiff.engine.RankGroup", refuse)
+    monkeypatch.setattr("hybridiff.launch.engine.RankGroup", refuse)
     for name in TORCHRUN:
         monkeypatch.delenv(name, raising=False)
 
@@ -103,7 +103,7 @@ def test_bad_requests_are_refused_before_they_are_sent(
 
         stop = end
 
-    monkeypatch.setattr("hybridiff.engine.RankGroup", Silent)
+    monkeypatch.setattr("hybridiff.launch.engine.RankGroup", Silent)
     with Engine("tiny-sdxl", config=ParallelConfig(strategy="cfg"), device="cpu") as engine:
         assert engine.config.devices == 2
         with pytest.raises(ValueError, match=message):

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridiff.forecast import ORDERS, Forecast
-from hybridiff.guidance import GuidanceCarry
+from hybridiff.numerics.extrapolation import ORDERS, Forecast
+from hybridiff.numerics.guidance import GuidanceCarry
 
 
 def polynomial(coefficients: list[float], position: float) -> torch.Tensor:

@@ -10,8 +10,7 @@ import pytest
 
 from hybridiff import ParallelConfig
 from hybridiff.config import parse_steps
-from hybridiff.families import FAMILIES, NAMES, guided_models, list_settings, typical
-from hybridiff.frontier import (
+from hybridiff.evaluation.frontier import (
     Cuts,
     Setting,
     draw_references,
@@ -21,8 +20,9 @@ from hybridiff.frontier import (
     typical_schedule,
     upper_envelope,
 )
-from hybridiff.prompts import Prompt
-from hybridiff.schedule import Schedule
+from hybridiff.evaluation.grid import FAMILIES, NAMES, guided_models, list_settings, typical
+from hybridiff.schedule.plan import Schedule
+from hybridiff.utils.prompts import Prompt
 from support.pipelines import build
 
 CALL = {"num_inference_steps": 6, "guidance_scale": 5.0, "height": 32, "width": 32}

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hybridiff.guidance import discrepancy, drift
+from hybridiff.numerics.guidance import discrepancy, drift
 
 
 def test_discrepancy_by_hand() -> None:

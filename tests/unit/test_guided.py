@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridiff.switching import (
+from hybridiff.schedule.kinds import (
     BETWEEN,
     FixedPolicy,
     GuidedPolicy,

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from hybridiff import ParallelConfig, parallelize
-from hybridiff.denoiser import dit, unet
+from hybridiff.denoiser.adapters import sd3 as dit
+from hybridiff.denoiser.adapters import unet
 from support.jobs import Drawn, draw_parallel
 from support.oracles import differences, drawn_one_part_after_another, relative_difference, state_of
 from support.pipelines import build, draw

@@ -10,8 +10,8 @@ import diffusers
 import pytest
 import torch
 
-from hybridiff.influence import Influence, _measured, measure_influence
-from hybridiff.schedulers import SCHEDULERS, build_scheduler
+from hybridiff.models.schedulers import SCHEDULERS, build_scheduler
+from hybridiff.numerics.sensitivity import Influence, _measured, measure_influence
 from support.pipelines import SCHEDULERS as OWN
 
 STEPS = 10

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from hybridiff.metrics import psnr, structural_similarity
+from hybridiff.evaluation.metrics import psnr, structural_similarity
 
 
 def test_psnr_of_known_errors() -> None:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
-from hybridiff.models import choose_dtype, find_model, load_pipeline
-from hybridiff.schedulers import SCHEDULERS, build_scheduler, check_scheduler, scheduler_kind
-from hybridiff.tiny import EMBEDDED
+from hybridiff.models.loading import choose_dtype, find_model, load_pipeline
+from hybridiff.models.schedulers import SCHEDULERS, build_scheduler, check_scheduler, scheduler_kind
+from hybridiff.models.tiny import EMBEDDED
 
 CLASSES = {"tiny-sdxl": "StableDiffusionXLPipeline", "tiny-sd3": "StableDiffusion3Pipeline"}
 

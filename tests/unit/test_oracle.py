@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from hybridiff import ParallelConfig, parallelize
-from hybridiff.denoiser import dit
-from hybridiff.denoiser.cut import Cut
+from hybridiff.denoiser.adapters import sd3 as dit
+from hybridiff.denoiser.split import Cut
 from support.by_hand import Inputs, TransformerByHand, UnetByHand, level_cut, transformer_inputs, unet_inputs
 from support.pipelines import build, draw
 

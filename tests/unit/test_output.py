@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hybridiff.messages import Generation
-from hybridiff.output import Output
-from hybridiff.trace import Span
+from hybridiff.cli.output import Output
+from hybridiff.launch.protocol import Generation
+from hybridiff.report.report import Span
 from support.reports import report
 
 

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from hybridiff import Phase
-from hybridiff.plots import discrepancy_figure, image_sheet, plot_discrepancy
-from hybridiff.switching import StepKind
+from hybridiff.report.plots import discrepancy_figure, image_sheet, plot_discrepancy
+from hybridiff.schedule.kinds import StepKind
 from support.reports import report
 
 PHASES = [Phase.WARM_UP] * 3 + [Phase.PARALLEL] * 4 + [Phase.CONNECT] * 2

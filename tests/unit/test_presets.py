@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from diffusers.configuration_utils import FrozenDict
 
-from hybridiff.presets import PUBLISHED, published_settings
-from hybridiff.switching import PublishedSettings
+from hybridiff.schedule.kinds import PublishedSettings
+from hybridiff.schedule.presets import PUBLISHED, published_settings
 
 
 def pipeline(name: str | None, family: str) -> Any:

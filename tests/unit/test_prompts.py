@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from hybridiff.prompts import Prompt, read_prompts
+from hybridiff.utils.prompts import Prompt, read_prompts
 
 
 def test_plain_and_json_lines_mix_and_empty_ones_are_skipped(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from hybridiff.tiny.checking import check
-from hybridiff.tiny.drawing import render
-from hybridiff.tiny.scenes import (
+from hybridiff.models.tiny.checking import check
+from hybridiff.models.tiny.drawing import render
+from hybridiff.models.tiny.scenes import (
     COLOURS,
     POSITIONS,
     RELATIONS,

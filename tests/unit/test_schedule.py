@@ -12,9 +12,16 @@ import diffusers
 import pytest
 
 from hybridiff import ParallelConfig
-from hybridiff.presets import general_tolerance
-from hybridiff.schedule import Schedule, describe_settings, find_calibration, may_need_stages
-from hybridiff.switching import FixedPolicy, GuidedPolicy, GuidedSettings, PublishedPolicy, PublishedSettings, StepKind
+from hybridiff.schedule.kinds import (
+    FixedPolicy,
+    GuidedPolicy,
+    GuidedSettings,
+    PublishedPolicy,
+    PublishedSettings,
+    StepKind,
+)
+from hybridiff.schedule.plan import Schedule, describe_settings, find_calibration, may_need_stages
+from hybridiff.schedule.presets import general_tolerance
 from support.calibrations import ENTRY, REUSE_ABOVE, calibration_file, entry_between
 
 

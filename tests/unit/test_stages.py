@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hybridiff.denoiser.blocks import Boundary
-from hybridiff.denoiser.cut import Cut, UnitCost, plan_cut
+from hybridiff.denoiser.split import Cut, UnitCost, plan_cut
 from hybridiff.denoiser.stages import StagedDenoiser
 from support.networks import NETWORKS, count_layers, evaluation_of, family_of
 

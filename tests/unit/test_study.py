@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from hybridiff import ParallelConfig
-from hybridiff.charts import frontier_figure
-from hybridiff.families import guided_models
-from hybridiff.frontier import Cuts, Drawing, FrontierRow, Setting
-from hybridiff.prompts import Prompt
-from hybridiff.study import Study, read_settings, run_study
-from hybridiff.tables import format_markdown, format_study
+from hybridiff.evaluation.charts import frontier_figure
+from hybridiff.evaluation.frontier import Cuts, Drawing, FrontierRow, Setting
+from hybridiff.evaluation.grid import guided_models
+from hybridiff.evaluation.study import Study, read_settings, run_study
+from hybridiff.evaluation.tables import format_markdown, format_study
+from hybridiff.utils.prompts import Prompt
 from support.pipelines import build
 
 CALL = {"num_inference_steps": 4, "guidance_scale": 5.0, "height": 32, "width": 32, "max_sequence_length": 12}

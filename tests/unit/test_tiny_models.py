@@ -10,10 +10,10 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler
 
-from hybridiff import tiny
-from hybridiff.models import load_pipeline
-from hybridiff.tiny.checking import check
-from hybridiff.tiny.scenes import captions, parse_caption, vocabulary
+from hybridiff.models import tiny
+from hybridiff.models.loading import load_pipeline
+from hybridiff.models.tiny.checking import check
+from hybridiff.models.tiny.scenes import captions, parse_caption, vocabulary
 
 TOOLS = Path(__file__).parents[2] / "tools"
 

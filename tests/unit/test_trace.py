@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from hybridiff import Phase, RunReport, StepRecord
-from hybridiff.switching import StepKind
+from hybridiff.schedule.kinds import StepKind
 
 
 def record(index: int) -> StepRecord:

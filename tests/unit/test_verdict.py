@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from hybridiff.messages import Died, Failed, Started
-from hybridiff.verdict import EngineError, verdict
+from hybridiff.launch.errors import EngineError, verdict
+from hybridiff.launch.protocol import Died, Failed, Started
 
 ECHO = "rank 0 in warm-up, step 3, waiting to gather the predictions: no answer within 4 s: [/src/pair.cc:1] Bye!"
 

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from diffusers.hooks import ModelHook
 
-from . import dit, unet
+from .adapters import sd3 as dit
+from .adapters import unet
 from .blocks import BlockHook, Boundary, Stage, StageDone, StageState, tensors_of
 from .call import DenoiserFamily, Evaluation
-from .cut import Cut, StagePlan, Unit, UnitCost, plan_cut
 from .hooks import AttachedHook
+from .split import Cut, StagePlan, Unit, UnitCost, plan_cut
 
 _HOOK_NAME = "hybridiff_stage"
 _REPEATS = 4

@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..channel import Channel
-from ..comm import Comm
 from ..config import ParallelConfig
-from ..critical_path import RowShares
 from ..denoiser.call import Evaluation
 from ..denoiser.stages import StagedDenoiser
-from ..switching import Phase, StepKind
-from ..trace import Timeline
+from ..distributed.channel import Channel
+from ..distributed.comm import Comm
+from ..report.report import Timeline
+from ..report.speedup import RowShares
+from ..schedule.kinds import Phase, StepKind
 
 
 @dataclass(frozen=True)

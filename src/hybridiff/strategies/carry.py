@@ -7,10 +7,10 @@ import torch
 from ..denoiser.blocks import Boundary
 from ..denoiser.call import Evaluation
 from ..denoiser.stages import StagedDenoiser
-from ..forecast import Forecast
-from ..guidance import GuidanceCarry
+from ..numerics.extrapolation import Forecast
+from ..numerics.guidance import GuidanceCarry
 from .base import Answer, RunContext, branch_rows
-from .exchange import INNER_RANK, OUTER_RANK, Exchange
+from .published.messages import INNER_RANK, OUTER_RANK, Exchange
 
 
 class CarriedExchange(Exchange):

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import torch
 
-from ..critical_path import RowShares
 from ..denoiser.call import Evaluation
-from ..guidance import discrepancy
+from ..numerics.guidance import discrepancy
+from ..report.speedup import RowShares
 from .base import Answer, Strategy
 
 

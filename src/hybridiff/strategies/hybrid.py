@@ -10,21 +10,21 @@ import torch
 
 from ..config import ParallelConfig, check_pipelined
 from ..denoiser.call import Evaluation
-from ..denoiser.cut import StagePlan, choose_balanced, choose_share
+from ..denoiser.split import StagePlan, choose_balanced, choose_share
 from ..denoiser.stages import StagedDenoiser
-from ..forecast import ORDERS, Forecast
-from ..guidance import discrepancy, drift
-from ..influence import Influence, measure_influence
-from ..presets import reuse_share
-from ..schedule import STAGED, Schedule, describe_settings, may_need_stages
-from ..switching import FixedPolicy, Phase, StepKind, SwitchPolicy
+from ..numerics.extrapolation import ORDERS, Forecast
+from ..numerics.guidance import discrepancy, drift
+from ..numerics.sensitivity import Influence, measure_influence
+from ..schedule.kinds import FixedPolicy, Phase, StepKind, SwitchPolicy
+from ..schedule.plan import STAGED, Schedule, describe_settings, may_need_stages
+from ..schedule.presets import reuse_share
 from .base import Answer, RunContext, branch_rows
 from .carry import CarriedExchange
 from .cfg import CfgStrategy
-from .exchange import OUTER_RANK, Exchange
-from .published import PublishedExchange
-from .reuse import Reuse
-from .skip import Skip
+from .published.exchange import PublishedExchange
+from .published.messages import OUTER_RANK, Exchange
+from .steps.cached import Skip
+from .steps.reuse import Reuse
 
 
 class HybridStrategy(CfgStrategy):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..denoiser.call import Evaluation
-from ..guidance import discrepancy
+from ..numerics.guidance import discrepancy
 from .base import Answer, Strategy
 
 

@@ -1,0 +1,1 @@
+"""The command `hybridiff`; the only place that prints."""

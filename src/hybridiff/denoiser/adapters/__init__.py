@@ -1,0 +1,1 @@
+"""What is special about each family of networks: one adapter a file."""

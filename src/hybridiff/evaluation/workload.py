@@ -1,0 +1,138 @@
+"""A model on one device, with the prompts and arguments of a measurement: what `simulate` and `calibrate` share."""
+
+from __future__ import annotations
+
+import inspect
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..models.loading import find_model, load_pipeline
+from ..models.tiny import EMBEDDED, GUIDANCE
+from ..utils.prompts import Prompt, read_prompts
+
+LEAST_STEPS = 3
+"""Of a run that can have steps of several kinds."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A loaded pipeline and how it is called.
+
+    Attributes:
+        model: What the user called it.
+        pipe: The stock pipeline, on its device.
+        call: Arguments of every call but prompt and seed, the number of steps included.
+    """
+
+    model: str
+    pipe: Any
+    call: dict[str, Any]
+
+    @classmethod
+    def load(
+        cls,
+        model: str,
+        arguments: dict[str, Any],
+        device: str = "auto",
+        dtype: str | None = None,
+        scheduler: str | None = None,
+        variant: str | None = None,
+    ) -> Bench:
+        """Load a model.
+
+        Args:
+            model: See `models.find_model`.
+            arguments: The user's own arguments of the pipeline's call.
+            device: `cuda`, `cpu` or `auto`.
+            dtype: See `models.load_pipeline`.
+            scheduler: Likewise.
+            variant: Likewise.
+
+        Raises:
+            ValueError: something does not fit; no network has run.
+        """
+        from ..launch.engine import choose_device
+
+        folder = find_model(model, variant)
+        arguments = recommended(model) | arguments
+        folder.check_call(arguments)
+        if arguments.get("guidance_scale", 2.0) <= 1.0:
+            raise ValueError(
+                f"guidance_scale must be above 1, got {arguments['guidance_scale']:g}: without guidance there is one "
+                "branch only"
+            )
+        pipe = load_pipeline(folder.path, choose_device(device, 1), dtype, scheduler=scheduler, variant=variant)
+        pipe.set_progress_bar_config(disable=True)
+        bench = cls(model, pipe, _call_defaults(pipe) | arguments)
+        if bench.steps < LEAST_STEPS:
+            raise ValueError(f"num_inference_steps must be at least {LEAST_STEPS}, got {bench.steps}")
+        return bench
+
+    @property
+    def steps(self) -> int:
+        """Number of denoising steps."""
+        return int(self.call["num_inference_steps"])
+
+    def facts(self) -> dict[str, Any]:
+        """What decides the pictures, but for the prompts; ready for JSON."""
+        return {
+            "model": self.model,
+            "pipeline": type(self.pipe).__name__,
+            "scheduler": type(self.pipe.scheduler).__name__,
+            "dtype": str(self.pipe.dtype).removeprefix("torch."),
+            "device": self.pipe.device.type,
+            **self.call,
+        }
+
+
+def recommended(model: str) -> dict[str, Any]:
+    """The guidance scale at which an embedded model draws best; other models keep their pipeline's default."""
+    return {"guidance_scale": GUIDANCE[model]} if model in GUIDANCE else {}
+
+
+def take_prompts(model: str, path: str | None, split: str, counts: Sequence[int]) -> list[Prompt]:
+    """The prompts in a file or, without one, captions that suit an embedded model.
+
+    Args:
+        model: What the user called it.
+        path: A file of prompts, see `prompts.read_prompts`.
+        split: Of the captions: `calibration` or `evaluation`; no model was trained on these.
+        counts: How many captions of one object, and of two.
+
+    Raises:
+        ValueError: the file cannot be read, or there is none and the model has no captions.
+    """
+    from ..models.tiny.scenes import captions
+
+    if path is not None:
+        return read_prompts(path)
+    if model not in EMBEDDED:
+        raise ValueError(f"give --prompts FILE: only {' and '.join(EMBEDDED)} bring prompts of their own")
+    return [Prompt(text) for objects, count in enumerate(counts, start=1) for text in captions(split, count, objects)]
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes."""
+    import diffusers
+    import torch
+
+    from .. import __version__
+
+    return {
+        "hybridiff": __version__,
+        "diffusers": diffusers.__version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
+
+
+def describe_prompts(prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+    """Prompts as plain data, ready for JSON."""
+    return [{name: value for name, value in asdict(prompt).items() if value is not None} for prompt in prompts]
+
+
+def _call_defaults(pipe: Any) -> dict[str, Any]:
+    parameters = inspect.signature(pipe.__call__).parameters
+    return {name: parameters[name].default for name in ("num_inference_steps", "guidance_scale")}

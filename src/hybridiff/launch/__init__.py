@@ -1,0 +1,1 @@
+"""Processes: the Engine and its ranks."""

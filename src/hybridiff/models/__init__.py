@@ -1,0 +1,1 @@
+"""Pipelines: loading, schedulers, the embedded models."""

@@ -1,0 +1,232 @@
+"""`parallelize`: a stock diffusers pipeline whose denoiser is answered by several ranks."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from .config import ParallelConfig, check_ranks
+from .denoiser.call import DenoiserFamily, find_denoiser
+from .denoiser.hooks import AttachedHook, DenoiserHook
+from .denoiser.stages import StagedDenoiser
+from .distributed.comm import Comm, LocalComm
+from .distributed.consistency import describe_call, random_state_digest, require_same
+from .report.report import RunReport
+from .run import Run
+from .strategies import STRATEGIES
+
+_HOOK_NAME = "hybridiff"
+
+
+def parallelize(pipe: Any, config: ParallelConfig | None = None, *, comm: Comm | None = None) -> ParallelPipeline:
+    """Attach a strategy to a diffusers pipeline; to be called on every rank.
+
+    Args:
+        pipe: A loaded pipeline, the same on every rank, on this rank's device.
+        config: What to do; condition-based partitioning unless given.
+        comm: The ranks; by default those of the running process group.
+
+    Returns:
+        A callable with the stock pipeline's arguments and output, on which `detach()` restores the pipeline.
+
+    Raises:
+        ValueError: the pipeline or the number of ranks does not fit the strategy, or ranks were given different
+            configs; on every rank.
+        RankError: a rank did not answer.
+    """
+    config = config or ParallelConfig()
+    if comm is not None:
+        return ParallelPipeline(pipe, config, comm)
+    comm = _ranks(config)
+    try:
+        return ParallelPipeline(pipe, config, comm)
+    except Exception:
+        comm.close()
+        raise
+
+
+class ParallelPipeline:
+    """A stock pipeline, called on every rank with the same arguments.
+
+    Attributes:
+        pipe: The stock pipeline; called directly it still runs on this rank alone.
+        config: What the user asked for.
+        comm: The ranks.
+        report: What the last call did; None before the first.
+    """
+
+    def __init__(self, pipe: Any, config: ParallelConfig, comm: Comm) -> None:
+        family, denoiser, staged = _agree_on_setup(pipe, config, comm)
+        self.pipe = pipe
+        self.config = config
+        self.comm = comm
+        self.report: RunReport | None = None
+        self._family = family
+        self._denoiser: Any = denoiser
+        self._staged = staged
+        self._hook = DenoiserHook()
+        self._attached: AttachedHook | None = AttachedHook(denoiser, self._hook, _HOOK_NAME)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the stock pipeline on all ranks.
+
+        Returns:
+            The stock output. On ranks other than 0 its images are None, unless `outputs="all"`.
+
+        Raises:
+            ValueError: ranks were called with different things, or a value is bad; on every rank.
+            RankError: another rank failed; on every rank.
+        """
+        if self._attached is None:
+            raise ValueError("this pipeline was detached; call parallelize(pipe) again")
+        arguments = self._agree_on_call(args, kwargs)
+        run = Run(self.pipe, self._family, self._denoiser.config.out_channels, self.config, self.comm, self._staged)
+        try:
+            self._attached.relink()
+            self._hook.answer = run.answer
+            output = self.pipe(**self._arguments_of_this_rank(arguments, run))
+        except Exception as error:
+            run.fail(error)
+            raise
+        finally:
+            self._hook.answer = None
+            if self._staged is not None:
+                self._staged.release()
+        self.report = run.finish()
+        return output if self._returns_output else _without_images(output)
+
+    def detach(self) -> None:
+        """Restore the stock pipeline exactly."""
+        if self._attached is not None:
+            if self._staged is not None:
+                self._staged.uncut()
+            self._attached.remove()
+            self._attached = None
+            self.comm.close()
+
+    def __enter__(self) -> ParallelPipeline:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    @property
+    def _returns_output(self) -> bool:
+        return self.config.outputs == "all" or self.comm.is_leader
+
+    def _agree_on_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The call's arguments by name, the same on every rank; nothing has run yet."""
+        description: dict[str, str] | Exception
+        arguments: dict[str, Any] = {}
+        try:
+            arguments = _bind_call(self.pipe, args, kwargs)
+            self._check_steps(arguments)
+            description = describe_call(self.pipe, self._denoiser, arguments)
+            # Once more: a file of thresholds may have changed since.
+            description["settings of the model"] = STRATEGIES[self.config.strategy].settings_of(self.config, self.pipe)
+        except Exception as error:  # told to all ranks, raised by require_same
+            description = error
+        require_same(self.comm, description)
+        return self._with_shared_randomness(arguments)
+
+    def _check_steps(self, arguments: dict[str, Any]) -> None:
+        parameters = inspect.signature(self.pipe.__call__).parameters
+        steps = arguments.get("num_inference_steps", parameters["num_inference_steps"].default)
+        changes_steps = {"strength", "timesteps", "sigmas", "denoising_end", "denoising_start"}
+        if isinstance(steps, int) and not changes_steps & (arguments.keys() | ({"strength"} & parameters.keys())):
+            STRATEGIES[self.config.strategy].check_call(self.config, self.pipe, steps)
+
+    def _with_shared_randomness(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Give all ranks the leader's seed where the call brings no generator and their global ones differ."""
+        if arguments.get("generator") is not None or len(set(self.comm.exchange(random_state_digest()))) == 1:
+            return arguments
+        seed = self.comm.exchange(int(torch.randint(2**62, ()).item()))[0]
+        return arguments | {"generator": torch.Generator().manual_seed(seed)}
+
+    def _arguments_of_this_rank(self, arguments: dict[str, Any], run: Run) -> dict[str, Any]:
+        mine = arguments | {"callback_on_step_end": _counting(arguments.get("callback_on_step_end"), run)}
+        wanted_tensors = getattr(arguments.get("callback_on_step_end"), "tensor_inputs", None)
+        if wanted_tensors is not None:  # diffusers asks its own callback classes which tensors they want
+            mine["callback_on_step_end_tensor_inputs"] = wanted_tensors
+        if not self._returns_output:
+            mine["output_type"] = "latent"  # only the leader decodes
+        return mine
+
+
+def _counting(callback: Any, run: Run) -> Any:
+    """A step-end callback that runs the user's, then closes the step."""
+
+    @functools.wraps(callback or run.end_step)
+    def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        changed = tensors if callback is None else callback(pipe, step, timestep, tensors)
+        run.end_step()
+        return changed
+
+    return on_step_end
+
+
+def _bind_call(pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    bound = inspect.signature(pipe.__call__).bind(*args, **kwargs)
+    extra = next((p.name for p in bound.signature.parameters.values() if p.kind is p.VAR_KEYWORD), None)
+    arguments = dict(bound.arguments)
+    return arguments | arguments.pop(extra, {}) if extra else arguments
+
+
+def _without_images(output: Any) -> Any:
+    if isinstance(output, tuple):
+        return (None,) * len(output)
+    return type(output)(**{field.name: None for field in dataclasses.fields(output)})
+
+
+def _ranks(config: ParallelConfig) -> Comm:
+    return LocalComm(config.devices or 2) if config.simulate else Comm.world(config.timeout)
+
+
+def _agree_on_setup(
+    pipe: Any, config: ParallelConfig, comm: Comm
+) -> tuple[DenoiserFamily, torch.nn.Module, StagedDenoiser | None]:
+    """Check what this rank was given, and that the others were given the same: every rank raises, or none."""
+    problem: Exception | None = None
+    try:
+        _check_size(config, comm)
+        check_ranks(config, comm.size)
+        strategy = STRATEGIES[config.strategy]
+        family, denoiser = find_denoiser(pipe)
+        _check_pipeline(pipe)
+        settings = {name: repr(value) for name, value in config.to_dict().items()}
+        settings["settings of the model"] = strategy.settings_of(config, pipe)
+        staged = StagedDenoiser(family, denoiser) if strategy.needs_stages(config, pipe) else None
+        if staged is not None:
+            strategy.check_network(config, staged)
+    except Exception as error:  # told to all ranks, raised by require_same
+        problem = error
+    require_same(comm, problem or settings)
+    return family, denoiser, staged
+
+
+def _check_size(config: ParallelConfig, comm: Comm) -> None:
+    if config.devices is not None and config.devices != comm.size:
+        raise ValueError(
+            f"{config.devices} ranks requested, {comm.size} started; use devices={comm.size}, or start "
+            f"{config.devices} (torchrun --nproc-per-node {config.devices}, --devices {config.devices})"
+        )
+
+
+def _check_pipeline(pipe: Any) -> None:
+    """Refuse pipelines that do not batch two guidance branches, or give no sign of their steps."""
+    name = type(pipe).__name__
+    parameters = inspect.signature(pipe.__call__).parameters
+    if not {"image_guidance_scale", "pag_scale", "editing_prompt"}.isdisjoint(parameters):
+        raise ValueError(f"{name} evaluates more than two branches a step; only two are supported")
+    # On the class: until the first call the properties raise AttributeError on the pipeline itself.
+    if not hasattr(type(pipe), "do_classifier_free_guidance"):
+        raise ValueError(f"{name} does not say whether guidance is on (do_classifier_free_guidance)")
+    if "callback_on_step_end" not in parameters or not hasattr(type(pipe), "num_timesteps"):
+        raise ValueError(f"{name} has no callback_on_step_end and num_timesteps, by which steps are counted")

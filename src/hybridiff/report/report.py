@@ -1,0 +1,228 @@
+"""What a run did: one record a step, and the report of the whole."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..schedule.kinds import Phase, StepKind
+from .speedup import BRANCH_EACH, HALVES, RowShares, StageCosts, ideal_speedup
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no number for what is not one."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One denoising step, even where the denoiser is called twice in it.
+
+    Attributes:
+        index: Step, from 0.
+        phase: The stage of the generation that the step belongs to.
+        kind: How the ranks shared the step.
+        discrepancy: `M` of the step (see `guidance.discrepancy`); None without guidance.
+        drift: How far the predictions moved since the full step before (see `guidance.drift`); None where not measured.
+        seconds: Wall time from the end of the step before to the end of this one.
+        bytes_by_purpose: Bytes put on the wire by all ranks together, by what they were for.
+        extra_evaluations: Evaluations of one branch beside the guided one (skip-layer guidance of SD3).
+    """
+
+    index: int
+    phase: Phase
+    kind: StepKind
+    discrepancy: float | None
+    seconds: float
+    bytes_by_purpose: dict[str, int]
+    drift: float | None = None
+    extra_evaluations: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """Bytes put on the wire in this step, by all ranks together."""
+        return sum(self.bytes_by_purpose.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as plain data, ready for JSON; extra evaluations where there were any."""
+        extra = {"extra_evaluations": self.extra_evaluations} if self.extra_evaluations else {}
+        return {
+            "index": self.index,
+            "phase": self.phase.value,
+            "kind": self.kind.value,
+            "discrepancy": _finite(self.discrepancy),
+            "drift": _finite(self.drift),
+            "seconds": self.seconds,
+            "bytes": self.bytes,
+            "bytes_by_purpose": self.bytes_by_purpose,
+            **extra,
+        }
+
+
+@dataclass(frozen=True)
+class Span:
+    """Something a rank did.
+
+    Attributes:
+        rank: Who.
+        name: What.
+        category: `stage` or `message`.
+        start: Wall clock in seconds.
+        seconds: How long.
+    """
+
+    rank: int
+    name: str
+    category: str
+    start: float
+    seconds: float
+
+
+class Timeline:
+    """Collects spans of one run on this process; costs nothing unless it is switched on.
+
+    Args:
+        enabled: Whether spans are kept.
+        synchronize: Waits for the device, so that a span holds the work that was started in it.
+    """
+
+    def __init__(self, enabled: bool = False, synchronize: Callable[[], None] | None = None) -> None:
+        self.enabled = enabled
+        self.spans: list[Span] = []
+        self._synchronize = synchronize
+
+    @contextmanager
+    def span(self, rank: int, name: str, category: str) -> Iterator[None]:
+        """Record what happens inside as done by `rank`."""
+        if not self.enabled:
+            yield
+            return
+        start = time.time()
+        try:
+            yield
+        finally:
+            if self._synchronize is not None:
+                self._synchronize()
+            self.spans.append(Span(rank, name, category, start, time.time() - start))
+
+
+def write_chrome_trace(report: RunReport, path: Path) -> None:
+    """Write the spans of a run for chrome://tracing or ui.perfetto.dev, one lane a rank.
+
+    Raises:
+        ValueError: the run recorded none.
+    """
+    if not report.spans:
+        raise ValueError("this run recorded no trace; run it with ParallelConfig(trace=True)")
+    origin = min(span.start for span in report.spans)
+    lanes = [
+        {"name": "thread_name", "ph": "M", "pid": 0, "tid": rank, "args": {"name": f"rank {rank}"}}
+        for rank in sorted({span.rank for span in report.spans})
+    ]
+    events = [
+        {
+            "name": span.name,
+            "cat": span.category,
+            "ph": "X",
+            "pid": 0,
+            "tid": span.rank,
+            "ts": (span.start - origin) * 1e6,
+            "dur": span.seconds * 1e6,
+        }
+        for span in report.spans
+    ]
+    path.write_text(json.dumps({"traceEvents": [*lanes, *events], "displayTimeUnit": "ms"}))
+
+
+@dataclass
+class RunReport:
+    """One call of a parallel pipeline.
+
+    Attributes:
+        strategy: Name of the strategy that ran.
+        devices: Number of ranks.
+        tau1: Last step before the parallel stage, None where there was none.
+        tau2: Last step of the parallel stage, None where there was none.
+        seconds: Wall time of the whole call, text encoding and decoding included.
+        steps: One record a step.
+        notes: Sentences the user should read: what was not done, and why.
+        stages: The cut in force and its measured costs; empty where the network was not cut.
+        shares: How the rows of guided steps were shared; None where none was partitioned, and in reports of old.
+        spans: What each rank did when, where a trace was asked for.
+    """
+
+    strategy: str
+    devices: int
+    tau1: int | None = None
+    tau2: int | None = None
+    seconds: float = 0.0
+    steps: list[StepRecord] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    stages: dict[str, Any] = field(default_factory=dict)
+    shares: RowShares | None = None
+    spans: list[Span] = field(default_factory=list, repr=False)
+
+    @property
+    def phases(self) -> dict[str, int]:
+        """Number of steps in each phase."""
+        return {phase.value: sum(step.phase is phase for step in self.steps) for phase in Phase}
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """Number of steps of each kind that occurred."""
+        counts = Counter(step.kind for step in self.steps)
+        return {kind.value: counts[kind] for kind in StepKind if counts[kind]}
+
+    @property
+    def bytes_by_purpose(self) -> dict[str, int]:
+        """Bytes put on the wire in all steps by all ranks together, by what they were for."""
+        total: Counter[str] = Counter()
+        for step in self.steps:
+            total.update(step.bytes_by_purpose)
+        return dict(total)
+
+    @property
+    def ideal_speedup(self) -> float | None:
+        """Serial time over the critical path of this schedule, from stage costs measured alone; None if serial."""
+        if self.strategy == "serial" or not self.steps or all(step.discrepancy is None for step in self.steps):
+            return None
+        costs = StageCosts(self.stages["outer"], self.stages["inner"]) if self.stages else HALVES
+        unguided = [step for step in self.steps if step.kind is StepKind.FULL and step.discrepancy is None]
+        kinds = [step.kind for step in self.steps if step not in unguided]
+        extra = sum(step.extra_evaluations for step in self.steps)
+        return ideal_speedup(kinds, costs, self._shares, unguided=len(unguided), extra=extra)
+
+    @property
+    def _shares(self) -> RowShares:
+        """As recorded, or else those of a single picture."""
+        single = RowShares(rows=2, largest=2) if self.devices == 1 else BRANCH_EACH
+        return self.shares or single
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain data, ready for JSON."""
+        return {
+            "strategy": self.strategy,
+            "devices": self.devices,
+            "tau1": self.tau1,
+            "tau2": self.tau2,
+            "seconds": self.seconds,
+            "ideal_speedup": self.ideal_speedup,
+            "phases": self.phases,
+            "kinds": self.kinds,
+            "bytes_by_purpose": self.bytes_by_purpose,
+            "stages": self.stages,
+            "shares": asdict(self.shares) if self.shares else None,
+            "notes": self.notes,
+            "steps": [step.to_dict() for step in self.steps],
+        }
+
+    def to_json(self) -> str:
+        """The report as JSON text."""
+        return json.dumps(self.to_dict(), indent=2)

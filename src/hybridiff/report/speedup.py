@@ -1,0 +1,108 @@
+"""The ideal time of a recorded schedule: the one place where ideal speed-ups come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ..schedule.kinds import StepKind
+
+SERIAL_STEP = 2.0
+"""Cost of a guided step on one device, in evaluations of one branch: a batch of two costs twice a batch of one."""
+
+
+@dataclass(frozen=True)
+class StageCosts:
+    """Costs measured alone, as shares of one evaluation of one branch by the whole network.
+
+    Attributes:
+        outer: The outer stage (o).
+        inner: The inner stage (n).
+    """
+
+    outer: float
+    inner: float
+
+
+HALVES = StageCosts(0.5, 0.5)
+
+
+@dataclass(frozen=True)
+class RowShares:
+    """How the rows of a guided step were shared; a row is one picture of one branch.
+
+    Attributes:
+        rows: Rows of the step, both branches together.
+        largest: Most rows that one device evaluates; the others wait for it.
+        largest_extra: The same of an extra evaluation, which has the rows of one branch; None where it was not split.
+    """
+
+    rows: int
+    largest: int
+    largest_extra: int | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether one device evaluates both branches as one batch."""
+        return self.largest == self.rows
+
+    @property
+    def branches(self) -> float:
+        """The largest share, in evaluations of one branch by all pictures: less than 1 where pictures are split."""
+        return 2.0 * self.largest / self.rows
+
+    @property
+    def extra_branches(self) -> float:
+        """The same of an extra evaluation: 1 where every device evaluates it by itself."""
+        return 1.0 if self.largest_extra is None else 2.0 * self.largest_extra / self.rows
+
+
+BRANCH_EACH = RowShares(rows=2, largest=1)
+
+
+def critical_path(kinds: Iterable[StepKind], costs: StageCosts = HALVES) -> float:
+    """Ideal time of a schedule, in evaluations of a device's share of the batch by the whole network.
+
+    A full step costs 1, a reuse step the outer stage, o, a skipped one nothing. Of a group of P pipelined steps the
+    first one waits for the outer stage only, as it goes on with the inner result that the step before left behind;
+    every further one waits for the slower stage: `o + (P - 1) max(o, n)`. Messages cost nothing here.
+
+    Args:
+        kinds: How each step was shared, in order.
+        costs: Measured costs of the stages.
+    """
+    time, previous = 0.0, StepKind.FULL
+    for kind in kinds:
+        if kind is StepKind.SKIPPED:
+            continue
+        if kind is StepKind.FULL:
+            time += 1.0
+        elif kind is previous is StepKind.PIPELINED:
+            time += max(costs.outer, costs.inner)
+        else:
+            time += costs.outer
+        previous = kind
+    return time
+
+
+def ideal_speedup(
+    kinds: Sequence[StepKind],
+    costs: StageCosts = HALVES,
+    shares: RowShares = BRANCH_EACH,
+    serial_step: float = SERIAL_STEP,
+    unguided: int = 0,
+    extra: int = 0,
+) -> float:
+    """Time of the serial generation divided by the critical path of the schedule.
+
+    Args:
+        kinds: How each guided step was shared, in order.
+        costs: Measured costs of the stages.
+        shares: How the rows of the guided steps were shared.
+        serial_step: Cost of a step on one device in evaluations of one branch (rho).
+        unguided: Number of steps without guidance, which have one branch only and count as no faster than serial ones.
+        extra: Number of extra evaluations of one branch, in steps of whatever kind (skip-layer guidance).
+    """
+    evaluation = serial_step if shares.is_whole else shares.branches
+    serial = serial_step * len(kinds) + unguided + extra
+    return serial / (evaluation * critical_path(kinds, costs) + unguided + shares.extra_branches * extra)

@@ -1,0 +1,1 @@
+"""Which step is of which kind, and what that rests on."""

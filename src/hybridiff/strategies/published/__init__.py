@@ -1,0 +1,1 @@
+"""The method as published (Jung et al. 2026)."""

@@ -1,0 +1,1 @@
+"""Executors: one a kind of step."""
