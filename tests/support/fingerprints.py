@@ -23,7 +23,6 @@ PROMPTS = (
     "a green ring on a white background",
 )
 GUIDANCE = {"tiny-sdxl": 2.0, "tiny-sd3": 5.0}
-CUTS = {"tiny-sdxl": {"published": 29, "reuse": 8}, "tiny-sd3": {"published": 5, "reuse": 9}}
 
 
 @dataclass(frozen=True)
@@ -88,21 +87,20 @@ def cases() -> list[Case]:
     """Every way of sharing that is to stay as it is, bit for bit."""
     found = []
     for model in GUIDANCE:
-        reuse, published = CUTS[model]["reuse"], CUTS[model]["published"]
         found += [
             Case(model, f"{name} on one device", 20, {"strategy": name, "devices": 1}) for name in ("serial", "hybrid")
         ]
         found += [Case(model, "cfg", 20, {"strategy": "cfg"})]
         found += [
-            Case(model, f"hybrid {quality}", 50, {"strategy": "hybrid", "quality": quality, "cut": reuse})
+            Case(model, f"hybrid {quality}", 50, {"strategy": "hybrid", "quality": quality})
             for quality in (0.0, "draft", "balanced", "high", 0.95, "exact")
         ]
         found += [
-            Case(model, "hybrid reuse", 20, {"strategy": "hybrid", "between": "reuse", "tolerance": 0.2, "cut": reuse}),
+            Case(model, "hybrid reuse", 20, {"strategy": "hybrid", "between": "reuse", "tolerance": 0.2}),
             Case(model, "hybrid by hand", 20, {"strategy": "hybrid", "full_steps": "0-3,6,9,12,15,17-19"}),
             Case(model, "hybrid negative", 20, {"strategy": "hybrid"}, call={"negative_prompt": "a red circle"}),
-            Case(model, "published", 50, {"strategy": "hybrid", "switching": "published", "cut": published}),
-            Case(model, "published", 20, {"strategy": "hybrid", "switching": "published", "cut": published}),
+            Case(model, "published", 50, {"strategy": "hybrid", "switching": "published"}),
+            Case(model, "published", 20, {"strategy": "hybrid", "switching": "published"}),
         ]
     for scheduler in ("dpmsolver++", "unipc", "euler-ancestral"):
         found.append(Case("tiny-sdxl", "hybrid", 28, {"strategy": "hybrid"}, scheduler))

@@ -128,7 +128,10 @@ def test_a_unet_with_other_blocks_is_refused() -> None:
 
 
 UNITS = [Unit(f"blocks.{i}", None) for i in range(5)]
-COSTS = [UnitCost(seconds, size) for seconds, size in [(1.0, 10), (2.0, 20), (3.0, 30), (4.0, 40), (6.0, 50)]]
+COSTS = [
+    UnitCost(seconds, size, int(10 * seconds))
+    for seconds, size in [(1.0, 10), (2.0, 20), (3.0, 30), (4.0, 40), (6.0, 50)]
+]
 
 
 def test_a_plan_without_anything_around_the_units() -> None:
@@ -136,7 +139,7 @@ def test_a_plan_without_anything_around_the_units() -> None:
     assert (plan.entry, plan.exit) == ("blocks.0", "blocks.2")
     assert plan.inner == pytest.approx(5 / 16)
     assert plan.outer == pytest.approx(11 / 16)
-    assert plan.slower == plan.outer
+    assert plan.larger == plan.outer_work
     assert (plan.down_bytes, plan.up_bytes) == (10, 30)
     assert plan.seconds == 16.0
 
@@ -149,7 +152,7 @@ def test_what_lies_around_the_units_counts_in_both_stages() -> None:
 
 
 def make_plan(outer: float, inner: float, size: int, entry: int = 0) -> StagePlan:
-    return StagePlan(Cut(entry, entry + 1), "", "", outer, inner, 1.0, size, size)
+    return StagePlan(Cut(entry, entry + 1), "", "", outer, inner, 1.0, size, size, outer, inner)
 
 
 def test_the_faster_of_the_slower_stages_is_chosen() -> None:

@@ -29,7 +29,7 @@ def staged_of(network: Any) -> StagedDenoiser:
 
 def put_cut(staged: StagedDenoiser, cut: Cut, shape: torch.Size) -> None:
     """Cut without measuring: the costs are made up."""
-    costs = [UnitCost(1.0, 0)] * len(staged.units)
+    costs = [UnitCost(1.0, 0, 1)] * len(staged.units)
     staged.cut(plan_cut(cut, staged.units, costs, 0.0), shape)
 
 

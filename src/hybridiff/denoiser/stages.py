@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from diffusers.hooks import ModelHook
+from torch.utils.flop_counter import FlopCounterMode
 
 from .adapters import sd3 as dit
 from .adapters import unet
@@ -49,7 +50,7 @@ class StagedDenoiser:
         self._attached: list[AttachedHook] = []
 
     def measure(self, evaluation: Evaluation, rows: slice | None = None) -> list[StagePlan]:
-        """Time every unit in a few evaluations, and plan every legal cut by it.
+        """Count the work of every unit, time it in a few evaluations, and plan every legal cut by both.
 
         Args:
             evaluation: A call with the shapes to be measured.
@@ -66,7 +67,12 @@ class StagedDenoiser:
             for unit, timer in zip(self.units, timers, strict=True)
         ]
         try:
-            evaluation.run(rows)  # the first call pays for allocations
+            with FlopCounterMode(display=False) as counter:  # the first call also pays for allocations
+                for timer in timers:
+                    timer.counter = counter
+                evaluation.run(rows)
+            for timer in timers:
+                timer.counter = None
             wholes = [_timed(lambda: evaluation.run(rows), device) for _ in range(_REPEATS)]
         finally:
             for hook in hooks:
@@ -75,8 +81,11 @@ class StagedDenoiser:
         around = min(
             whole - sum(timer.seconds(repeat) for timer in timers) for repeat, whole in enumerate(wholes, start=1)
         )
-        costs = [UnitCost(min(timer.seconds(r) for r in range(1, _REPEATS + 1)), timer.bytes) for timer in timers]
-        return [plan_cut(cut, self.units, costs, max(0.0, around)) for cut in self.cuts]
+        costs = [
+            UnitCost(min(timer.seconds(r) for r in range(1, _REPEATS + 1)), timer.bytes, timer.work) for timer in timers
+        ]
+        work_around = counter.get_total_flops() - sum(timer.work for timer in timers)
+        return [plan_cut(cut, self.units, costs, max(0.0, around), work_around) for cut in self.cuts]
 
     def cut(self, plan: StagePlan, shape: torch.Size) -> None:
         """Put a cut in force, made for samples of a shape."""
@@ -210,18 +219,22 @@ class StagedDenoiser:
 
 
 class _TimerHook(ModelHook):
-    """Times a unit in every forward, without waiting for the device in between."""
+    """Times a unit in every forward, without waiting for the device in between, and counts its work where asked to."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
         self._device = device
         self._marks: list[tuple[Any, Any]] = []
-        self.bytes = 0
+        self.bytes = self.work = 0
+        self.counter: FlopCounterMode | None = None
 
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        before = self.counter.get_total_flops() if self.counter is not None else 0
         start = _mark(self._device)
         output = self.fn_ref.original_forward(*args, **kwargs)
         self._marks.append((start, _mark(self._device)))
+        if self.counter is not None:
+            self.work = self.counter.get_total_flops() - before
         self.bytes = sum(tensor.nbytes for tensor in tensors_of(output))
         return output
 

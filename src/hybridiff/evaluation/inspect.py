@@ -13,6 +13,7 @@ from ..denoiser.call import Evaluation, bind_arguments, find_denoiser
 from ..denoiser.hooks import AttachedHook, DenoiserHook
 from ..denoiser.split import StagePlan, choose_balanced, choose_share
 from ..denoiser.stages import StagedDenoiser
+from ..schedule.plan import find_calibration
 from ..schedule.presets import reuse_share
 from ..strategies.base import branch_rows
 
@@ -58,6 +59,8 @@ def inspect_denoiser(pipe: Any, **call: Any) -> Inspection:
     staged = StagedDenoiser(family, network)
     with torch.no_grad():
         plans = staged.measure(evaluation, rows)
+    calibration = find_calibration(pipe, None)
+    splits = {} if calibration is None else calibration.splits
     return Inspection(
         network=type(network).__name__,
         sample_shape=(rows.stop - rows.start, *evaluation.sample.shape[1:]),
@@ -65,8 +68,8 @@ def inspect_denoiser(pipe: Any, **call: Any) -> Inspection:
         seconds=plans[0].seconds,
         units=[unit.name for unit in staged.units],
         plans=plans,
-        pipeline=plans.index(choose_balanced(plans)),
-        reuse=plans.index(choose_share(plans, reuse_share(pipe))),
+        pipeline=splits.get("pipelined", plans.index(choose_balanced(plans))),
+        reuse=splits.get("reuse", plans.index(choose_share(plans, reuse_share(pipe)))),
     )
 
 

@@ -81,10 +81,12 @@ class Calibration:
     Attributes:
         model: What was calibrated.
         entries: One a scheduler and number of steps.
+        splits: Index of the cut by purpose, `pipelined` or `reuse`, where measured times know better than counted work.
     """
 
     model: str
     entries: tuple[Entry, ...]
+    splits: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Calibration:
@@ -105,7 +107,7 @@ class Calibration:
             unknown = {band.between for band in bands} - set(BETWEEN)
             if unknown:
                 raise ValueError(f"unknown steps between full ones: {', '.join(sorted(unknown))}")
-            return cls(content["model"], tuple(entries))
+            return cls(content["model"], tuple(entries), _splits(content.get("splits", {})))
         except OSError as error:
             raise ValueError(f"cannot read the calibration {path}: {error.strerror}") from error
         except (ValueError, KeyError, TypeError) as error:
@@ -127,13 +129,13 @@ class Calibration:
 
     def write(self, path: Path) -> None:
         """Write the file that `read` reads; never half of it."""
-        content = {"model": self.model, "entries": [asdict(entry) for entry in self.entries]}
+        content = {"model": self.model, "splits": self.splits, "entries": [asdict(entry) for entry in self.entries]}
         write_whole(path, json.dumps(content) + "\n")
 
     def with_entry(self, entry: Entry) -> Calibration:
         """With an entry added, in the place of one for the same scheduler and number of steps."""
         kept = [old for old in self.entries if _key(old) != _key(entry)]
-        return Calibration(self.model, tuple(sorted([*kept, entry], key=_key)))
+        return Calibration(self.model, tuple(sorted([*kept, entry], key=_key)), self.splits)
 
     def nearest(self, scheduler: str, steps: int) -> Entry:
         """The entry for a scheduler and number of steps, or the one that is nearest to them."""
@@ -141,6 +143,13 @@ class Calibration:
             self.entries,
             key=lambda entry: (entry.scheduler != scheduler, abs(entry.num_inference_steps - steps)),
         )
+
+
+def _splits(splits: dict[str, int]) -> dict[str, int]:
+    for purpose, index in splits.items():
+        if purpose not in ("pipelined", "reuse") or type(index) is not int or index < 0:
+            raise ValueError(f"a split is the index of a cut for pipelined or reuse steps, not {purpose}: {index!r}")
+    return dict(splits)
 
 
 def _band(least: float, between: str, tolerances: Sequence[Sequence[float]]) -> Band:

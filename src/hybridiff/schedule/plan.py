@@ -100,6 +100,11 @@ class Schedule:
             return None
         return self._calibration.nearest(type(self.pipe.scheduler).__name__, self._grid)
 
+    @property
+    def splits(self) -> dict[str, int]:
+        """Index of the cut by purpose, as far as the calibration knows it."""
+        return {} if self._calibration is None else self._calibration.splits
+
     @cached_property
     def _calibration(self) -> Calibration | None:
         return find_calibration(self.pipe, self.config.calibration)
@@ -232,7 +237,8 @@ def describe_settings(pipe: Any, config: ParallelConfig) -> str:
     """
     calibration = find_calibration(pipe, config.calibration)
     entries = [] if calibration is None else [replace(entry, curves={}, measured=[]) for entry in calibration.entries]
-    return f"{published_settings(pipe)}, {reuse_share(pipe)}, calibration {entries}"
+    splits = {} if calibration is None else calibration.splits
+    return f"{published_settings(pipe)}, {reuse_share(pipe)}, calibration {entries}, splits {splits}"
 
 
 def find_calibration(pipe: Any, path: str | None) -> Calibration | None:
