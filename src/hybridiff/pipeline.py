@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import math
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -16,11 +18,16 @@ from .denoiser.hooks import AttachedHook, DenoiserHook
 from .denoiser.stages import StagedDenoiser
 from .distributed.comm import Comm, LocalComm
 from .distributed.consistency import describe_call, random_state_digest, require_same
+from .distributed.placement import join_torchrun, leave_process_group
 from .report.report import RunReport
 from .run import Run
 from .strategies import STRATEGIES
 
 _HOOK_NAME = "hybridiff"
+_ALONE = (
+    "nothing is shared: this is the only rank; start more with torchrun --nproc-per-node 2, use hybridiff.Engine, or "
+    "say devices=1"
+)
 
 
 def parallelize(pipe: Any, config: ParallelConfig | None = None, *, comm: Comm | None = None) -> ParallelPipeline:
@@ -29,7 +36,10 @@ def parallelize(pipe: Any, config: ParallelConfig | None = None, *, comm: Comm |
     Args:
         pipe: A loaded pipeline, the same on every rank, on this rank's device.
         config: What to do; condition-based partitioning unless given.
-        comm: The ranks; by default those of the running process group.
+        comm: The ranks; by default those of the running process group, or else those that torchrun started, whose
+            group is made here and left by `detach()`.
+
+    A pipeline that is parallel already is detached first.
 
     Returns:
         A callable with the stock pipeline's arguments and output, on which `detach()` restores the pipeline.
@@ -40,13 +50,17 @@ def parallelize(pipe: Any, config: ParallelConfig | None = None, *, comm: Comm |
         RankError: a rank did not answer.
     """
     config = config or ParallelConfig()
+    _detach_earlier(pipe)
     if comm is not None:
         return ParallelPipeline(pipe, config, comm)
+    joined = not config.simulate and join_torchrun(pipe.device, config.timeout)
     comm = _ranks(config)
     try:
-        return ParallelPipeline(pipe, config, comm)
-    except Exception:
+        return ParallelPipeline(pipe, config, comm, leave=leave_process_group if joined else None)
+    except BaseException:
         comm.close()
+        if joined:
+            leave_process_group()
         raise
 
 
@@ -60,7 +74,7 @@ class ParallelPipeline:
         report: What the last call did; None before the first.
     """
 
-    def __init__(self, pipe: Any, config: ParallelConfig, comm: Comm) -> None:
+    def __init__(self, pipe: Any, config: ParallelConfig, comm: Comm, leave: Callable[[], None] | None = None) -> None:
         family, denoiser, staged = _agree_on_setup(pipe, config, comm)
         self.pipe = pipe
         self.config = config
@@ -69,7 +83,9 @@ class ParallelPipeline:
         self._family = family
         self._denoiser: Any = denoiser
         self._staged = staged
+        self._leave = leave
         self._hook = DenoiserHook()
+        self._hook.owner = self
         self._attached: AttachedHook | None = AttachedHook(denoiser, self._hook, _HOOK_NAME)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -90,7 +106,7 @@ class ParallelPipeline:
             self._attached.relink()
             self._hook.answer = run.answer
             output = self.pipe(**self._arguments_of_this_rank(arguments, run))
-        except Exception as error:
+        except BaseException as error:  # Ctrl-C too: the other ranks must not wait for this one
             run.fail(error)
             raise
         finally:
@@ -98,6 +114,8 @@ class ParallelPipeline:
             if self._staged is not None:
                 self._staged.release()
         self.report = run.finish()
+        if self._is_alone:
+            self.report.notes.append(_ALONE)
         return output if self._returns_output else _without_images(output)
 
     def detach(self) -> None:
@@ -108,6 +126,8 @@ class ParallelPipeline:
             self._attached.remove()
             self._attached = None
             self.comm.close()
+            if self._leave is not None:
+                self._leave()
 
     def __enter__(self) -> ParallelPipeline:
         return self
@@ -116,6 +136,11 @@ class ParallelPipeline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.detach()
+
+    @property
+    def _is_alone(self) -> bool:
+        """Whether more than one rank was to be expected, but only this process is there."""
+        return self.comm.size == 1 and self.config.devices is None and self.config.strategy != "serial"
 
     @property
     def _returns_output(self) -> bool:
@@ -127,6 +152,7 @@ class ParallelPipeline:
         arguments: dict[str, Any] = {}
         try:
             arguments = _bind_call(self.pipe, args, kwargs)
+            _check_finite(arguments)
             self._check_steps(arguments)
             description = describe_call(self.pipe, self._denoiser, arguments)
             # Once more: a file of thresholds may have changed since.
@@ -158,6 +184,23 @@ class ParallelPipeline:
         if not self._returns_output:
             mine["output_type"] = "latent"  # only the leader decodes
         return mine
+
+
+def _check_finite(arguments: dict[str, Any]) -> None:
+    """Refuse numbers that are none: a guidance scale that is not a number would count as guidance off."""
+    for name, value in arguments.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value}")
+
+
+def _detach_earlier(pipe: Any) -> None:
+    """Take the place of an earlier `parallelize` of the same network, such as one whose ranks are gone."""
+    for attribute in ("unet", "transformer"):
+        network = getattr(pipe, attribute, None)
+        registry = getattr(getattr(network, "_orig_mod", network), "_diffusers_hook", None)
+        earlier = registry.get_hook(_HOOK_NAME) if registry is not None else None
+        if earlier is not None:
+            earlier.owner.detach()
 
 
 def _counting(callback: Any, run: Run) -> Any:

@@ -119,7 +119,7 @@ class Run:
             report.spans = self._all_spans()
         return report
 
-    def fail(self, error: Exception) -> None:
+    def fail(self, error: BaseException) -> None:
         """End the run because of an error of this rank, and tell the other ranks."""
         if not isinstance(error, RankError):  # a RankError is known to all ranks already
             self._channel.fail(error)

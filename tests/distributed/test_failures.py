@@ -14,11 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
-from hybridiff import ParallelConfig, parallelize
+from hybridiff import ParallelConfig, RankError, parallelize
 from support.jobs import Outcome, attempt, rank
 from support.oracles import drawn_one_part_after_another
 from support.pipelines import build, call_arguments, denoiser_of, draw
 from support.ranks import run_ranks
+from support.schedules import callback_at
 
 pytestmark = pytest.mark.distributed
 
@@ -313,3 +314,22 @@ def run_with_one_rank_leaving() -> Outcome:
         pipe.scheduler.step = interrupt_in_the_middle
     parallel = parallelize(pipe, ParallelConfig(timeout=GROUP_TIMEOUT))
     return attempt(lambda: draw(parallel, NAME))
+
+
+def test_ctrl_c_on_one_rank_reaches_the_others() -> None:
+    mine, other = run_ranks(interrupted_on_rank_0, 2)
+    assert mine == "KeyboardInterrupt: "
+    assert other == "RankError: rank 0 failed in warm-up, step 1: KeyboardInterrupt: "
+
+
+def interrupted_on_rank_0() -> str:
+    def interrupt(_: Any) -> None:
+        if rank() == 0:
+            raise KeyboardInterrupt
+
+    parallel = parallelize(build("sdxl two levels"), ParallelConfig(timeout=60.0))
+    try:
+        draw(parallel, "sdxl two levels", callback_on_step_end=callback_at(1, interrupt))
+    except (KeyboardInterrupt, RankError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing happened"

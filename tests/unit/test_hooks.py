@@ -100,13 +100,6 @@ def test_detaching_twice_is_harmless() -> None:
     assert not hasattr(pipe.transformer, "_diffusers_hook")
 
 
-def test_attaching_twice_is_refused() -> None:
-    pipe = build("sd3")
-    parallelize(pipe, CONFIG)
-    with pytest.raises(ValueError, match="already"):
-        parallelize(pipe, CONFIG)
-
-
 @pytest.mark.parametrize("other_first", [True, False], ids=["other hook first", "other hook second"])
 @pytest.mark.parametrize("other_leaves_first", [True, False], ids=["other leaves first", "other leaves second"])
 def test_other_hooks_stay_in_force(other_first: bool, other_leaves_first: bool) -> None:

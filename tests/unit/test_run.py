@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback, SD3CFGCutoffCallback, SDXLCFGCutoffCallback
 
-from hybridiff import ParallelConfig, ParallelPipeline, Phase, RunReport, parallelize
+from hybridiff import ParallelConfig, ParallelPipeline, Phase, RankError, RunReport, parallelize
 from hybridiff.strategies import CfgStrategy, SerialStrategy, Strategy
 from support.oracles import drawn_one_part_after_another, relative_difference
 from support.pipelines import build, call_arguments, draw
@@ -334,3 +334,43 @@ def test_a_simulation_decodes_pictures() -> None:
 def test_devices_that_were_not_started_are_refused() -> None:
     with pytest.raises(ValueError, match="2 ranks requested, 1 started; use devices=1, or start 2"):
         parallelize(build(NAME), ParallelConfig(strategy="serial", devices=2))
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+def test_a_guidance_scale_that_is_no_number_is_refused(scale: float) -> None:
+    with pytest.raises(ValueError, match="guidance_scale must be a finite number, got"):
+        draw(simulate(NAME), NAME, guidance_scale=scale)
+
+
+@pytest.mark.parametrize("strategy", ["cfg", "hybrid"])
+def test_nan_out_of_the_network_is_an_error_with_rank_and_step(strategy: str) -> None:
+    parallel = simulate(NAME, strategy)
+    layer = parallel.pipe.unet.conv_out
+    calls: list[int] = []
+
+    def spoil(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return output * float("nan") if len(calls) == 4 else output  # the conditional branch of step 1
+
+    hook = layer.register_forward_hook(spoil)
+    with pytest.raises(RankError, match="rank 1 predicted NaN or infinity in warm-up, step 1"):
+        draw(parallel, NAME)
+    hook.remove()
+    assert torch.equal(draw(parallel, NAME), draw(simulate(NAME, strategy), NAME))
+
+
+def test_a_second_parallelize_takes_the_place_of_the_first() -> None:
+    pipe = build(NAME)
+    first = parallelize(pipe, ParallelConfig(simulate=True))
+    second = parallelize(pipe, ParallelConfig(simulate=True))
+    assert torch.equal(draw(second, NAME), draw(simulate(NAME), NAME))
+    with pytest.raises(ValueError, match="detached"):
+        draw(first, NAME)
+    second.detach()
+    assert not hasattr(pipe.unet, "_diffusers_hook")
+
+
+def test_a_process_alone_says_that_nothing_is_shared() -> None:
+    parallel = parallelize(build(NAME), ParallelConfig(strategy="hybrid"))
+    draw(parallel, NAME)
+    assert any("nothing is shared" in note for note in report_of(parallel).notes)

@@ -60,10 +60,12 @@ class DenoiserHook(ModelHook):
 
     Attributes:
         answer: Called as `answer(forward, args, kwargs)`; None lets calls through to the network untouched.
+        owner: What attached it, and can `detach()` it.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.owner: Any = None
         self.answer: Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any] | None = None
 
     @torch.compiler.disable(recursive=False)  # type: ignore[no-untyped-call, untyped-decorator]

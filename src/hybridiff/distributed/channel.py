@@ -56,6 +56,7 @@ class Channel:
 
     Attributes:
         status: Goes out with the next packet.
+        position: Says where this rank is, for errors.
         interrupted: True once some rank asked for the generation to stop.
         sent: Bytes put on the wire so far by all ranks together, by purpose; tails count as "control".
         kind_ahead: Says of which kind the next step with messages is; a rank that leaves takes part in them.
@@ -67,7 +68,7 @@ class Channel:
         self.interrupted = False
         self.sent: Counter[str] = Counter()
         self.kind_ahead: Callable[[], StepKind] = lambda: StepKind.FULL
-        self._position = position
+        self.position = position
         self._timeline = timeline
         self._script: list[Message] = []
         self._packets: dict[int, torch.Tensor] = {}
@@ -286,7 +287,7 @@ class Channel:
 
     def _raise_together(self, error: BaseException | None) -> None:
         """Every rank says what happened to it, and every rank raises the same story."""
-        story = (self.status, self._position(), None if error is None else f"{type(error).__name__}: {error}")
+        story = (self.status, self.position(), None if error is None else f"{type(error).__name__}: {error}")
         stories = self._guard(lambda: self.comm.exchange(story), "the error of another rank")
         failed = [
             f"rank {rank} failed in {where}: {cause}"
@@ -307,7 +308,7 @@ class Channel:
         try:
             return send()
         except CommError as error:
-            raise RankError(f"rank {self.comm.rank} in {self._position()}, waiting to {what}: {error}") from error
+            raise RankError(f"rank {self.comm.rank} in {self.position()}, waiting to {what}: {error}") from error
 
     def _count(self, purpose: str, elements: int, element_size: int, copies: int) -> None:
         self.sent[purpose] += copies * elements * element_size

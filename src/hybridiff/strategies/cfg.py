@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
 from ..denoiser.call import Evaluation
+from ..distributed.comm import RankError
 from ..numerics.guidance import discrepancy
 from ..report.speedup import RowShares
 from .base import Answer, Strategy
@@ -37,7 +39,20 @@ class CfgStrategy(Strategy):
         """The answer of a guided step that all ranks have come through."""
         unconditional, conditional = prediction.chunk(2)  # (2B, C, H, W) -> 2 x (B, C, H, W)
         (measured,) = self.channel.settle(discrepancy(unconditional, conditional).reshape(1))
+        self._require_finite(prediction, measured)
         return Answer(prediction, measured)
+
+    def _require_finite(self, prediction: torch.Tensor, measured: float) -> None:
+        """Raise, on every rank alike, where the network of some rank returned what is no number."""
+        if math.isfinite(measured):
+            return
+        shares = split_rows(len(prediction), 2, self.comm.size) or []
+        ranks = [rank for rank, share in enumerate(shares) if not prediction[share].isfinite().all()]
+        if ranks:
+            raise RankError(
+                f"rank {ranks[0]} predicted NaN or infinity in {self.channel.position()}; if the network runs in "
+                "float16, try bfloat16 or float32"
+            )
 
     def predict_extra(self, evaluation: Evaluation, step: int) -> torch.Tensor:
         shares = split_rows(evaluation.rows, 1, self.comm.size)

@@ -156,15 +156,19 @@ class HybridStrategy(CfgStrategy):
             self._exchange = CarriedExchange(self.context, self._staged, self._inner.get(OUTER_RANK))
 
     def _cut(self, staged: StagedDenoiser, evaluation: Evaluation) -> None:
-        """Measure the blocks and cut; the leader's choice holds, as no two measurements are the same."""
+        """Cut; what the leader measured of the stages stands in every report, as no two measurements are the same."""
         staged.uncut()
         plans = staged.measure(evaluation, branch_rows(evaluation, evaluation.branches - 1))
         plan = self._choose(plans) if self.config.cut is None else plans[self.config.cut]
         staged.cut(self.channel.agree(plan, "agree on the cut")[0], evaluation.sample.shape)
 
     def _choose(self, plans: Sequence[StagePlan]) -> StagePlan:
-        """The pipeline wants equal stages, reuse a small outer one."""
-        if StepKind.PIPELINED in self._schedule.kinds:
+        """The pipeline wants equal stages, reuse a small outer one: by counted work, as an image depends on it."""
+        purpose = StepKind.PIPELINED if StepKind.PIPELINED in self._schedule.kinds else StepKind.REUSE
+        stored = self._schedule.splits.get(purpose.value)
+        if stored is not None and stored < len(plans) and self.config.outer_share is None:
+            return plans[stored]
+        if purpose is StepKind.PIPELINED:
             return choose_balanced(plans)
         share = self.config.outer_share
         return choose_share(plans, reuse_share(self.context.pipe) if share is None else share)
@@ -202,6 +206,7 @@ class HybridStrategy(CfgStrategy):
         before = torch.full_like(prediction, torch.nan) if self._before is None else self._before
         scalars = torch.stack([discrepancy(unconditional, conditional), drift(prediction, before)])
         measured, moved = self.channel.settle(scalars)
+        self._require_finite(prediction, measured)
         # A bit may decide which step is the next full one: where devices are unlike, what the leader measured holds.
         if self.context.unlike_devices and self.config.rule != "fixed":
             measured, moved = self.channel.agree((measured, moved), "agree on what the step showed")[0]
