@@ -2,236 +2,236 @@
 
 from __future__ import annotations
 
+import math
 import typing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
 from types import NoneType
-from typing import Any, Literal
+from typing import Any
 
-STRATEGIES = ("serial", "cfg", "reuse", "hybrid")
-SWITCHING = ("guided", "published", "fixed")
-BETWEEN = ("skipped", "reuse", "pipelined", "mixed")
-PARALLEL_GUIDANCE = ("published", "carry")
-FORECASTS = ("hold", "linear", "quadratic")
+from .errors import UsageError
+from .utils.names import require_known
+
+STRATEGIES = ("serial", "cfg", "hybrid", "published")
+STEP_KINDS = ("cached", "reuse")
+"""What the steps of `hybrid` between full ones may be."""
 OUTPUTS = ("leader", "all")
 QUALITIES = {"draft": 0.25, "balanced": 0.5, "high": 0.75, "exact": 1.0}
 """Names of qualities between 0 and 1."""
 BRANCHES = 2
 """Guidance branches of a pipeline: unconditional and conditional."""
+LONGEST_TIMEOUT = 7 * 24 * 3600.0
+"""Seconds; longer deadlines are typing errors, and overflow the clocks of process groups."""
+REFERENCE_STEPS = 50
+"""Number of steps for which settings in steps are given."""
 
-_WORDS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+_WORDS: dict[type, str] = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
 """What users call a type."""
+
+
+def _setting(default: Any, text: str, **limits: float) -> Any:
+    """A field with its help text and limits: `least`, `most`, `above` (exclusive)."""
+    metadata = {"help": text, **limits}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class PublishedSettings:
+    """Settings of the published switching rule (Jung et al. 2026); the paper's letters in brackets.
+
+    None takes the model's own: of its calibration, or else the preset of its family, scaled to the number of steps.
+    Values given by hand are taken as they are.
+    """
+
+    slope_window: int | None = _setting(None, "steps over which the discrepancy's slope is taken (L)", least=1)
+    slope_threshold: float | None = _setting(None, "slopes in [0, slope_threshold) count as flat (g)", above=0)
+    parallel_steps: int | None = _setting(None, "number of pipelined steps (k)", least=1)
+    tau_cap: int | None = _setting(None, "the parallel phase starts after this step at the latest", least=1)
+
+    def __post_init__(self) -> None:
+        _check_fields(self)
+
+    @property
+    def values(self) -> tuple[int, float, int, int]:
+        """All four, where none is left to the model."""
+        window, threshold, length, cap = self.slope_window, self.slope_threshold, self.parallel_steps, self.tau_cap
+        assert window is not None
+        assert threshold is not None
+        assert length is not None
+        assert cap is not None
+        return window, threshold, length, cap
+
+    def or_else(self, preset: PublishedSettings) -> PublishedSettings:
+        """The user's own values, and the preset's where there are none."""
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return replace(preset, **given)
+
+    def scaled(self, steps: int, given_for: int = REFERENCE_STEPS) -> PublishedSettings:
+        """Complete settings given for one number of steps, for another one."""
+        ratio = steps / given_for
+        window, threshold, length, cap = self.values
+        slope_window = max(1, round(window * ratio))
+        # Few steps leave room for at least two full ones before the parallel phase.
+        parallel_steps = max(1, min(steps - 2, round(length * ratio)))
+        latest = max(1, steps - 1 - parallel_steps)
+        return PublishedSettings(
+            slope_window=slope_window,
+            slope_threshold=threshold / ratio,
+            parallel_steps=parallel_steps,
+            tau_cap=min(latest, max(slope_window, round(cap * ratio))),
+        )
 
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How the ranks work together on one generation.
-
-    Args:
-        strategy: `serial` (the stock pipeline), `cfg` (condition-based partitioning: each guidance branch on its own
-            ranks; exact), `hybrid` (partitioned, and fewer evaluations while the branches agree) or `reuse` (`hybrid`
-            by a fixed schedule; between full steps only the outer stage runs, on a forecast of the inner one).
-        devices: Number of ranks the call is meant for. None takes the ranks that were started; under `simulate` it
-            is the number of ranks to play, 2 unless given.
-        simulate: Play all ranks in this one process, one after the other: the same arithmetic, no speed-up.
-        outputs: `leader` decodes and returns pictures on rank 0 only (others return None as images); `all` does so
-            on every rank.
-        timeout: Deadline in seconds of every wait for another rank.
-        trace: Record what each rank does when; waits for the device at every turn, so leave it off to measure.
-        quality: How near `hybrid` stays to the picture of one device, from 0 to 1: `draft` (0.25), `balanced` (0.5),
-            `high` (0.75), `exact` (1, the picture of `cfg` bit for bit), or a number.
-        calibration: File of thresholds that `hybridiff calibrate` wrote for the model; the embedded models bring
-            theirs.
-        switching: How `hybrid` decides which steps are full: `guided` by what full steps show, `published` by the
-            paper's rule, or `fixed`, which full_steps, tau1, tau2 and full_interval imply.
-        between: What the steps between full ones are: `skipped` (nothing runs, both predictions are forecast), `reuse`
-            (each rank runs the outer stage on its own branch), `pipelined` (each rank runs one stage of one branch), or
-            `mixed` (pipelined and reuse in turn).
-        parallel_guidance: What pipelined steps do for guidance: `carry` takes the difference of the branches over from
-            the last full steps, `published` lets one prediction serve both branches.
-        tolerance: Guided: drift that a step may have since the last full one; of the quality unless given.
-        settled: Guided: the parallel stage opens once the discrepancy changes by no more than this share in a step.
-        longest_interval: Guided: full steps are at most this far apart.
-        patience: Guided: the parallel stage closes after this many full steps in a row that leave no room between.
-        full_steps: Fixed: the full steps, such as `0-4,8,11,14,17-19`; instead of tau1, tau2 and full_interval.
-        slope_window: Steps over which the discrepancy's slope is taken (L); the model's preset unless given.
-        slope_threshold: Slopes in [0, slope_threshold) are flat (g); likewise.
-        parallel_steps: Number of pipelined steps (k); likewise.
-        tau_cap: The parallel stage starts after this step at the latest; likewise.
-        tau1: Fixed: last step before the parallel stage.
-        tau2: Fixed: last step of the parallel stage.
-        full_interval: Fixed: distance of full steps within the parallel stage; 0 for none.
-        carry: How the guidance difference is carried over: `hold`, `linear` or `quadratic`.
-        forecast: How the inner stage's result, or a skipped prediction, is carried over to the next steps: `hold`
-            (for skipped steps), `linear` (for all others) or `quadratic`.
-        catch_up: Share of what skipped steps got wrong, seen in hindsight, that the next full step makes up for.
-        outer_share: Cost of the outer stage that reuse steps aim at, as a share of a whole evaluation.
-        cut: Index of the cut, as `hybridiff inspect` lists them; chosen by measured costs unless given.
+    """How the ranks work together on one generation; every field's help text stands in its metadata.
 
     Raises:
-        ValueError: a value is unknown, of the wrong type or out of range.
+        UsageError: a value is unknown, of the wrong type or out of range.
     """
 
-    strategy: str = "cfg"
-    devices: int | None = None
-    simulate: bool = False
-    outputs: Literal["leader", "all"] = "leader"
-    timeout: float = 300.0
-    trace: bool = False
-    quality: str | float = "balanced"
-    calibration: str | None = None
-    switching: str | None = None
-    between: str | None = None
-    parallel_guidance: str | None = None
-    tolerance: float | None = None
-    settled: float | None = None
-    longest_interval: int | None = None
-    patience: int | None = None
-    full_steps: str | None = None
-    slope_window: int | None = None
-    slope_threshold: float | None = None
-    parallel_steps: int | None = None
-    tau_cap: int | None = None
-    tau1: int | None = None
-    tau2: int | None = None
-    full_interval: int | None = None
-    carry: str = "linear"
-    forecast: str | None = None
-    catch_up: float | None = None
-    outer_share: float | None = None
-    cut: int | None = None
+    strategy: str = _setting(
+        "cfg",
+        "serial: the stock pipeline; cfg: each guidance branch on its own ranks, exact; hybrid: cfg at full steps, "
+        "little or nothing between them; published: the method of the paper",
+    )
+    devices: int | None = _setting(
+        None, "number of ranks; those that were started unless given, 2 under simulate", least=1, most=4096
+    )
+    quality: str | float = _setting(
+        "balanced",
+        "how near hybrid stays to the image of one device, from 0 to 1: draft (0.25), balanced (0.5), high (0.75), "
+        "exact (1, the image of cfg bit for bit), or a number",
+    )
+    calibration: Any = _setting(
+        None, "file of thresholds that hybridiff calibrate wrote for the model; the embedded models bring theirs"
+    )
+    step_kind: str | None = _setting(
+        None,
+        "what the steps of hybrid between full ones are: cached (nothing runs) or reuse (each rank runs the outer "
+        "stage); of the calibration unless given",
+    )
+    tolerance: float | None = _setting(
+        None, "drift that a step of hybrid may have since the last full one; of the quality unless given", least=0
+    )
+    full_steps: str | None = _setting(None, "a fixed schedule for hybrid: its full steps, such as 0-4,8,11,14,17-19")
+    simulate: bool = _setting(False, "play all ranks in one process: the same image, no speed-up")
+    outputs: str = _setting("leader", "leader decodes and returns images on rank 0 only, all on every rank")
+    timeout: float = _setting(300.0, "deadline in seconds of every wait for another rank", above=0, most=LONGEST_TIMEOUT)
+    trace: bool = _setting(False, "record what each rank does when; waits for the device at every turn")
+    published: PublishedSettings = _setting(PublishedSettings, "settings of the published rule")
 
     def __post_init__(self) -> None:
-        _check_choice("strategy", self.strategy, STRATEGIES)
-        _check_choice("outputs", self.outputs, OUTPUTS)
-        _check_choice("switching", self.switching, (None, *SWITCHING))
-        _check_choice("between", self.between, (None, *BETWEEN))
-        _check_choice("parallel_guidance", self.parallel_guidance, (None, *PARALLEL_GUIDANCE))
-        _check_choice("carry", self.carry, FORECASTS)
-        _check_choice("forecast", self.forecast, (None, *FORECASTS))
-        _quality(self.quality)
-        for name, kinds in _field_types().items():
-            _check_type(name, getattr(self, name), kinds)
+        require_known("strategy", self.strategy, STRATEGIES)
+        require_known("outputs", self.outputs, OUTPUTS)
+        if self.step_kind is not None:
+            require_known("step_kind", self.step_kind, STEP_KINDS)
+        quality_value(self.quality)
+        _check_fields(self)
         if self.full_steps is not None:
             parse_steps(self.full_steps)
-        for name in ("tolerance", "settled", "catch_up"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < float("inf"):
-                raise ValueError(f"{name} must be a number of at least 0, got {value}")
-        for name, least in (("longest_interval", 1), ("patience", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        if self.outer_share is not None and not 0 < self.outer_share < 1:
-            raise ValueError(f"outer_share must lie between 0 and 1, got {self.outer_share}")
-        if self.devices is not None and self.devices < 1:
-            raise ValueError(f"devices must be at least 1, got {self.devices}")
-        if not 0 < self.timeout < float("inf"):
-            raise ValueError(f"timeout must be a positive number of seconds, got {self.timeout}")
-
-    @property
-    def quality_value(self) -> float:
-        """The quality as a number from 0 to 1."""
-        return _quality(self.quality)
-
-    @property
-    def kind_between(self) -> str | None:
-        """What the steps between full ones are, as the user or the strategy says; None leaves it to the calibration."""
-        if self.between is not None:
-            return self.between
-        if self.strategy == "reuse":
-            return "reuse"
-        return "pipelined" if self.rule == "published" else None
-
-    @property
-    def rule(self) -> str:
-        """The switching rule in force: `guided`, `published` or `fixed`."""
-        names_steps = (self.full_steps, self.tau1, self.tau2, self.full_interval) != (None,) * 4
-        return self.switching or ("fixed" if self.strategy == "reuse" or names_steps else "guided")
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as plain data, ready for JSON."""
-        return asdict(self)
+        """The fields as plain data, ready for JSON; a calibration in memory stands as its text."""
+        content = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        calibration = None if self.calibration is None else str(self.calibration)
+        return content | {"calibration": calibration, "published": asdict(self.published)}
+
+
+def quality_value(quality: str | float) -> float:
+    """A quality as a number from 0 to 1.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if isinstance(quality, str) and quality in QUALITIES:
+        return QUALITIES[quality]
+    try:
+        value = math.nan if isinstance(quality, bool) else float(quality)
+    except (ValueError, TypeError):
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise UsageError(f"quality must be {', '.join(QUALITIES)} or a number from 0 to 1, got {quality!r}")
+    return value
 
 
 def parse_steps(text: str) -> list[int]:
     """The steps that a text such as `0-4,8,11` names, in order.
 
     Raises:
-        ValueError: it names none that way.
+        UsageError: it names none that way.
     """
     steps: set[int] = set()
     for part in text.replace(" ", "").split(","):
         first, dash, last = part.partition("-")
         last = last if dash else first
-        if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
-            raise ValueError(f"full_steps must look like 0-4,8,11, got {text!r}")
+        if not (first.isdecimal() and last.isdecimal() and int(first) <= int(last) < 10**5):
+            raise UsageError(f"full_steps must look like 0-4,8,11, got {text!r}")
         steps.update(range(int(first), int(last) + 1))
     return sorted(steps)
-
-
-def _quality(quality: str | float) -> float:
-    if isinstance(quality, str) and quality in QUALITIES:
-        return QUALITIES[quality]
-    try:
-        value = float(quality)
-    except (ValueError, TypeError):
-        value = float("nan")
-    if not 0 <= value <= 1:
-        raise ValueError(f"quality must be {', '.join(QUALITIES)} or a number from 0 to 1, got {quality!r}")
-    return value
-
-
-def _check_choice(field: str, value: str | None, choices: tuple[str | None, ...]) -> None:
-    if value not in choices:
-        names = ", ".join(choice for choice in choices if choice is not None)
-        raise ValueError(f"unknown {field} {value!r}; choose one of {names}")
-
-
-@cache
-def _field_types() -> dict[str, tuple[type, ...]]:
-    """The types that each field of ParallelConfig takes; without Literal, whose values `_check_choice` looks at."""
-    hints = typing.get_type_hints(ParallelConfig)
-    return {
-        name: typing.get_args(hint) or (hint,) for name, hint in hints.items() if typing.get_origin(hint) is not Literal
-    }
-
-
-def _check_type(field: str, value: Any, kinds: tuple[type, ...]) -> None:
-    # In Python True is an int and 1 no float; to users it is the other way round.
-    accepted = (*kinds, int) if float in kinds else kinds
-    if isinstance(value, accepted) and (bool in kinds or not isinstance(value, bool)):
-        return
-    words = " or ".join(_WORDS[kind] for kind in kinds if kind is not NoneType)
-    raise ValueError(f"{field} must be {words}, got {value!r}")
 
 
 def check_ranks(config: ParallelConfig, ranks: int) -> None:
     """Refuse a number of ranks that a strategy cannot use; needs no model, so that it comes first.
 
     Raises:
-        ValueError: with the numbers and the remedy.
+        UsageError: with the numbers and the remedy.
     """
     strategy = config.strategy
-    if strategy in ("hybrid", "reuse") and config.kind_between in ("pipelined", "mixed"):
-        check_pipelined(ranks)
-    if strategy == "serial" or (strategy != "cfg" and ranks == 1):
-        return
-    if ranks % BRANCHES:
-        more = ranks + 1
-        raise ValueError(
-            f"strategy {strategy!r} needs a multiple of {BRANCHES} ranks, one half for each guidance branch; got "
-            f"{ranks}; use {more} (--devices {more}, torchrun --nproc-per-node {more}) or strategy 'serial'"
+    if strategy == "published" and ranks != BRANCHES:
+        raise UsageError(
+            f"strategy 'published' needs {BRANCHES} ranks, got {ranks}; use --devices {BRANCHES}, or strategy 'hybrid'"
         )
+    if strategy == "serial" or (strategy == "hybrid" and ranks == 1) or ranks % BRANCHES == 0:
+        return
+    more = ranks + 1
+    raise UsageError(
+        f"strategy {strategy!r} needs a multiple of {BRANCHES} ranks, one half for each guidance branch; got "
+        f"{ranks}; use {more} (--devices {more}, torchrun --nproc-per-node {more}) or strategy 'serial'"
+    )
 
 
-def check_pipelined(ranks: int) -> None:
-    """Refuse pipelined steps on other numbers of ranks than two.
+@cache
+def field_types(documented: type) -> dict[str, tuple[type, ...]]:
+    """The types that each field of a config takes, by name."""
+    hints = typing.get_type_hints(documented)
+    return {entry.name: typing.get_args(hints[entry.name]) or (hints[entry.name],) for entry in fields(documented)}
+
+
+def _check_fields(config: Any) -> None:
+    types = field_types(type(config))
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        if Any not in types[entry.name]:
+            _check_type(entry.name, value, types[entry.name])
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            check_limits(entry.name, value, **{name: entry.metadata[name] for name in entry.metadata if name != "help"})
+
+
+def _check_type(name: str, value: Any, kinds: tuple[type, ...]) -> None:
+    # In Python True is an int and 1 no float; to users it is the other way round.
+    accepted = (*kinds, int) if float in kinds else kinds
+    if isinstance(value, accepted) and (bool in kinds or not isinstance(value, bool)):
+        return
+    words = " or ".join(_WORDS.get(kind, kind.__name__) for kind in kinds if kind is not NoneType)
+    raise UsageError(f"{name} must be {words}, got {value!r}")
+
+
+def check_limits(
+    name: str, value: float, least: float = -math.inf, most: float = math.inf, above: float = -math.inf
+) -> None:
+    """Refuse numbers that are not finite or out of range.
 
     Raises:
-        ValueError: with the numbers and the remedy.
+        UsageError: names the argument and what would do.
     """
-    if ranks != BRANCHES:
-        raise ValueError(
-            f"pipelined steps need {BRANCHES} ranks, got {ranks}; use --devices {BRANCHES}, or --between skipped"
-        )
+    if not math.isfinite(value):
+        raise UsageError(f"{name} must be a finite number, got {value}")
+    if value < least:
+        raise UsageError(f"{name} must be at least {least:g}, got {value:g}")
+    if value <= above:
+        raise UsageError(f"{name} must be above {above:g}, got {value:g}")
+    if value > most:
+        raise UsageError(f"{name} must be at most {most:g}, got {value:g}")
