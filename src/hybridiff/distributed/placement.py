@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 DEVICES = ("auto", "cuda", "cpu")
 DEFAULT_RANKS = 2
 """Ranks where neither the user nor torchrun says how many."""
+_JOINS = itertools.count()
+"""Groups made in this process, the same on all ranks: a store still holds the addresses of the groups before."""
 
 
 @dataclass(frozen=True)
@@ -95,18 +98,19 @@ class Placement:
         """
         import torch
         import torch.distributed as dist
+        from torch.distributed.distributed_c10d import PrefixStore
+        from torch.distributed.rendezvous import rendezvous as meet
 
         if self.device_type == "cuda":
             torch.cuda.set_device(self.device)
         if self.world == 1 or dist.is_initialized():
             return False
-        dist.init_process_group(
-            "nccl" if self.device_type == "cuda" else "gloo",
-            init_method="env://" if rendezvous is None else f"file://{rendezvous}",
-            rank=self.rank,
-            world_size=self.world,
-            timeout=timedelta(seconds=timeout),
-        )
+        deadline = timedelta(seconds=timeout)
+        where = "env://" if rendezvous is None else f"file://{rendezvous}"
+        store, _, _ = next(meet(where, self.rank, self.world, timeout=deadline))
+        store = PrefixStore(f"hybridiff {next(_JOINS)}", store)
+        backend = "nccl" if self.device_type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world, timeout=deadline)
         return True
 
     def _at(self, rank: int, local_rank: int) -> Placement:

@@ -17,8 +17,9 @@ from typing import Any, ClassVar
 from ..config import ParallelConfig, check_ranks
 from ..distributed.placement import DEFAULT_RANKS, Placement, leave_process_group
 from ..errors import EngineError, RankError, UsageError
-from ..models.loading import ModelFolder, check_dtype, find_model
+from ..models.loading import DTYPES, ModelFolder, find_model
 from ..models.schedulers import check_scheduler
+from ..utils.names import require_known
 from .launcher import RankGroup
 from .protocol import Call, Generation, OnStep, RankSpec, pack
 
@@ -79,7 +80,7 @@ class Engine:
         self.config = replace(config, devices=devices, timeout=config.timeout if timeout is None else timeout)
         check_ranks(self.config, devices)
         if dtype is not None:
-            check_dtype(dtype)
+            require_known("dtype", dtype, DTYPES)
         self.folder = model if isinstance(model, ModelFolder) else find_model(model, variant)
         if scheduler is not None:
             check_scheduler(scheduler, self.folder.scheduler_config)

@@ -130,19 +130,25 @@ def joined(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What is done to join a group: the device that is made current, and the arguments of init_process_group."""
     done: list[Any] = []
     monkeypatch.setattr(torch.cuda, "set_device", done.append)
-    monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: done.append((backend, options)))
+
+    def meet(method: str, rank: int, world: int, timeout: timedelta) -> Any:
+        done.append((method, rank, world))
+        yield dist.HashStore(), rank, world
+
+    monkeypatch.setattr(sys.modules["torch.distributed.rendezvous"], "rendezvous", meet)
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, store, **options: done.append((backend, options)))
     return done
 
 
-def options(rank: int, world: int, method: str) -> dict[str, Any]:
-    return {"rank": rank, "world_size": world, "init_method": method, "timeout": timedelta(seconds=9)}
+def steps(backend: str, rank: int, world: int, method: str) -> list[Any]:
+    options = {"rank": rank, "world_size": world, "timeout": timedelta(seconds=9)}
+    return [(method, rank, world), (backend, options)]
 
 
 def test_ranks_meet_by_gloo_on_the_cpu_and_by_nccl_on_gpus(joined: list[Any]) -> None:
     assert Placement(2, 1, 1, 2, "cpu", under_torchrun=False).join(9.0, "/tmp/meet")
     assert Placement(4, 3, 1, 2, "cuda:1", under_torchrun=True).join(9.0)
-    on_cpu, on_gpus = ("gloo", options(1, 2, "file:///tmp/meet")), ("nccl", options(3, 4, "env://"))
-    assert joined == [on_cpu, "cuda:1", on_gpus]
+    assert joined == [*steps("gloo", 1, 2, "file:///tmp/meet"), "cuda:1", *steps("nccl", 3, 4, "env://")]
 
 
 def test_nobody_is_met_alone_or_where_a_group_exists(joined: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +165,7 @@ def test_parallelize_joins_torchrun_on_the_device_of_its_pipeline(
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
     assert join_torchrun(torch.device("cuda", 1), 9.0)
-    assert joined == ["cuda:1", ("nccl", options(3, 4, "env://"))]
+    assert joined == ["cuda:1", *steps("nccl", 3, 4, "env://")]
 
 
 def test_a_group_is_left_once(tmp_path: Path) -> None:
