@@ -10,40 +10,49 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import ParallelConfig
-    from .distributed.comm import Comm, RankError
-    from .launch.engine import Engine, EngineError
+    from .config import ParallelConfig, PublishedSettings
+    from .distributed.comm import Comm
+    from .errors import CommError, EngineError, RankError, UsageError
+    from .launch.engine import Engine
     from .models.loading import load_pipeline
     from .pipeline import ParallelPipeline, parallelize
     from .report.report import RunReport, StepRecord
-    from .schedule.kinds import Phase
+    from .schedule.kinds import Phase, StepKind
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Comm",
+    "CommError",
     "Engine",
     "EngineError",
     "ParallelConfig",
     "ParallelPipeline",
     "Phase",
+    "PublishedSettings",
     "RankError",
     "RunReport",
+    "StepKind",
     "StepRecord",
+    "UsageError",
     "load_pipeline",
     "parallelize",
 ]
 
 _MODULES = {
     "Comm": "distributed.comm",
+    "CommError": "errors",
     "Engine": "launch.engine",
-    "EngineError": "launch.engine",
+    "EngineError": "errors",
     "ParallelConfig": "config",
     "ParallelPipeline": "pipeline",
     "Phase": "schedule.kinds",
-    "RankError": "distributed.comm",
+    "PublishedSettings": "config",
+    "RankError": "errors",
     "RunReport": "report.report",
+    "StepKind": "schedule.kinds",
     "StepRecord": "report.report",
+    "UsageError": "errors",
     "load_pipeline": "models.loading",
     "parallelize": "pipeline",
 }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import typing
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
 from types import NoneType
 from typing import Any
 
@@ -31,10 +30,7 @@ _WORDS: dict[type, str] = {bool: "true or false", int: "an integer", float: "a n
 
 def _setting(default: Any, text: str, **limits: float) -> Any:
     """A field with its help text and limits: `least`, `most`, `above` (exclusive)."""
-    metadata = {"help": text, **limits}
-    if callable(default):
-        return field(default_factory=default, metadata=metadata)
-    return field(default=default, metadata=metadata)
+    return field(default=default, metadata={"help": text, **limits})
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,7 @@ class ParallelConfig:
         "how near hybrid stays to the image of one device, from 0 to 1: draft (0.25), balanced (0.5), high (0.75), "
         "exact (1, the image of cfg bit for bit), or a number",
     )
-    calibration: Any = _setting(
+    calibration: object = _setting(
         None, "file of thresholds that hybridiff calibrate wrote for the model; the embedded models bring theirs"
     )
     step_kind: str | None = _setting(
@@ -119,9 +115,13 @@ class ParallelConfig:
     full_steps: str | None = _setting(None, "a fixed schedule for hybrid: its full steps, such as 0-4,8,11,14,17-19")
     simulate: bool = _setting(False, "play all ranks in one process: the same image, no speed-up")
     outputs: str = _setting("leader", "leader decodes and returns images on rank 0 only, all on every rank")
-    timeout: float = _setting(300.0, "deadline in seconds of every wait for another rank", above=0, most=LONGEST_TIMEOUT)
+    timeout: float = _setting(
+        300.0, "deadline in seconds of every wait for another rank", above=0, most=LONGEST_TIMEOUT
+    )
     trace: bool = _setting(False, "record what each rank does when; waits for the device at every turn")
-    published: PublishedSettings = _setting(PublishedSettings, "settings of the published rule")
+    published: PublishedSettings = field(
+        default_factory=PublishedSettings, metadata={"help": "settings of the published rule"}
+    )
 
     def __post_init__(self) -> None:
         require_known("strategy", self.strategy, STRATEGIES)
@@ -193,7 +193,6 @@ def check_ranks(config: ParallelConfig, ranks: int) -> None:
     )
 
 
-@cache
 def field_types(documented: type) -> dict[str, tuple[type, ...]]:
     """The types that each field of a config takes, by name."""
     hints = typing.get_type_hints(documented)
@@ -204,7 +203,7 @@ def _check_fields(config: Any) -> None:
     types = field_types(type(config))
     for entry in fields(config):
         value = getattr(config, entry.name)
-        if Any not in types[entry.name]:
+        if object not in types[entry.name]:
             _check_type(entry.name, value, types[entry.name])
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             check_limits(entry.name, value, **{name: entry.metadata[name] for name in entry.metadata if name != "help"})

@@ -5,22 +5,25 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import math
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 import torch
 
+from .arguments import MOST_PIXELS, SizeLimits, check_arguments
 from .config import ParallelConfig, check_ranks
-from .denoiser.call import DenoiserFamily, find_denoiser
+from .denoiser.adapters import DenoiserAdapter, find_denoiser
 from .denoiser.hooks import AttachedHook, DenoiserHook
 from .denoiser.stages import StagedDenoiser
 from .distributed.comm import Comm, LocalComm
 from .distributed.consistency import describe_call, random_state_digest, require_same
 from .distributed.placement import join_torchrun, leave_process_group
+from .distributed.process import world_comm
+from .errors import UsageError
 from .report.report import RunReport
-from .run import Run
+from .run import Run, Setup
+from .schedule.presets import ModelSettings
 from .strategies import STRATEGIES
 
 _HOOK_NAME = "hybridiff"
@@ -28,24 +31,25 @@ _ALONE = (
     "nothing is shared: this is the only rank; start more with torchrun --nproc-per-node 2, use hybridiff.Engine, or "
     "say devices=1"
 )
+_CHANGES_STEPS = {"strength", "timesteps", "sigmas", "denoising_end", "denoising_start"}
+"""Arguments by which a call has another number of steps than num_inference_steps."""
 
 
 def parallelize(pipe: Any, config: ParallelConfig | None = None, *, comm: Comm | None = None) -> ParallelPipeline:
     """Attach a strategy to a diffusers pipeline; to be called on every rank.
 
     Args:
-        pipe: A loaded pipeline, the same on every rank, on this rank's device.
-        config: What to do; condition-based partitioning unless given.
+        pipe: A loaded pipeline, the same on every rank, on this rank's device. One that is parallel already is
+            detached first.
+        config: What to do; condition-based partitioning unless given. A calibration file is read here, once.
         comm: The ranks; by default those of the running process group, or else those that torchrun started, whose
             group is made here and left by `detach()`.
-
-    A pipeline that is parallel already is detached first.
 
     Returns:
         A callable with the stock pipeline's arguments and output, on which `detach()` restores the pipeline.
 
     Raises:
-        ValueError: the pipeline or the number of ranks does not fit the strategy, or ranks were given different
+        UsageError: the pipeline or the number of ranks does not fit the strategy, or ranks were given different
             configs; on every rank.
         RankError: a rank did not answer.
     """
@@ -54,7 +58,7 @@ def parallelize(pipe: Any, config: ParallelConfig | None = None, *, comm: Comm |
     if comm is not None:
         return ParallelPipeline(pipe, config, comm)
     joined = not config.simulate and join_torchrun(pipe.device, config.timeout)
-    comm = _ranks(config)
+    comm = LocalComm(config.devices or 2) if config.simulate else world_comm(config.timeout)
     try:
         return ParallelPipeline(pipe, config, comm, leave=leave_process_group if joined else None)
     except BaseException:
@@ -75,18 +79,15 @@ class ParallelPipeline:
     """
 
     def __init__(self, pipe: Any, config: ParallelConfig, comm: Comm, leave: Callable[[], None] | None = None) -> None:
-        family, denoiser, staged = _agree_on_setup(pipe, config, comm)
+        self._setup = _agree_on_setup(pipe, config, comm)
         self.pipe = pipe
         self.config = config
         self.comm = comm
         self.report: RunReport | None = None
-        self._family = family
-        self._denoiser: Any = denoiser
-        self._staged = staged
         self._leave = leave
         self._hook = DenoiserHook()
         self._hook.owner = self
-        self._attached: AttachedHook | None = AttachedHook(denoiser, self._hook, _HOOK_NAME)
+        self._attached: AttachedHook | None = AttachedHook(self._setup.network, self._hook, _HOOK_NAME)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the stock pipeline on all ranks.
@@ -95,13 +96,13 @@ class ParallelPipeline:
             The stock output. On ranks other than 0 its images are None, unless `outputs="all"`.
 
         Raises:
-            ValueError: ranks were called with different things, or a value is bad; on every rank.
+            UsageError: ranks were called with different things, or a value is bad; on every rank.
             RankError: another rank failed; on every rank.
         """
         if self._attached is None:
-            raise ValueError("this pipeline was detached; call parallelize(pipe) again")
+            raise UsageError("this pipeline was detached; call parallelize(pipe) again")
         arguments = self._agree_on_call(args, kwargs)
-        run = Run(self.pipe, self._family, self._denoiser.config.out_channels, self.config, self.comm, self._staged)
+        run = Run(self._setup, arguments)
         try:
             self._attached.relink()
             self._hook.answer = run.answer
@@ -111,8 +112,8 @@ class ParallelPipeline:
             raise
         finally:
             self._hook.answer = None
-            if self._staged is not None:
-                self._staged.release()
+            if self._setup.staged is not None:
+                self._setup.staged.release()
         self.report = run.finish()
         if self._is_alone:
             self.report.notes.append(_ALONE)
@@ -120,14 +121,15 @@ class ParallelPipeline:
 
     def detach(self) -> None:
         """Restore the stock pipeline exactly."""
-        if self._attached is not None:
-            if self._staged is not None:
-                self._staged.uncut()
-            self._attached.remove()
-            self._attached = None
-            self.comm.close()
-            if self._leave is not None:
-                self._leave()
+        if self._attached is None:
+            return
+        if self._setup.staged is not None:
+            self._setup.staged.remove()
+        self._attached.remove()
+        self._attached = None
+        self.comm.close()
+        if self._leave is not None:
+            self._leave()
 
     def __enter__(self) -> ParallelPipeline:
         return self
@@ -152,11 +154,9 @@ class ParallelPipeline:
         arguments: dict[str, Any] = {}
         try:
             arguments = _bind_call(self.pipe, args, kwargs)
-            _check_finite(arguments)
+            check_arguments(arguments, _size_limits(self._setup))
             self._check_steps(arguments)
-            description = describe_call(self.pipe, self._denoiser, arguments)
-            # Once more: a file of thresholds may have changed since.
-            description["settings of the model"] = STRATEGIES[self.config.strategy].settings_of(self.config, self.pipe)
+            description = describe_call(self.pipe, self._setup.network, arguments)
         except Exception as error:  # told to all ranks, raised by require_same
             description = error
         require_same(self.comm, description)
@@ -165,32 +165,28 @@ class ParallelPipeline:
     def _check_steps(self, arguments: dict[str, Any]) -> None:
         parameters = inspect.signature(self.pipe.__call__).parameters
         steps = arguments.get("num_inference_steps", parameters["num_inference_steps"].default)
-        changes_steps = {"strength", "timesteps", "sigmas", "denoising_end", "denoising_start"}
-        if isinstance(steps, int) and not changes_steps & (arguments.keys() | ({"strength"} & parameters.keys())):
-            STRATEGIES[self.config.strategy].check_call(self.config, self.pipe, steps)
+        if isinstance(steps, int) and not _CHANGES_STEPS & (arguments.keys() | ({"strength"} & parameters.keys())):
+            strategy, settings = STRATEGIES[self.config.strategy], self._setup.settings
+            strategy.check_steps(self.config, settings, self.pipe.scheduler, steps)
 
     def _with_shared_randomness(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """Give all ranks the leader's seed where the call brings no generator and their global ones differ."""
-        if arguments.get("generator") is not None or len(set(self.comm.exchange(random_state_digest()))) == 1:
+        if arguments.get("generator") is not None or self.comm.size == len(self.comm.local_ranks):
             return arguments
-        seed = self.comm.exchange(int(torch.randint(2**62, ()).item()))[0]
+        if len(set(self.comm.all_gather_object(random_state_digest()))) == 1:
+            return arguments
+        seed = self.comm.all_gather_object(int(torch.randint(2**62, ()).item()))[0]
         return arguments | {"generator": torch.Generator().manual_seed(seed)}
 
     def _arguments_of_this_rank(self, arguments: dict[str, Any], run: Run) -> dict[str, Any]:
-        mine = arguments | {"callback_on_step_end": _counting(arguments.get("callback_on_step_end"), run)}
-        wanted_tensors = getattr(arguments.get("callback_on_step_end"), "tensor_inputs", None)
+        callback = arguments.get("callback_on_step_end")
+        mine = arguments | {"callback_on_step_end": _counting(callback, run)}
+        wanted_tensors = getattr(callback, "tensor_inputs", None)
         if wanted_tensors is not None:  # diffusers asks its own callback classes which tensors they want
             mine["callback_on_step_end_tensor_inputs"] = wanted_tensors
         if not self._returns_output:
             mine["output_type"] = "latent"  # only the leader decodes
         return mine
-
-
-def _check_finite(arguments: dict[str, Any]) -> None:
-    """Refuse numbers that are none: a guidance scale that is not a number would count as guidance off."""
-    for name, value in arguments.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name} must be a finite number, got {value}")
 
 
 def _detach_earlier(pipe: Any) -> None:
@@ -216,7 +212,10 @@ def _counting(callback: Any, run: Run) -> Any:
 
 
 def _bind_call(pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    bound = inspect.signature(pipe.__call__).bind(*args, **kwargs)
+    try:
+        bound = inspect.signature(pipe.__call__).bind(*args, **kwargs)
+    except TypeError as error:
+        raise UsageError(f"{type(pipe).__name__} cannot be called that way: {error}") from error
     extra = next((p.name for p in bound.signature.parameters.values() if p.kind is p.VAR_KEYWORD), None)
     arguments = dict(bound.arguments)
     return arguments | arguments.pop(extra, {}) if extra else arguments
@@ -228,35 +227,40 @@ def _without_images(output: Any) -> Any:
     return type(output)(**{field.name: None for field in dataclasses.fields(output)})
 
 
-def _ranks(config: ParallelConfig) -> Comm:
-    return LocalComm(config.devices or 2) if config.simulate else Comm.world(config.timeout)
-
-
-def _agree_on_setup(
-    pipe: Any, config: ParallelConfig, comm: Comm
-) -> tuple[DenoiserFamily, torch.nn.Module, StagedDenoiser | None]:
+def _agree_on_setup(pipe: Any, config: ParallelConfig, comm: Comm) -> Setup:
     """Check what this rank was given, and that the others were given the same: every rank raises, or none."""
-    problem: Exception | None = None
+    description: dict[str, str] | Exception
     try:
         _check_size(config, comm)
         check_ranks(config, comm.size)
-        strategy = STRATEGIES[config.strategy]
-        family, denoiser = find_denoiser(pipe)
+        adapter, network = find_denoiser(pipe)
         _check_pipeline(pipe)
-        settings = {name: repr(value) for name, value in config.to_dict().items()}
-        settings["settings of the model"] = strategy.settings_of(config, pipe)
-        staged = StagedDenoiser(family, denoiser) if strategy.needs_stages(config, pipe) else None
-        if staged is not None:
-            strategy.check_network(config, staged)
+        settings = ModelSettings.find(pipe, adapter, config.calibration)
+        description = {name: repr(value) for name, value in config.to_dict().items()}
+        description["settings of the model"] = settings.describe()
+        staged = _staged(adapter, network, config, settings)
     except Exception as error:  # told to all ranks, raised by require_same
-        problem = error
-    require_same(comm, problem or settings)
-    return family, denoiser, staged
+        description = error
+    require_same(comm, description)
+    return Setup(pipe, adapter, network, config, settings, comm, staged)
+
+
+def _staged(
+    adapter: DenoiserAdapter, network: torch.nn.Module, config: ParallelConfig, settings: ModelSettings
+) -> StagedDenoiser | None:
+    needed = STRATEGIES[config.strategy].needs_stages(config, settings)
+    return StagedDenoiser(adapter, network) if needed else None
+
+
+def _size_limits(setup: Setup) -> SizeLimits:
+    """The largest image that the network takes; that sizes fit its patches, the stock pipeline says itself."""
+    largest, scale = setup.adapter.largest_size(setup.network), getattr(setup.pipe, "vae_scale_factor", 1)
+    return SizeLimits(largest=MOST_PIXELS if largest is None else largest * scale, model=type(setup.pipe).__name__)
 
 
 def _check_size(config: ParallelConfig, comm: Comm) -> None:
     if config.devices is not None and config.devices != comm.size:
-        raise ValueError(
+        raise UsageError(
             f"{config.devices} ranks requested, {comm.size} started; use devices={comm.size}, or start "
             f"{config.devices} (torchrun --nproc-per-node {config.devices}, --devices {config.devices})"
         )
@@ -267,9 +271,9 @@ def _check_pipeline(pipe: Any) -> None:
     name = type(pipe).__name__
     parameters = inspect.signature(pipe.__call__).parameters
     if not {"image_guidance_scale", "pag_scale", "editing_prompt"}.isdisjoint(parameters):
-        raise ValueError(f"{name} evaluates more than two branches a step; only two are supported")
+        raise UsageError(f"{name} evaluates more than two branches a step; only two are supported")
     # On the class: until the first call the properties raise AttributeError on the pipeline itself.
     if not hasattr(type(pipe), "do_classifier_free_guidance"):
-        raise ValueError(f"{name} does not say whether guidance is on (do_classifier_free_guidance)")
+        raise UsageError(f"{name} does not say whether guidance is on (do_classifier_free_guidance)")
     if "callback_on_step_end" not in parameters or not hasattr(type(pipe), "num_timesteps"):
-        raise ValueError(f"{name} has no callback_on_step_end and num_timesteps, by which steps are counted")
+        raise UsageError(f"{name} has no callback_on_step_end and num_timesteps, by which steps are counted")

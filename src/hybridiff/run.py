@@ -2,61 +2,101 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from .config import ParallelConfig
-from .denoiser.call import DenoiserFamily, Evaluation, bind_arguments
+from .denoiser.adapters import DenoiserAdapter
+from .denoiser.call import Evaluation, bind_arguments
 from .denoiser.stages import StagedDenoiser
-from .distributed.channel import Channel, Status
-from .distributed.comm import Comm, RankError
-from .report.report import RunReport, Span, StepRecord, Timeline
+from .distributed.channel import Channel, Reading
+from .distributed.comm import Comm
+from .distributed.consistency import device_identity
+from .distributed.status import Status
+from .errors import RankError
+from .report.report import RunReport, StepRecord
+from .report.timeline import Span, Timeline
 from .schedule.kinds import Phase, StepKind
-from .strategies import STRATEGIES, RunContext, Strategy
+from .schedule.presets import ModelSettings
+from .strategies import STRATEGIES, Answer, RunContext, Strategy
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What all runs of one parallel pipeline have in common.
+
+    Attributes:
+        pipe: The stock pipeline.
+        adapter: What is known of its denoiser's family.
+        network: The denoiser.
+        config: What the user asked for.
+        settings: What holds for the model.
+        comm: The ranks.
+        staged: The denoiser, ready to be split, for strategies that do so.
+    """
+
+    pipe: Any
+    adapter: DenoiserAdapter
+    network: Any
+    config: ParallelConfig
+    settings: ModelSettings
+    comm: Comm
+    staged: StagedDenoiser | None
+
+
+@dataclass
+class _Step:
+    """A step that runs, or has run; what was measured of it may still be on its way."""
+
+    index: int
+    started: float
+    phase: Phase = Phase.WARM_UP
+    kind: StepKind = StepKind.FULL
+    answered: bool = False  # whether it had its guided evaluation
+    extra: int = 0  # evaluations after that one
+    reading: Reading | None = None
+    seconds: float = 0.0
+    sent: Counter[str] | None = None
+
+    def record(self) -> StepRecord:
+        measured = dict(zip(("discrepancy", "drift"), self.reading.values() if self.reading else (), strict=False))
+        drift = measured.get("drift", math.nan)
+        return StepRecord(
+            index=self.index,
+            phase=self.phase,
+            kind=self.kind,
+            discrepancy=measured.get("discrepancy"),
+            drift=drift if math.isfinite(drift) else None,
+            seconds=self.seconds,
+            bytes_by_purpose=dict(self.sent or {}),
+            extra_evaluations=self.extra,
+        )
 
 
 class Run:
     """The life of one pipeline call on this rank.
 
     Args:
-        pipe: The stock pipeline that is being called.
-        family: The family of its denoiser.
-        channels: Channels of the denoiser's prediction.
-        config: What the user asked for.
-        comm: The ranks.
-        staged: The denoiser, ready to be cut, for strategies that do so.
+        setup: The parallel pipeline that is being called.
+        arguments: Of the call, by name.
     """
 
-    def __init__(
-        self,
-        pipe: Any,
-        family: DenoiserFamily,
-        channels: int,
-        config: ParallelConfig,
-        comm: Comm,
-        staged: StagedDenoiser | None = None,
-    ) -> None:
-        self.report = RunReport(strategy=config.strategy, devices=comm.size)
-        self._pipe = pipe
-        self._family = family
-        self._channels = channels
-        self._config = config
-        self._comm = comm
-        self._staged = staged
-        self._timeline = Timeline(config.trace, _synchronizer(pipe) if config.trace else None)
-        self._channel = Channel(comm, self._position, self._timeline)
+    def __init__(self, setup: Setup, arguments: dict[str, Any]) -> None:
+        self._setup = setup
+        self._arguments = arguments
+        self._timeline = Timeline(setup.config.trace, _synchronizer(setup.pipe) if setup.config.trace else None)
+        self._channel = Channel(setup.comm, self._where, self._timeline)
         self._strategy: Strategy | None = None
-        self._step = 0
-        self._kind = StepKind.FULL
-        self._discrepancy: float | None = None
-        self._drift: float | None = None
-        self._answered = False  # whether this step had its guided evaluation
-        self._extra = 0  # evaluations of this step after that one
-        self._started = self._step_started = time.perf_counter()
+        self._notes: list[str] = []
+        self._steps: list[_Step] = []
+        self._started = time.perf_counter()
+        self._current = _Step(0, self._started)
         self._sent_before: Counter[str] = Counter()
 
     def answer(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -68,37 +108,24 @@ class Run:
         evaluation = self._evaluation(forward, args, kwargs)
         if self._strategy is None:
             self._strategy = self._begin(evaluation)
-        if self._answered:
-            self._extra += 1
-            return evaluation.wrap(self._strategy.predict_extra(evaluation, self._step))
-        answer = self._strategy.predict(evaluation, self._step)
-        self._kind = self._strategy.kind(self._step)  # before a callback can end guidance
-        self._answered = True
-        self._discrepancy, self._drift = answer.discrepancy, answer.drift
+        step = self._current
+        if step.answered:
+            step.extra += 1
+            return evaluation.wrap(self._strategy.predict_extra(evaluation))
+        answer: Answer = self._strategy.predict(evaluation, step.index)
+        step.answered, step.reading = True, answer.reading
+        step.kind = self._strategy.kind(step.index)  # before a callback can end guidance
         if self._channel.interrupted:
-            self._pipe._interrupt = True
+            self._setup.pipe._interrupt = True
         return evaluation.wrap(answer.prediction)
 
     def end_step(self) -> None:
-        """Close the record of a step; the one place that counts steps."""
+        """Close a step; the one place that counts steps."""
         now = time.perf_counter()
-        sent = Counter(self._channel.sent)
-        self.report.steps.append(
-            StepRecord(
-                index=self._step,
-                phase=self._phase(),
-                kind=self._kind,
-                discrepancy=self._discrepancy,
-                drift=self._drift,
-                seconds=now - self._step_started,
-                bytes_by_purpose=dict(sent - self._sent_before),
-                extra_evaluations=self._extra,
-            )
-        )
-        self._sent_before, self._step_started = sent, now
-        self._step += 1
-        self._answered, self._extra = False, 0
-        self._discrepancy, self._drift = None, None
+        step, sent = self._current, Counter(self._channel.sent)
+        step.phase, step.seconds, step.sent = self._phase(), now - step.started, sent - self._sent_before
+        self._steps.append(step)
+        self._current, self._sent_before = _Step(step.index + 1, now), sent
         self._delay_interrupt()
 
     def finish(self) -> RunReport:
@@ -108,14 +135,15 @@ class Run:
             RankError: another rank failed, or is not at the end.
         """
         self._channel.finish()
-        report = self.report
+        report = RunReport(strategy=self._setup.config.strategy, devices=self._setup.comm.size)
         report.seconds = time.perf_counter() - self._started
+        report.steps = [step.record() for step in self._steps]
         if self._strategy is not None:
             report.tau1, report.tau2 = self._strategy.taus
-            report.notes += self._strategy.notes()
+            report.notes = [*self._notes, *self._strategy.notes()]
             report.stages = self._strategy.stages()
-            report.shares = self._strategy.shares
-        if self._config.trace:
+            report.partition = self._strategy.partition
+        if self._setup.config.trace:
             report.spans = self._all_spans()
         return report
 
@@ -125,72 +153,71 @@ class Run:
             self._channel.fail(error)
 
     def _begin(self, evaluation: Evaluation) -> Strategy:
-        kinds = self._meet(evaluation)
-        self._step_started = time.perf_counter()
+        setup, steps = self._setup, self._setup.pipe.num_timesteps
+        heterogeneous = self._meet(evaluation)
+        self._current.started = time.perf_counter()
         if evaluation.branches == 1:
-            self.report.notes.append(_unguided_note(self._pipe, evaluation.rows))
+            self._notes.append(_unguided_note(setup.pipe, evaluation.rows))
         context = RunContext(
-            config=self._config,
+            config=setup.config,
+            settings=setup.settings,
             channel=self._channel,
             timeline=self._timeline,
-            steps=self._pipe.num_timesteps,
-            pipe=self._pipe,
-            staged=self._staged,
-            unlike_devices=len(kinds) > 1,
+            steps=steps,
+            pipe=setup.pipe,
+            staged=setup.staged,
+            heterogeneous=heterogeneous,
+            extra_steps=setup.adapter.extra_steps(setup.pipe, self._arguments, steps),
         )
-        return STRATEGIES[self._config.strategy](context)
+        return STRATEGIES[setup.config.strategy](context, evaluation)
 
-    def _all_spans(self) -> list[Span]:
-        """The spans of all ranks, on every rank."""
-        mine = self._timeline.spans
-        if len(self._comm.members) == self._comm.size:
-            return mine
-        return [span for spans in self._comm.exchange(mine) for span in spans]
-
-    def _meet(self, evaluation: Evaluation) -> list[str]:
-        """The kinds of device that ranks have, each once; refuses, on every rank, calls that do not fit together."""
-        shape = f"{tuple(evaluation.sample.shape)} {evaluation.sample.dtype}, {self._pipe.num_timesteps} steps"
-        met = self._channel.agree((shape, device_kind(evaluation.sample.device)), "the first denoiser call")
+    def _meet(self, evaluation: Evaluation) -> bool:
+        """Whether ranks have unlike devices; refuses, on every rank, calls that do not fit together."""
+        shape = f"{tuple(evaluation.sample.shape)} {evaluation.sample.dtype}, {self._setup.pipe.num_timesteps} steps"
+        mine = shape, device_identity(evaluation.sample.device)
+        met = self._channel.consensus(mine, "the first denoiser call")
         for rank, (other, _) in enumerate(met):
             if other != met[0][0]:
                 raise RankError(f"ranks denoise different things: rank 0 {met[0][0]}, rank {rank} {other}")
-        return sorted({kind for _, kind in met})
+        return len({identity for _, identity in met}) > 1
 
     def _evaluation(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Evaluation:
-        guided = not self._answered and bool(self._pipe.do_classifier_free_guidance)
+        guided = not self._current.answered and bool(self._setup.pipe.do_classifier_free_guidance)
         return Evaluation(
-            family=self._family,
+            adapter=self._setup.adapter,
             forward=forward,
             arguments=bind_arguments(forward, args, kwargs),
             branches=2 if guided else 1,
-            channels=self._channels,
+            channels=self._setup.network.config.out_channels,
         )
 
+    def _all_spans(self) -> list[Span]:
+        """The spans of all ranks, on every rank."""
+        mine, comm = self._timeline.spans, self._setup.comm
+        if len(comm.local_ranks) == comm.size:
+            return mine
+        return [span for spans in comm.all_gather_object(mine) for span in spans]
+
     def _delay_interrupt(self) -> None:
-        """Let a request to stop ride with the next packet, so that all ranks stop after the same step."""
-        if self._comm.size == 1 or not self._channel.is_open or self._channel.interrupted:
+        """Let a request to stop ride with the next message, so that all ranks stop after the same step."""
+        if self._setup.comm.size == 1 or not self._channel.is_open or self._channel.interrupted:
             return
-        if getattr(self._pipe, "_interrupt", False):
-            self._pipe._interrupt = False
+        if getattr(self._setup.pipe, "_interrupt", False):
+            self._setup.pipe._interrupt = False
             self._channel.status = Status.INTERRUPTED
 
     def _phase(self) -> Phase:
-        return self._strategy.phase(self._step) if self._strategy is not None else Phase.WARM_UP
+        return self._strategy.phase(self._current.index) if self._strategy is not None else Phase.WARM_UP
 
-    def _position(self) -> str:
-        return f"{self._phase().value}, step {self._step}" if self._strategy is not None else "the start of the run"
-
-
-def device_kind(device: torch.device) -> str:
-    """What a device is called; devices of one kind compute the same, bit for bit."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type} {torch.backends.cpu.get_cpu_capability()}" if device.type == "cpu" else device.type
+    def _where(self) -> str:
+        if self._strategy is None:
+            return "the start of the run"
+        return f"{self._phase().value}, step {self._current.index}"
 
 
-def _unguided_note(pipe: Any, pictures: int) -> str:
+def _unguided_note(pipe: Any, images: int) -> str:
     scale = getattr(pipe, "guidance_scale", None)
-    remedy = "the pictures of the batch are split instead" if pictures > 1 else "every rank draws the picture"
+    remedy = "the images of the batch are split instead" if images > 1 else "every rank computes the image"
     return f"guidance is off (guidance_scale {scale}): there is one branch only, nothing to partition; {remedy}"
 
 

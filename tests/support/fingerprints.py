@@ -96,11 +96,11 @@ def cases() -> list[Case]:
             for quality in (0.0, "draft", "balanced", "high", 0.95, "exact")
         ]
         found += [
-            Case(model, "hybrid reuse", 20, {"strategy": "hybrid", "between": "reuse", "tolerance": 0.2}),
+            Case(model, "hybrid reuse", 20, {"strategy": "hybrid", "step_kind": "reuse", "tolerance": 0.2}),
             Case(model, "hybrid by hand", 20, {"strategy": "hybrid", "full_steps": "0-3,6,9,12,15,17-19"}),
             Case(model, "hybrid negative", 20, {"strategy": "hybrid"}, call={"negative_prompt": "a red circle"}),
-            Case(model, "published", 50, {"strategy": "hybrid", "switching": "published"}),
-            Case(model, "published", 20, {"strategy": "hybrid", "switching": "published"}),
+            Case(model, "published", 50, {"strategy": "published"}),
+            Case(model, "published", 20, {"strategy": "published"}),
         ]
     for scheduler in ("dpmsolver++", "unipc", "euler-ancestral"):
         found.append(Case("tiny-sdxl", "hybrid", 28, {"strategy": "hybrid"}, scheduler))

@@ -11,11 +11,11 @@ import torch
 from diffusers.hooks import ModelHook
 
 Boundary = tuple[torch.Tensor, ...]
-"""The tensors that cross a cut, in the order in which a block returns them."""
+"""The tensors that cross a split, in the order in which a block returns them."""
 
 
 class Stage(str, Enum):
-    """The two stages of a nested cut: the outer one has the first and the last layers, the inner one the middle."""
+    """The two stages of a nested split: the outer one has the first and the last layers, the inner one the middle."""
 
     OUTER = "outer"
     INNER = "inner"
@@ -35,7 +35,7 @@ class StageState:
         rows: Rows of the forward, for the stand-ins of skipped blocks.
         down: Boundary from the outer stage to the inner one: captured, or to be injected.
         up: Boundary from the inner stage back to the outer one: captured, or to be injected.
-        exchange: Where set, the outer stage hands its fresh `down` over and goes on with the `up` this returns.
+        inner: Stands in for the inner stage where the outer one runs alone: takes its fresh `down`, returns `up`.
     """
 
     stage: Stage | None = None
@@ -43,7 +43,7 @@ class StageState:
     rows: int = 0
     down: Boundary = ()
     up: Boundary = ()
-    exchange: Callable[[Boundary], Boundary] | None = None
+    inner: Callable[[Boundary], Boundary] | None = None
 
 
 @dataclass
@@ -90,9 +90,9 @@ class BlockHook(ModelHook):
     def _leave_outer(self, output: Any) -> None:
         state = self.state
         if state.stage is Stage.OUTER:
+            assert state.inner is not None
             state.down = copies(output)
-            if state.exchange is not None:
-                state.up = state.exchange(state.down)
+            state.up = state.inner(state.down)
         elif state.capturing:
             state.down = copies(output)
 

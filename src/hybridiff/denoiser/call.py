@@ -1,4 +1,4 @@
-"""One call of a denoiser: find, slice and join the batch in its arguments and its output."""
+"""One call of a denoiser: its arguments by name, the rows of its batch, and its output."""
 
 from __future__ import annotations
 
@@ -8,31 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
-
-@dataclass(frozen=True)
-class DenoiserFamily:
-    """What is special about the calls of one family of networks.
-
-    Attributes:
-        class_name: The network's class in diffusers.
-        attribute: Where a pipeline keeps it.
-        sample: Name of the argument that holds the noisy sample, (rows, C, H, W).
-        output: The output class when `return_dict` is true.
-    """
-
-    class_name: str
-    attribute: str
-    sample: str
-    output: Callable[..., Any]
-
-
-FAMILIES = (
-    DenoiserFamily("UNet2DConditionModel", "unet", "sample", UNet2DConditionOutput),
-    DenoiserFamily("SD3Transformer2DModel", "transformer", "hidden_states", Transformer2DModelOutput),
-)
+from .adapters import DenoiserAdapter
 
 
 @dataclass(frozen=True)
@@ -40,14 +17,14 @@ class Evaluation:
     """One denoiser call, its arguments by name.
 
     Attributes:
-        family: The family of the network.
+        adapter: What is known of the network's family.
         forward: The network's own forward.
         arguments: Arguments by name.
         branches: Guidance branches that lie one after the other along dim 0: 2 (unconditional, conditional) or 1.
         channels: Channels of the prediction.
     """
 
-    family: DenoiserFamily
+    adapter: DenoiserAdapter
     forward: Callable[..., Any]
     arguments: dict[str, Any]
     branches: int
@@ -56,7 +33,7 @@ class Evaluation:
     @property
     def sample(self) -> torch.Tensor:
         """The noisy sample, (rows, C, H, W)."""
-        sample = self.arguments[self.family.sample]
+        sample = self.arguments[self.adapter.sample]
         assert isinstance(sample, torch.Tensor)
         return sample
 
@@ -85,7 +62,7 @@ class Evaluation:
     def wrap(self, prediction: torch.Tensor) -> Any:
         """The prediction in the form in which the network returns its output to this call."""
         if self.arguments.get("return_dict", True):
-            return self.family.output(sample=prediction)
+            return self.adapter.output(prediction)
         return (prediction,)
 
 
@@ -108,22 +85,3 @@ def take_rows(value: Any, rows: int, wanted: slice) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(take_rows(item, rows, wanted) for item in value)
     return value
-
-
-def find_denoiser(pipe: Any) -> tuple[DenoiserFamily, torch.nn.Module]:
-    """The network that a pipeline calls at every step.
-
-    Raises:
-        ValueError: the pipeline has none, or one of a family whose calls are not known.
-    """
-    for attribute in ("unet", "transformer"):
-        module = getattr(pipe, attribute, None)
-        if module is None:
-            continue
-        network = getattr(module, "_orig_mod", module)  # torch.compile wraps the network
-        for family in FAMILIES:
-            if family.attribute == attribute and type(network).__name__ == family.class_name:
-                return family, network
-        known = ", ".join(family.class_name for family in FAMILIES)
-        raise ValueError(f"{type(pipe).__name__} denoises with {type(network).__name__}; supported: {known}")
-    raise ValueError(f"{type(pipe).__name__} has no denoiser: neither a unet nor a transformer")

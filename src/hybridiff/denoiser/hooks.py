@@ -18,7 +18,7 @@ class AttachedHook:
         name: Name of the hook in the module's registry.
 
     Raises:
-        ValueError: the module carries a hook of that name already.
+        ValueError: the module has a hook of that name already.
     """
 
     def __init__(self, module: torch.nn.Module, hook: ModelHook, name: str) -> None:

@@ -1,49 +1,43 @@
-"""The messages of one run: predictions and boundaries, and in their tails how each rank fares.
+"""The messages of one run, and the status protocol that rides on them.
 
 Every rank issues the same messages in the same order, whatever happens to it: a rank that fails, or leaves the
-denoising loop early, still takes part in the messages that the others wait for and says so in their tails. So no
+denoising loop early, still takes part in the messages that the others wait for and says so in their status slots. So no
 rank waits for one that is gone, and every rank raises.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping
-from enum import IntEnum
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 
-from ..report.report import Timeline
+from ..errors import CommError, RankError
+from ..report.timeline import Timeline
 from ..schedule.kinds import StepKind
-from .comm import Comm, CommError, RankError
+from .comm import Comm
+from .readback import Readback
+from .status import SLOT, Slot, SlotTable, Status
 
 T = TypeVar("T")
 
 
-class Status(IntEnum):
-    """How a rank fares, as it stands in the tail of its packets."""
+class Messages(ABC):
+    """The messages of a step, and how a rank that leaves takes part in them."""
 
-    WORKING = 0
-    INTERRUPTED = 1
-    FINISHED = 2
-    FAILED = 3
+    @abstractmethod
+    def begin(self) -> None:
+        """A step begins that is made of these messages."""
 
+    @abstractmethod
+    def take_part(self) -> bool:
+        """Send what is left of the step's messages, with nothing in them but the status; whether that was heard."""
 
-class Message(IntEnum):
-    """The kinds of message that a step is made of."""
-
-    GATHER = 0
-    SWAP = 1
-    HAND_OUT = 2
-
-
-_SCRIPTS = {
-    StepKind.FULL: (Message.GATHER,),
-    StepKind.REUSE: (Message.GATHER,),
-    StepKind.PIPELINED: (Message.SWAP, Message.HAND_OUT),
-    StepKind.SKIPPED: (),
-}
+    @abstractmethod
+    def read_status(self, scalars: torch.Tensor | None = None) -> Reading:
+        """Begin to read the step's status slots, and scalars (1-D) with them."""
 
 
 class Channel:
@@ -51,171 +45,111 @@ class Channel:
 
     Args:
         comm: The ranks.
-        position: Says where this rank is, for errors: "warm-up, step 7".
+        where: Says where this rank is, for errors: "warm-up, step 7".
         timeline: Where waits are recorded.
 
     Attributes:
-        status: Goes out with the next packet.
-        position: Says where this rank is, for errors.
+        status: Goes out with the next message.
         interrupted: True once some rank asked for the generation to stop.
-        sent: Bytes put on the wire so far by all ranks together, by purpose; tails count as "control".
-        kind_ahead: Says of which kind the next step with messages is; a rank that leaves takes part in them.
+        sent: Bytes put on the wire so far by all ranks together, by purpose; status slots count as "control".
+        messages: What steps of each kind are made of; kinds that send nothing have no entry.
+        ahead: The next step with messages, and its kind; a rank that leaves takes part in them.
     """
 
-    def __init__(self, comm: Comm, position: Callable[[], str], timeline: Timeline) -> None:
+    def __init__(self, comm: Comm, where: Callable[[], str], timeline: Timeline) -> None:
         self.comm = comm
+        self.where = where
         self.status = Status.WORKING
         self.interrupted = False
         self.sent: Counter[str] = Counter()
-        self.kind_ahead: Callable[[], StepKind] = lambda: StepKind.FULL
-        self.position = position
+        self.messages: dict[StepKind, Messages] = {}
+        self.ahead: Callable[[], tuple[int, StepKind]] = lambda: (self.step + 1, StepKind.FULL)
+        self.step, self.kind = -1, StepKind.FULL
         self._timeline = timeline
-        self._script: list[Message] = []
-        self._packets: dict[int, torch.Tensor] = {}
-        self._gathered: torch.Tensor | None = None
-        self._pipeline: _PipelinePackets | None = None
+        self._slots: SlotTable | None = None
+        self._unfinished: Messages | None = None  # of the step that runs
+        self._unread: Reading | None = None  # of the latest message
 
     @property
     def is_open(self) -> bool:
-        """Whether packets have a size yet; until then ranks agree by small objects."""
-        return self._gathered is not None
+        """Whether buffers have a size yet; until then ranks agree by small objects."""
+        return self._slots is not None
 
-    @property
-    def room(self) -> int:
-        """Elements of a prediction that a packet has room for."""
-        assert self._gathered is not None
-        return self._gathered.shape[1] - 1
+    def open(self, steps: int, like: torch.Tensor, messages: dict[StepKind, Messages]) -> None:
+        """Begin to talk by tensors like this one, in a run of so many steps."""
+        self._slots = SlotTable(steps, like)
+        self.messages |= messages
+        self._unfinished = self.messages.get(self.kind)
 
-    def agree(self, thing: T, what: str) -> list[T]:
+    def begin_step(self, step: int, kind: StepKind) -> None:
+        """Say which step now begins, of which kind."""
+        self.step, self.kind = step, kind
+        self._unfinished = self.messages.get(kind)
+        if self._unfinished is not None:
+            self._unfinished.begin()
+
+    def end_messages(self) -> None:
+        """All messages of the step are sent."""
+        self._unfinished = None
+
+    def send(self, send: Callable[[], None], what: str) -> None:
+        """Send a message; names this rank, its place and what it waited for where that fails."""
+        with self._timeline.span(self.comm.rank, f"wait: {what}", "message"):
+            self._guard(send, what)
+
+    def write_slot(self, buffer: torch.Tensor) -> None:
+        """Put this rank's status, and the kind and number of its step, at the end of a buffer."""
+        assert self._slots is not None
+        self._slots.write(buffer, self.status, self.kind, self.step)
+
+    def count(self, purpose: str, elements: int, element_size: int, copies: int) -> None:
+        """Count a message, without its status slot and with it."""
+        self.sent[purpose] += copies * elements * element_size
+        self.sent["control"] += copies * SLOT * element_size
+
+    def read_status(
+        self, slots: dict[int, torch.Tensor], finite: torch.Tensor | None = None, scalars: torch.Tensor | None = None
+    ) -> Reading:
+        """Begin to read the slots of the ranks in a message; heeded when asked for, or else before the next message.
+
+        Args:
+            slots: The slot of each rank that was heard.
+            finite: Whether each rank sent finite numbers only, (size,).
+            scalars: Numbers to be read with them, 1-D float32.
+        """
+        self._unread = Reading(self, slots, finite, scalars)
+        return self._unread
+
+    def heed_unread(self) -> None:
+        """Heed what the latest message said, where nobody has asked yet.
+
+        Raises:
+            RankError: a rank failed, left the loop while this one goes on, or sent NaN; or steps differ.
+        """
+        if self._unread is not None:
+            self._unread.values()
+
+    def heed(self, reading: Reading) -> None:
+        """Act on what a message said; see `heed_unread`."""
+        self._unread = None
+        if any(status.is_leaving for status in reading.statuses()):
+            self._raise_together(None)
+        problem = reading.problem()
+        if problem is not None:
+            raise RankError(problem)
+        self.interrupted = self.interrupted or Status.INTERRUPTED in reading.statuses()
+
+    def consensus(self, thing: T, what: str) -> list[T]:
         """Exchange an object with all ranks, all of which must still be in this run.
 
         Raises:
             RankError: a rank failed or finished before it came this far; names it.
         """
-        replies = self._guard(lambda: self.comm.exchange((self.status, thing)), what)
-        if any(status >= Status.FINISHED for status, _ in replies):
+        self.heed_unread()
+        replies = self._guard(lambda: self.comm.all_gather_object((self.status, thing)), what)
+        if any(status.is_leaving for status, _ in replies):
             self._raise_together(None)
         return [reply for _, reply in replies]
-
-    def open(self, elements: int, like: torch.Tensor) -> None:
-        """Allocate the packets of the run: `elements` of a prediction each, and the tail."""
-        self._packets = {rank: like.new_zeros(elements + 1) for rank in self.comm.members}
-        self._gathered = like.new_zeros(self.comm.size, elements + 1)
-
-    def open_pipeline(
-        self, peers: Mapping[int, int], elements: Mapping[int, int], source: int, like: torch.Tensor
-    ) -> None:
-        """Allocate the packets of pipelined steps.
-
-        Args:
-            peers: The rank with which each rank swaps boundaries.
-            elements: Elements of the boundary that each rank sends.
-            source: The rank that makes the prediction.
-            like: A tensor with their dtype and device.
-        """
-        self._pipeline = _PipelinePackets(self.comm, peers, elements, source, like)
-
-    def begin_step(self, kind: StepKind) -> None:
-        """Say which messages the step now beginning is made of."""
-        self._script = list(_SCRIPTS[kind])
-
-    def gather(self, pieces: Mapping[int, torch.Tensor]) -> torch.Tensor:
-        """Hand every rank the pieces of all ranks.
-
-        Args:
-            pieces: What each of this process's ranks has to say, of any shape and at most the packet's size; a rank
-                without an entry has nothing.
-
-        Returns:
-            (size, elements); a view that the next gather overwrites.
-        """
-        assert self._gathered is not None
-        gathered = self._gathered
-        for rank, packet in self._packets.items():
-            _fill(packet, (pieces[rank],) if rank in pieces else (), self.status)
-        self._send(lambda: self.comm.gather(self._packets, gathered), "gather the predictions")
-        self._count("prediction", gathered.shape[1] - 1, gathered.element_size(), self.comm.size * (self.comm.size - 1))
-        self._script = []
-        return gathered[:, :-1]
-
-    def swap(self, boundaries: Mapping[int, tuple[torch.Tensor, ...]]) -> dict[int, torch.Tensor]:
-        """Swap boundaries with the peer: the first message of a pipelined step.
-
-        Args:
-            boundaries: What each of this process's ranks sends; a rank without an entry has nothing.
-
-        Returns:
-            What each of them received, 1-D; views that the next swap overwrites.
-        """
-        assert self._pipeline is not None
-        pipeline = self._pipeline
-        for rank, packet in pipeline.outgoing.items():
-            _fill(packet, boundaries.get(rank, ()), self.status)
-        self._send(
-            lambda: self.comm.swap(pipeline.peers, pipeline.outgoing, pipeline.incoming), "swap the stages' boundaries"
-        )
-        for elements in pipeline.elements.values():
-            self._count("boundary", elements, pipeline.element_size, 1)
-        self._script = [Message.HAND_OUT]
-        return {rank: packet[:-1] for rank, packet in pipeline.incoming.items()}
-
-    def hand_out(self, prediction: Mapping[int, torch.Tensor]) -> torch.Tensor:
-        """Give every rank the prediction of a pipelined step: its last message.
-
-        Args:
-            prediction: The prediction under the rank that made it, if this process plays that rank.
-
-        Returns:
-            The prediction, 1-D; a view that the next gather overwrites.
-        """
-        assert self._pipeline is not None
-        source = self._pipeline.source
-        if source in self._packets:
-            _fill(self._packets[source], (prediction[source],) if source in prediction else (), self.status)
-        self._send(lambda: self.comm.hand_out(source, self._packets), "hand out the prediction")
-        packet = self._packets[self.comm.rank]
-        self._count("prediction", packet.numel() - 1, packet.element_size(), self.comm.size - 1)
-        self._script = []
-        return packet[:-1]
-
-    def beat(self) -> None:
-        """Tell each other how the ranks fare in a step that has nothing to send.
-
-        Raises:
-            RankError: a rank failed, or left the loop while this one goes on.
-        """
-        self.gather({})
-        self.settle()
-
-    def beat_pipelined(self) -> None:
-        """Likewise in a pipelined step, of which nothing but the messages takes place.
-
-        Raises:
-            RankError: a rank failed, or left the loop while this one goes on.
-        """
-        self.swap({})
-        self.hand_out({})
-        self.settle_pipelined()
-
-    def settle(self, scalars: torch.Tensor | None = None) -> list[float]:
-        """Read the tails of a full step's gather, and scalars (1-D) with them: the one host synchronisation of a step.
-
-        Raises:
-            RankError: a rank failed, or left the loop while this one goes on.
-        """
-        assert self._gathered is not None
-        tails = self._gathered[:, -1].float()
-        values: list[float] = (tails if scalars is None else torch.cat([tails, scalars])).tolist()
-        self._heed([Status(int(value)) for value in values[: self.comm.size]])
-        return values[self.comm.size :]
-
-    def settle_pipelined(self) -> None:
-        """Read the tails of a pipelined step: its one host synchronisation.
-
-        Raises:
-            RankError: a rank failed, or left the loop while this one goes on.
-        """
-        self._heed(self._pipelined_statuses())
 
     def finish(self) -> None:
         """Leave the run, and see that all ranks do so at the same step.
@@ -240,55 +174,26 @@ class Channel:
         """Take part in the messages that the others wait for, until they know; how all ranks fare."""
         self.status = status
         if not self.is_open:
-            replies = self._guard(lambda: self.comm.exchange((status, None)), "the end of the run")
+            replies = self._guard(lambda: self.comm.all_gather_object((status, None)), "the end of the run")
             return [reply for reply, _ in replies]
-        if self._script == [Message.HAND_OUT]:
-            # Past the swap of a pipelined step: only the source has a packet left in which to say so.
-            self.hand_out({})
-            if self._is_source or self._peer_status() >= Status.FINISHED:
-                return self._pipelined_statuses()
-        if not self._script:
-            self.begin_step(self.kind_ahead())
-        if self._script == [Message.GATHER]:
-            return [Status(int(value)) for value in self._control_gather()]
-        self.swap({})
-        self.hand_out({})
-        return self._pipelined_statuses()
-
-    def _control_gather(self) -> list[float]:
-        self.gather({})
-        assert self._gathered is not None
-        tails: list[float] = self._gathered[:, -1].float().tolist()
-        return tails
-
-    @property
-    def _is_source(self) -> bool:
-        return self._pipeline is not None and self._pipeline.source in self.comm.members
-
-    def _pipelined_statuses(self) -> list[Status]:
-        """How the two ranks of a pipelined step fare, by order of rank."""
-        assert self._pipeline is not None
-        statuses = {self.comm.rank: self.status, self._pipeline.peers[self.comm.rank]: self._peer_status()}
-        return [statuses[rank] for rank in sorted(statuses)]
-
-    def _peer_status(self) -> Status:
-        """What the peer said in the messages of a pipelined step; the source's last word counts."""
-        assert self._pipeline is not None
-        mine = self.comm.rank
-        theirs = self._pipeline.incoming[mine][-1:]
-        if not self._is_source:
-            theirs = torch.maximum(theirs, self._packets[mine][-1:].to(theirs.dtype))
-        return Status(int(theirs.float().tolist()[0]))
-
-    def _heed(self, statuses: list[Status]) -> None:
-        if any(status >= Status.FINISHED for status in statuses):
-            self._raise_together(None)
-        self.interrupted = self.interrupted or Status.INTERRUPTED in statuses
+        unread, self._unread = self._unread, None
+        if unread is not None:
+            if any(other.is_leaving for other in unread.statuses()):
+                return unread.statuses()  # nobody sends anything more
+            problem = unread.problem()
+            if problem is not None:
+                raise RankError(problem)
+        messages = self._unfinished
+        if messages is None or not messages.take_part():
+            self.begin_step(*self.ahead())
+            messages = self.messages[self.kind]
+            messages.take_part()
+        return messages.read_status().statuses()
 
     def _raise_together(self, error: BaseException | None) -> None:
         """Every rank says what happened to it, and every rank raises the same story."""
-        story = (self.status, self.position(), None if error is None else f"{type(error).__name__}: {error}")
-        stories = self._guard(lambda: self.comm.exchange(story), "the error of another rank")
+        story = (self.status, self.where(), None if error is None else f"{type(error).__name__}: {error}")
+        stories = self._guard(lambda: self.comm.all_gather_object(story), "the error of another rank")
         failed = [
             f"rank {rank} failed in {where}: {cause}"
             for rank, (status, where, cause) in enumerate(stories)
@@ -300,38 +205,81 @@ class Channel:
         ]
         raise RankError("; ".join(failed or left))
 
-    def _send(self, send: Callable[[], None], what: str) -> None:
-        with self._timeline.span(self.comm.rank, f"wait: {what}", "message"):
-            self._guard(send, what)
-
     def _guard(self, send: Callable[[], T], what: str) -> T:
         try:
             return send()
         except CommError as error:
-            raise RankError(f"rank {self.comm.rank} in {self.position()}, waiting to {what}: {error}") from error
-
-    def _count(self, purpose: str, elements: int, element_size: int, copies: int) -> None:
-        self.sent[purpose] += copies * elements * element_size
-        self.sent["control"] += copies * element_size  # the tail
+            raise RankError(f"rank {self.comm.rank} in {self.where()}, waiting to {what}: {error}") from error
 
 
-class _PipelinePackets:
-    """The packets of pipelined steps, allocated once."""
+class Reading:
+    """The status slots of one message, and a few scalars with them, on their way to the host.
+
+    Args:
+        channel: Whose message it was.
+        slots: The slot of each rank that was heard.
+        finite: Whether each rank sent finite numbers only, (size,); None where that was not looked at.
+        scalars: Numbers to be read with them, 1-D.
+    """
 
     def __init__(
-        self, comm: Comm, peers: Mapping[int, int], elements: Mapping[int, int], source: int, like: torch.Tensor
+        self,
+        channel: Channel,
+        slots: dict[int, torch.Tensor],
+        finite: torch.Tensor | None = None,
+        scalars: torch.Tensor | None = None,
     ) -> None:
-        self.peers = dict(peers)
-        self.elements = dict(elements)
-        self.source = source
-        self.element_size = like.element_size()
-        self.outgoing = {rank: like.new_zeros(elements[rank] + 1) for rank in comm.members}
-        self.incoming = {rank: like.new_zeros(elements[peers[rank]] + 1) for rank in comm.members}
+        self._channel = channel
+        self._ranks = list(slots)
+        self._flags = 0 if finite is None else len(finite)
+        parts = [*(slot.float() for slot in slots.values()), *(() if finite is None else (finite.float(),))]
+        self._readback: Readback | None = Readback(torch.cat([*parts, *(() if scalars is None else (scalars,))]))
+        self._values: list[float] = []
+        self._where = channel.where()
+        self._heeded = False
 
+    def values(self) -> list[float]:
+        """The scalars; waits for the device, and heeds what the ranks say of themselves.
 
-def _fill(packet: torch.Tensor, tensors: tuple[torch.Tensor, ...], status: Status) -> None:
-    start = 0
-    for tensor in tensors:
-        packet[start : start + tensor.numel()].copy_(tensor.reshape(-1))
-        start += tensor.numel()
-    packet[-1] = float(status)
+        Raises:
+            RankError: see `Channel.heed_unread`.
+        """
+        self._wait()
+        if not self._heeded:
+            self._heeded = True
+            self._channel.heed(self)
+        return self._values[len(self._ranks) * SLOT + self._flags :]
+
+    def statuses(self) -> list[Status]:
+        """How the ranks that were heard fare."""
+        return [slot.status for slot in self._slots()]
+
+    def problem(self) -> str | None:
+        """Why the run cannot go on though no rank failed, in one sentence; all ranks read the same."""
+        slots = self._slots()
+        if len({(slot.step, slot.kind) for slot in slots}) > 1:
+            ranks = zip(self._ranks, slots, strict=True)
+            places = [f"rank {rank} at step {slot.step} ({slot.kind.value})" for rank, slot in ranks]
+            return f"ranks are at different steps: {', '.join(places)}; make the same call on every rank"
+        flags = self._values[len(self._ranks) * SLOT :][: self._flags]
+        if not all(flags):
+            return (
+                f"rank {flags.index(0.0)} predicted NaN or infinity in {self._where}; if the network runs in float16, "
+                "try bfloat16 or float32"
+            )
+        return None
+
+    def _slots(self) -> list[Slot]:
+        self._wait()
+        return [Slot.decode(self._values[i * SLOT : (i + 1) * SLOT]) for i in range(len(self._ranks))]
+
+    def _wait(self) -> None:
+        if self._readback is None:
+            return
+        channel, readback = self._channel, self._readback
+        try:
+            self._values = channel._guard(lambda: readback.wait(channel.comm.timeout), "hear how the ranks fare")
+        except RankError:
+            channel.comm.fail()
+            raise
+        self._readback = None

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import platform
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 
+from ..errors import RankError, UsageError
 from .comm import Comm
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+"""Where an object lies in a rank's memory, which differs between ranks though the object is the same."""
 
 _UNCOMPARED = ("callback_on_step_end", "callback_on_step_end_tensor_inputs", "output_type", "return_dict")
 
 
 def describe_call(pipe: Any, denoiser: Any, arguments: Mapping[str, Any]) -> dict[str, str]:
-    """A short text for everything that decides what a call draws.
+    """A short text for everything that decides what a call generates.
 
     Args:
         pipe: The pipeline that is called.
@@ -22,7 +31,7 @@ def describe_call(pipe: Any, denoiser: Any, arguments: Mapping[str, Any]) -> dic
         arguments: Arguments of the call by name. Callbacks and the form of the output may differ between ranks.
 
     Returns:
-        Texts by name; equal texts mean equal things (tensors, pictures and generators stand as digests).
+        Texts by name; equal texts mean equal things (tensors, images and generators stand as digests).
     """
     call = {name: describe(value) for name, value in arguments.items() if name not in _UNCOMPARED}
     return call | {
@@ -40,19 +49,38 @@ def require_same(comm: Comm, description: Mapping[str, str] | Exception) -> None
         description: This rank's own, or the error that kept it from making one.
 
     Raises:
-        ValueError: ranks disagree, or some rank has an error; every rank raises the same sentence.
-        RankError: a rank did not answer.
+        UsageError: ranks disagree, or the user made a mistake; every rank raises the same sentence.
+        RankError: another rank has an error of another kind, or did not answer.
+        Exception: this rank's own error of another kind, as it was.
     """
     # Errors travel as text: not every exception can be pickled, and one that cannot would leave the others waiting.
     error = description if isinstance(description, Exception) else None
-    mine: Mapping[str, str] | str = str(description) if isinstance(description, Exception) else description
-    descriptions = comm.exchange(mine)
-    problems = {rank: other for rank, other in enumerate(descriptions) if isinstance(other, str)}
-    if problems:
-        shared = len(problems) == comm.size and len(set(problems.values())) == 1
-        sentences = [f"rank {rank} cannot start: {problem}" for rank, problem in problems.items()]
-        raise ValueError(problems[0] if shared else "; ".join(sentences)) from error
-    _require_equal([other for other in descriptions if not isinstance(other, str)])
+    mine: _Problem | Mapping[str, str]
+    if isinstance(description, Exception):
+        mine = _Problem(str(description), isinstance(description, UsageError))
+    else:
+        mine = description
+    descriptions = comm.all_gather_object(mine)
+    problems = {rank: other for rank, other in enumerate(descriptions) if isinstance(other, _Problem)}
+    if not problems:
+        _require_equal([other for other in descriptions if not isinstance(other, _Problem)])
+        return
+    if error is not None and not isinstance(error, UsageError):
+        raise error
+    shared = len(problems) == comm.size and len(set(problems.values())) == 1
+    sentences = [f"rank {rank} cannot start: {problem.text}" for rank, problem in problems.items()]
+    text = problems[0].text if shared else "; ".join(sentences)
+    if all(problem.is_usage for problem in problems.values()):
+        raise UsageError(text) from error
+    raise RankError(text) from error
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """Why a rank could not describe what it was called with."""
+
+    text: str
+    is_usage: bool
 
 
 def _require_equal(descriptions: list[Mapping[str, str]]) -> None:
@@ -60,7 +88,7 @@ def _require_equal(descriptions: list[Mapping[str, str]]) -> None:
         values = [other.get(name, "nothing") for other in descriptions]
         rank = next((rank for rank, value in enumerate(values) if value != values[0]), None)
         if rank is not None:
-            raise ValueError(
+            raise UsageError(
                 f"ranks disagree on {name}: rank 0 has {_part_that_differs(values[0], values[rank])}, "
                 f"rank {rank} has {_part_that_differs(values[rank], values[0])}; make the same call on every rank"
             )
@@ -74,6 +102,27 @@ def random_state_digest() -> str:
     return digest.hexdigest()
 
 
+def device_identity(device: torch.device) -> str:
+    """All that decides the bits that a device computes; ranks that share it compute the same."""
+    software = f"torch {torch.__version__}, {torch.are_deterministic_algorithms_enabled()}"
+    if device.type == "cuda":
+        card = torch.cuda.get_device_properties(device)
+        flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark
+        libraries = torch.version.cuda, torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+        return f"{card.name}, {card.total_memory}, {card.multi_processor_count}, {libraries}, {flags}, {software}"
+    capability, threads = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    return f"{device.type}, {_processor()}, {capability}, {threads} threads, {torch.__config__.show()}, {software}"
+
+
+@cache
+def _processor() -> str:
+    """What the machine's processor is called."""
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next((line.strip() for line in lines if line.startswith("model name")), platform.machine())
+    return platform.processor() or platform.machine()
+
+
 def describe(value: Any) -> str:
     """A short text that tells a value from others: a digest for what is large, the repr for the rest."""
     if isinstance(value, torch.Tensor):
@@ -85,13 +134,13 @@ def describe(value: Any) -> str:
         return "{" + ", ".join(f"{key}: {describe(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(describe(item) for item in value) + "]"
-    if hasattr(value, "tobytes"):  # pictures and arrays
+    if hasattr(value, "tobytes"):  # images and arrays
         return (
             f"{type(value).__name__} {getattr(value, 'shape', getattr(value, 'size', ''))} {_digest(value.tobytes())}"
         )
     if callable(value):
         return getattr(value, "__qualname__", type(value).__name__)
-    return repr(value)
+    return _ADDRESS.sub("", repr(value))
 
 
 def _public(config: Mapping[str, Any]) -> dict[str, Any]:

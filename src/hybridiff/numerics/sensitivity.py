@@ -17,26 +17,31 @@ _MEMORY = 3
 
 
 @dataclass(frozen=True)
-class Influence:
-    """The influence of every prediction of a run on the samples after it.
+class Sensitivity:
+    """How far every prediction of a run moves the samples after it.
 
     Schedulers are linear in the sample and the predictions, so a unit impulse in one prediction says it.
 
     Attributes:
-        weights: A value a step: how far its prediction moves the sample that the network sees next, 1 on average.
-        on_sample: `on_sample[i][j]` is the influence of the prediction of step j on the sample after step i, without
-            the network's answers to it; empty where the scheduler is not linear.
+        weights: One per step: how far its prediction moves the sample that the network sees next, 1 on average.
+        on_sample: `on_sample[i][j]` says how far the prediction of step j moves the sample after step i, without the
+            network's answers to it; empty where the scheduler is not linear.
     """
 
     weights: list[float]
     on_sample: list[list[float]]
 
-    def share(self, earlier: int, step: int) -> float:
+    @classmethod
+    def unknown(cls, steps: int) -> Sensitivity:
+        """That of a scheduler of which nothing is known: all steps count alike."""
+        return cls([1.0] * steps, [])
+
+    def gain(self, earlier: int, step: int) -> float:
         """The change in the prediction of a step that moves the sample as a unit change in an earlier one did.
 
         It is compared a few steps later, as far as the run goes: in multistep schedulers a prediction acts on through
         their memory, and right after the step the effect is not all there yet. 0 where there is no such change: the
-        influence is unknown, or the step moves too little.
+        sensitivity is unknown, or the step moves too little.
         """
         if not self.on_sample:
             return 0.0
@@ -48,7 +53,7 @@ class Influence:
         return 0.0
 
 
-def measure_influence(scheduler: Any, steps: int, first: float | None = None) -> Influence:
+def measure_sensitivity(scheduler: Any, steps: int, first: float | None = None) -> Sensitivity:
     """Run a copy of a scheduler on unit impulses: a tenth of a second the first time, no network.
 
     Args:
@@ -71,15 +76,15 @@ class _Question:
 
 
 @lru_cache(maxsize=8)
-def _measured(question: _Question) -> Influence:
+def _measured(question: _Question) -> Sensitivity:
     scheduler, begin, steps = question.scheduler, question.begin, question.steps
     responses = _responses(scheduler, begin, steps)
     if responses is None:
-        return Influence([1.0] * steps, [])
+        return Sensitivity.unknown(steps)
     moved = [abs(float(responses[i, i])) * _input_scale(scheduler, begin + i + 1) for i in range(steps)]
     mean = sum(moved) / steps
     weights = [value / mean for value in moved] if mean > 0 else [1.0] * steps
-    return Influence(weights, responses.tolist())
+    return Sensitivity(weights, responses.tolist())
 
 
 def _sigmas(scheduler: Any) -> str:

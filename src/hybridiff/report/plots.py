@@ -1,4 +1,4 @@
-"""Pictures of a run: the discrepancy curve with its phases, and sheets of several images."""
+"""Figures of a run: the discrepancy curve with its phases, and sheets of several images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LINE_COLOR = "#27374d"
 MARK_COLOR = "#b3392f"
 WIDE = 30.0
 """Discrepancies whose extremes are this many times apart are drawn on a logarithmic scale."""
-KIND_COLORS = {StepKind.PIPELINED: "#e69f00", StepKind.REUSE: "#009e73", StepKind.SKIPPED: "#0072b2"}
+KIND_COLORS = {StepKind.PIPELINED: "#e69f00", StepKind.REUSE: "#009e73", StepKind.CACHED: "#0072b2"}
 
 
 def plot_discrepancy(report: RunReport, path: str | Path, title: str = "") -> None:
@@ -34,7 +34,7 @@ def discrepancy_figure(report: RunReport, title: str = "") -> Figure:
     Steps of other kinds are ticks at the bottom, and hollow points where they have a discrepancy too.
 
     Args:
-        report: What a run did. Without guidance there is no discrepancy, which the picture says.
+        report: What a run did. Without guidance there is no discrepancy, which the figure says.
         title: Shown above the strategy and the number of devices, such as the prompt.
     """
     from matplotlib.figure import Figure

@@ -1,19 +1,16 @@
-"""What a run did: one record a step, and the report of the whole."""
+"""What a run did: one record per step, and the report of the whole."""
 
 from __future__ import annotations
 
 import json
 import math
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from ..schedule.kinds import Phase, StepKind
-from .speedup import BRANCH_EACH, HALVES, RowShares, StageCosts, ideal_speedup
+from .speedup import BRANCH_EACH, HALVES, RowPartition, StageCosts, ideal_speedup
+from .timeline import Span
 
 
 def _finite(value: float | None) -> float | None:
@@ -27,7 +24,7 @@ class StepRecord:
 
     Attributes:
         index: Step, from 0.
-        phase: The stage of the generation that the step belongs to.
+        phase: The phase of the generation that the step belongs to.
         kind: How the ranks shared the step.
         discrepancy: `M` of the step (see `guidance.discrepancy`); None without guidance.
         drift: How far the predictions moved since the full step before (see `guidance.drift`); None where not measured.
@@ -66,81 +63,6 @@ class StepRecord:
         }
 
 
-@dataclass(frozen=True)
-class Span:
-    """Something a rank did.
-
-    Attributes:
-        rank: Who.
-        name: What.
-        category: `stage` or `message`.
-        start: Wall clock in seconds.
-        seconds: How long.
-    """
-
-    rank: int
-    name: str
-    category: str
-    start: float
-    seconds: float
-
-
-class Timeline:
-    """Collects spans of one run on this process; costs nothing unless it is switched on.
-
-    Args:
-        enabled: Whether spans are kept.
-        synchronize: Waits for the device, so that a span holds the work that was started in it.
-    """
-
-    def __init__(self, enabled: bool = False, synchronize: Callable[[], None] | None = None) -> None:
-        self.enabled = enabled
-        self.spans: list[Span] = []
-        self._synchronize = synchronize
-
-    @contextmanager
-    def span(self, rank: int, name: str, category: str) -> Iterator[None]:
-        """Record what happens inside as done by `rank`."""
-        if not self.enabled:
-            yield
-            return
-        start = time.time()
-        try:
-            yield
-        finally:
-            if self._synchronize is not None:
-                self._synchronize()
-            self.spans.append(Span(rank, name, category, start, time.time() - start))
-
-
-def write_chrome_trace(report: RunReport, path: Path) -> None:
-    """Write the spans of a run for chrome://tracing or ui.perfetto.dev, one lane a rank.
-
-    Raises:
-        ValueError: the run recorded none.
-    """
-    if not report.spans:
-        raise ValueError("this run recorded no trace; run it with ParallelConfig(trace=True)")
-    origin = min(span.start for span in report.spans)
-    lanes = [
-        {"name": "thread_name", "ph": "M", "pid": 0, "tid": rank, "args": {"name": f"rank {rank}"}}
-        for rank in sorted({span.rank for span in report.spans})
-    ]
-    events = [
-        {
-            "name": span.name,
-            "cat": span.category,
-            "ph": "X",
-            "pid": 0,
-            "tid": span.rank,
-            "ts": (span.start - origin) * 1e6,
-            "dur": span.seconds * 1e6,
-        }
-        for span in report.spans
-    ]
-    path.write_text(json.dumps({"traceEvents": [*lanes, *events], "displayTimeUnit": "ms"}))
-
-
 @dataclass
 class RunReport:
     """One call of a parallel pipeline.
@@ -148,13 +70,13 @@ class RunReport:
     Attributes:
         strategy: Name of the strategy that ran.
         devices: Number of ranks.
-        tau1: Last step before the parallel stage, None where there was none.
-        tau2: Last step of the parallel stage, None where there was none.
+        tau1: Last step before the parallel phase, None where there was none.
+        tau2: Last step of the parallel phase, None where there was none.
         seconds: Wall time of the whole call, text encoding and decoding included.
-        steps: One record a step.
+        steps: One record per step.
         notes: Sentences the user should read: what was not done, and why.
-        stages: The cut in force and its measured costs; empty where the network was not cut.
-        shares: How the rows of guided steps were shared; None where none was partitioned, and in reports of old.
+        stages: The split in force and its measured costs; empty where the network was not split.
+        partition: How the rows of guided steps were shared; None where none was partitioned.
         spans: What each rank did when, where a trace was asked for.
     """
 
@@ -166,7 +88,7 @@ class RunReport:
     steps: list[StepRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     stages: dict[str, Any] = field(default_factory=dict)
-    shares: RowShares | None = None
+    partition: RowPartition | None = None
     spans: list[Span] = field(default_factory=list, repr=False)
 
     @property
@@ -197,13 +119,8 @@ class RunReport:
         unguided = [step for step in self.steps if step.kind is StepKind.FULL and step.discrepancy is None]
         kinds = [step.kind for step in self.steps if step not in unguided]
         extra = sum(step.extra_evaluations for step in self.steps)
-        return ideal_speedup(kinds, costs, self._shares, unguided=len(unguided), extra=extra)
-
-    @property
-    def _shares(self) -> RowShares:
-        """As recorded, or else those of a single picture."""
-        single = RowShares(rows=2, largest=2) if self.devices == 1 else BRANCH_EACH
-        return self.shares or single
+        single = RowPartition(rows=2, largest=2) if self.devices == 1 else BRANCH_EACH
+        return ideal_speedup(kinds, costs, self.partition or single, unguided=len(unguided), extra=extra)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, ready for JSON."""
@@ -218,7 +135,7 @@ class RunReport:
             "kinds": self.kinds,
             "bytes_by_purpose": self.bytes_by_purpose,
             "stages": self.stages,
-            "shares": asdict(self.shares) if self.shares else None,
+            "partition": asdict(self.partition) if self.partition else None,
             "notes": self.notes,
             "steps": [step.to_dict() for step in self.steps],
         }

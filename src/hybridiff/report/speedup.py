@@ -28,8 +28,8 @@ HALVES = StageCosts(0.5, 0.5)
 
 
 @dataclass(frozen=True)
-class RowShares:
-    """How the rows of a guided step were shared; a row is one picture of one branch.
+class RowPartition:
+    """How the rows of a guided step were shared; a row is one image of one branch.
 
     Attributes:
         rows: Rows of the step, both branches together.
@@ -48,7 +48,7 @@ class RowShares:
 
     @property
     def branches(self) -> float:
-        """The largest share, in evaluations of one branch by all pictures: less than 1 where pictures are split."""
+        """The largest share, in evaluations of one branch by all images: less than 1 where images are split."""
         return 2.0 * self.largest / self.rows
 
     @property
@@ -57,13 +57,13 @@ class RowShares:
         return 1.0 if self.largest_extra is None else 2.0 * self.largest_extra / self.rows
 
 
-BRANCH_EACH = RowShares(rows=2, largest=1)
+BRANCH_EACH = RowPartition(rows=2, largest=1)
 
 
 def critical_path(kinds: Iterable[StepKind], costs: StageCosts = HALVES) -> float:
     """Ideal time of a schedule, in evaluations of a device's share of the batch by the whole network.
 
-    A full step costs 1, a reuse step the outer stage, o, a skipped one nothing. Of a group of P pipelined steps the
+    A full step costs 1, a reuse step the outer stage, o, a cached one nothing. Of a group of P pipelined steps the
     first one waits for the outer stage only, as it goes on with the inner result that the step before left behind;
     every further one waits for the slower stage: `o + (P - 1) max(o, n)`. Messages cost nothing here.
 
@@ -73,7 +73,7 @@ def critical_path(kinds: Iterable[StepKind], costs: StageCosts = HALVES) -> floa
     """
     time, previous = 0.0, StepKind.FULL
     for kind in kinds:
-        if kind is StepKind.SKIPPED:
+        if kind is StepKind.CACHED:
             continue
         if kind is StepKind.FULL:
             time += 1.0
@@ -88,7 +88,7 @@ def critical_path(kinds: Iterable[StepKind], costs: StageCosts = HALVES) -> floa
 def ideal_speedup(
     kinds: Sequence[StepKind],
     costs: StageCosts = HALVES,
-    shares: RowShares = BRANCH_EACH,
+    partition: RowPartition = BRANCH_EACH,
     serial_step: float = SERIAL_STEP,
     unguided: int = 0,
     extra: int = 0,
@@ -98,11 +98,11 @@ def ideal_speedup(
     Args:
         kinds: How each guided step was shared, in order.
         costs: Measured costs of the stages.
-        shares: How the rows of the guided steps were shared.
+        partition: How the rows of the guided steps were shared.
         serial_step: Cost of a step on one device in evaluations of one branch (rho).
         unguided: Number of steps without guidance, which have one branch only and count as no faster than serial ones.
         extra: Number of extra evaluations of one branch, in steps of whatever kind (skip-layer guidance).
     """
-    evaluation = serial_step if shares.is_whole else shares.branches
+    evaluation = serial_step if partition.is_whole else partition.branches
     serial = serial_step * len(kinds) + unguided + extra
-    return serial / (evaluation * critical_path(kinds, costs) + unguided + shares.extra_branches * extra)
+    return serial / (evaluation * critical_path(kinds, costs) + unguided + partition.extra_branches * extra)

@@ -1,31 +1,122 @@
-"""Settings by family of model, for models that are not calibrated."""
+"""What holds for a model: its calibration, where it has one, and the presets of its family; found once, handed down."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .calibration import interpolate
-from .kinds import PUBLISHED_STEPS, PublishedSettings
-
-PUBLISHED: dict[str, PublishedSettings] = {
-    # Jung et al. 2026, Sec. 5.1 (SDXL, DDIM, w = 5) and the README of their code (SD3-medium, w = 7), 50 steps.
-    "sdxl": PublishedSettings(slope_window=12, slope_threshold=4e-4, parallel_steps=5, tau_cap=15),
-    "sd3": PublishedSettings(slope_window=15, slope_threshold=5e-4, parallel_steps=5, tau_cap=40),
-}
-
-REUSE_SHARES = {"sdxl": 0.3, "sd3": 1 / 6}
-"""Cost of the outer stage that reuse aims at: small, as the outer stage is what a reuse step costs."""
-
-FIRST, LAST, INTERVAL = 5, 45, 3
-"""The fixed schedule unless told otherwise, for 50 steps: tau1, tau2, and the distance of full steps between."""
+from ..config import REFERENCE_STEPS, ParallelConfig, PublishedSettings, quality_value
+from ..denoiser.adapters import DenoiserAdapter
+from ..errors import UsageError
+from ..models import tiny
+from ..numerics.interpolation import interpolate
+from .calibration import Calibration, Entry
+from .kinds import StepKind
 
 _TOLERANCES = ((0.0, 0.25), (0.25, 0.14), (0.5, 0.085), (0.75, 0.045), (0.95, 0.02), (1.0, 0.0))
+"""Tolerances of qualities for models that are not calibrated: what suits both embedded models roughly."""
+
+_CORRECTION = 1.0
+"""Share of the cached steps' errors that the next full step makes up for, likewise."""
+
+_LONGEST = 6
+"""Largest distance of full steps under the guided rule, for 50 steps."""
 
 
-def general_tolerance(quality: float) -> float:
-    """The tolerance of a quality for models that are not calibrated: what suits both embedded models roughly."""
-    return interpolate(_TOLERANCES, quality)
+@dataclass(frozen=True)
+class ModelSettings:
+    """What holds for one model.
+
+    Attributes:
+        model: Last part of the path or hub id that it was loaded from; empty where the pipeline does not know.
+        calibration: Its thresholds, None where it has none.
+        published: Settings of the published rule for its family, for 50 steps.
+        reuse_share: Work of the outer stage that reuse steps aim at, as a share of the whole.
+    """
+
+    model: str
+    calibration: Calibration | None
+    published: PublishedSettings
+    reuse_share: float
+
+    @classmethod
+    def find(cls, pipe: Any, adapter: DenoiserAdapter, calibration: Any = None) -> ModelSettings:
+        """Find what holds for a pipeline; reads files.
+
+        Args:
+            pipe: The pipeline.
+            adapter: What is known of its denoiser's family.
+            calibration: See `ParallelConfig.calibration`.
+
+        Raises:
+            UsageError: the calibration cannot be read.
+        """
+        model = model_name(pipe)
+        return cls(model, _calibration(model, calibration), adapter.published, adapter.reuse_share)
+
+    def describe(self) -> str:
+        """All of it that decides images, as text: ranks must have the same."""
+        calibration = "none" if self.calibration is None else self.calibration.describe()
+        return f"{self.published}, {self.reuse_share}, calibration {calibration}"
+
+    def entry(self, scheduler: Any, steps: int) -> Entry | None:
+        """The calibration for a scheduler and a number of steps, or the nearest one; None where there is none."""
+        if self.calibration is None or not self.calibration.entries:
+            return None
+        return self.calibration.nearest(type(scheduler).__name__, steps)
+
+    def split_point(self, kind: StepKind) -> int | None:
+        """Index of the split point for a kind of steps, where a calibration says so."""
+        return None if self.calibration is None else self.calibration.split_points.get(kind.value)
+
+    def may_reuse(self, config: ParallelConfig) -> bool:
+        """Whether some call may have reuse steps, whatever the scheduler and the number of steps."""
+        entries = [None] if self.calibration is None else self.calibration.entries
+        return any(GuidedSettings.choose_kind(config, entry) is StepKind.REUSE for entry in entries)
+
+
+@dataclass(frozen=True)
+class GuidedSettings:
+    """Thresholds of `hybrid` for one call.
+
+    Attributes:
+        step_kind: Kind of the steps between full ones.
+        tolerance: Drift that a step may have since the last full one.
+        longest: Largest distance of full steps.
+        correction: Share of the cached steps' errors that the next full step makes up for.
+    """
+
+    step_kind: StepKind
+    tolerance: float
+    longest: int
+    correction: float
+
+    @classmethod
+    def choose(cls, config: ParallelConfig, entry: Entry | None, steps: int) -> GuidedSettings:
+        """The user's own thresholds, and the calibration's or the general ones where there are none.
+
+        Args:
+            config: What the user asked for.
+            entry: The calibration, None where there is none.
+            steps: Number of steps of the whole way from noise to image.
+        """
+        kind, tolerance = cls.choose_kind(config, entry), config.tolerance
+        if tolerance is None:
+            quality = quality_value(config.quality)
+            tolerance = interpolate(_TOLERANCES, quality) if entry is None else entry.tolerance(quality, kind.value)
+        longest = scaled_steps(_LONGEST, steps, least=2)
+        return cls(kind, tolerance, longest, _CORRECTION if entry is None else entry.correction)
+
+    @staticmethod
+    def choose_kind(config: ParallelConfig, entry: Entry | None) -> StepKind:
+        """What the steps between full ones are: as the user says, or as was measured for the quality."""
+        if config.step_kind is not None:
+            return StepKind(config.step_kind)
+        quality = quality_value(config.quality)
+        if entry is None or quality == 1.0:  # where all steps are full, nothing has to be prepared
+            return StepKind.CACHED
+        return StepKind(entry.band(quality).step_kind)
 
 
 def model_name(pipe: Any) -> str:
@@ -33,30 +124,16 @@ def model_name(pipe: Any) -> str:
     return Path(str(pipe.config.get("_name_or_path") or "")).name
 
 
-def published_settings(pipe: Any) -> PublishedSettings:
-    """The preset for a pipeline, by its model's name or else by its family; for 50 steps."""
-    name = model_name(pipe)
-    return PUBLISHED[name] if name in PUBLISHED else PUBLISHED[_family(pipe)]
+def scaled_steps(steps_of_reference: int, steps: int, least: int = 1) -> int:
+    """A number of steps given for `REFERENCE_STEPS`, for another number of steps."""
+    return max(least, round(steps_of_reference * steps / REFERENCE_STEPS))
 
 
-def _family(pipe: Any) -> str:
-    return "sdxl" if getattr(pipe, "unet", None) is not None else "sd3"
-
-
-def reuse_share(pipe: Any) -> float:
-    """The outer stage's share of a whole evaluation at which reuse cuts a pipeline's denoiser."""
-    return REUSE_SHARES[_family(pipe)]
-
-
-def scaled_steps(steps_of_fifty: int, steps: int, least: int = 1) -> int:
-    """A number of steps given for 50, for another number of steps."""
-    return max(least, round(steps_of_fifty * steps / PUBLISHED_STEPS))
-
-
-def fixed_schedule(steps: int, tau1: int | None, tau2: int | None, interval: int | None) -> tuple[int, int, int]:
-    """(tau1, tau2, interval) for a number of steps: the user's own where given, else scaled from 50 steps."""
-    if tau1 is None:
-        tau1 = min(round(FIRST * steps / PUBLISHED_STEPS), steps - 1)
-    if tau2 is None:
-        tau2 = max(tau1, round(LAST * steps / PUBLISHED_STEPS) - 1)
-    return tau1, tau2, INTERVAL if interval is None else interval
+def _calibration(model: str, given: Any) -> Calibration | None:
+    if isinstance(given, Calibration):
+        return given
+    if isinstance(given, (str, Path)):
+        return Calibration.read(Path(given).expanduser())
+    if given is not None:
+        raise UsageError(f"calibration must be the path of a file or a Calibration, got {given!r}")
+    return Calibration.read(tiny.folder(model) / "calibration.json") if model in tiny.EMBEDDED else None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from .base import Answer, RunContext, Strategy
 from .cfg import CfgStrategy
-from .hybrid import HybridStrategy, ReuseStrategy
+from .hybrid import HybridStrategy
+from .published.strategy import PublishedStrategy
 from .serial import SerialStrategy
 
 STRATEGIES: dict[str, type[Strategy]] = {
-    strategy.name: strategy for strategy in (SerialStrategy, CfgStrategy, ReuseStrategy, HybridStrategy)
+    strategy.name: strategy for strategy in (SerialStrategy, CfgStrategy, HybridStrategy, PublishedStrategy)
 }
 
 __all__ = [
@@ -16,7 +17,7 @@ __all__ = [
     "Answer",
     "CfgStrategy",
     "HybridStrategy",
-    "ReuseStrategy",
+    "PublishedStrategy",
     "RunContext",
     "SerialStrategy",
     "Strategy",

@@ -1,4 +1,4 @@
-"""What every strategy is: a way for the ranks to answer one denoiser call."""
+"""What every strategy is: a way for the ranks to answer the denoiser calls of one run."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from ..config import ParallelConfig
 from ..denoiser.call import Evaluation
 from ..denoiser.stages import StagedDenoiser
-from ..distributed.channel import Channel
-from ..distributed.comm import Comm
-from ..report.report import Timeline
-from ..report.speedup import RowShares
+from ..distributed.channel import Channel, Reading
+from ..report.speedup import RowPartition
+from ..report.timeline import Timeline
 from ..schedule.kinds import Phase, StepKind
+from ..schedule.presets import ModelSettings
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,12 @@ class Answer:
 
     Attributes:
         prediction: All rows, (rows, C, H, W), the same on every rank.
-        discrepancy: `M` of the call; None where it has one branch only.
-        drift: How far the predictions moved since the full step before; None where nobody asked.
+        reading: What was measured of it, on its way to the host: the discrepancy, and the drift since the full step
+            before where somebody asked; None where the call has one branch only.
     """
 
     prediction: torch.Tensor
-    discrepancy: float | None
-    drift: float | None = None
+    reading: Reading | None = None
 
 
 @dataclass(frozen=True)
@@ -39,71 +38,56 @@ class RunContext:
 
     Attributes:
         config: What the user asked for.
+        settings: What holds for the model.
         channel: The messages of the run.
         timeline: Where work is recorded.
         steps: Number of denoising steps.
         pipe: The stock pipeline, to be read only.
-        staged: The denoiser, ready to be cut; None where it need not be.
-        unlike_devices: The ranks' devices are not of one kind, and may differ in the last bit of what they compute.
+        staged: The denoiser, ready to be split; None where it need not be.
+        heterogeneous: The ranks' devices are not alike, and may differ in the last bit of what they compute.
+        extra_steps: Steps in which the pipeline evaluates the network once more (skip-layer guidance).
     """
 
     config: ParallelConfig
+    settings: ModelSettings
     channel: Channel
     timeline: Timeline
     steps: int
     pipe: Any
     staged: StagedDenoiser | None = None
-    unlike_devices: bool = False
+    heterogeneous: bool = False
+    extra_steps: frozenset[int] = frozenset()
 
 
 class Strategy(ABC):
     """A way for the ranks to answer denoiser calls together; one object serves one run.
 
-    Attributes:
-        shares: How the rows of guided steps are shared between the ranks; None where none were so far.
+    Args:
+        context: What it works with.
+        first: The first call of the run.
     """
 
     name: ClassVar[str]
 
-    def __init__(self, context: RunContext) -> None:
+    def __init__(self, context: RunContext, first: Evaluation) -> None:
         self.context = context
-        self.config = context.config
         self.channel = context.channel
-        self.comm: Comm = context.channel.comm
-        self.shares: RowShares | None = None
 
     @classmethod
-    def needs_stages(cls, config: ParallelConfig, pipe: Any) -> bool:
-        """Whether the network has to be cut."""
+    def needs_stages(cls, config: ParallelConfig, settings: ModelSettings) -> bool:
+        """Whether the network may have to be split."""
         return False
 
-    @classmethod
-    def settings_of(cls, config: ParallelConfig, pipe: Any) -> str:
-        """What stands for the model in files and presets, as text; ranks must have the same.
-
-        Raises:
-            ValueError: a file cannot be read.
-        """
-        return ""
-
     @classmethod  # noqa: B027 - most strategies have nothing to refuse
-    def check_network(cls, config: ParallelConfig, staged: StagedDenoiser) -> None:
-        """Refuse a network that the strategy cannot use; asked where it `needs_stages`.
+    def check_steps(cls, config: ParallelConfig, settings: ModelSettings, scheduler: Any, steps: int) -> None:
+        """Refuse settings that contradict a number of denoising steps, before any network runs.
 
         Raises:
-            ValueError: with the numbers and the remedy; the same on every rank.
-        """
-
-    @classmethod  # noqa: B027
-    def check_call(cls, config: ParallelConfig, pipe: Any, steps: int) -> None:
-        """Refuse a number of denoising steps that the strategy cannot use, before any network runs.
-
-        Raises:
-            ValueError: with the numbers and the remedy; the same on every rank.
+            UsageError: with the numbers and the remedy.
         """
 
     def phase(self, step: int) -> Phase:
-        """The phase in which a step runs; asked before the step's first evaluation."""
+        """The phase in which a step runs."""
         return Phase.WARM_UP
 
     def kind(self, step: int) -> StepKind:
@@ -115,8 +99,13 @@ class Strategy(ABC):
         """(tau1, tau2) of the run as far as they are decided."""
         return None, None
 
+    @property
+    def partition(self) -> RowPartition | None:
+        """How the rows of guided steps were shared between the ranks; None where none were so far."""
+        return None
+
     def stages(self) -> dict[str, Any]:
-        """The cut in force and its costs, for the report; empty where there is none."""
+        """The split in force and its costs, for the report; empty where there is none."""
         return {}
 
     def notes(self) -> list[str]:
@@ -132,12 +121,6 @@ class Strategy(ABC):
             step: The step it belongs to, from 0.
         """
 
-    def predict_extra(self, evaluation: Evaluation, step: int) -> torch.Tensor:
+    def predict_extra(self, evaluation: Evaluation) -> torch.Tensor:
         """Answer a further, unguided evaluation of the same step: on every rank by itself unless overridden."""
         return evaluation.run()
-
-
-def branch_rows(evaluation: Evaluation, branch: int) -> slice:
-    """The rows of one guidance branch of a call: 0 is the unconditional one, 1 the conditional one."""
-    rows = evaluation.rows // evaluation.branches
-    return slice(branch * rows, (branch + 1) * rows)

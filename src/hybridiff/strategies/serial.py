@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from ..denoiser.call import Evaluation
 from ..numerics.guidance import discrepancy
-from .base import Answer, Strategy
+from .base import Answer, RunContext, Strategy
+from .evaluator import BranchEvaluator
 
 
 class SerialStrategy(Strategy):
@@ -12,14 +13,14 @@ class SerialStrategy(Strategy):
 
     name = "serial"
 
+    def __init__(self, context: RunContext, first: Evaluation) -> None:
+        super().__init__(context, first)
+        self._evaluator = BranchEvaluator(context.channel, context.timeline, context.steps)
+
     def predict(self, evaluation: Evaluation, step: int) -> Answer:
-        if not self.channel.is_open:
-            self.channel.open(0, evaluation.sample)
-        prediction = evaluation.run()  # (2B, C, H, W), or (B, C, H, W) without guidance
+        self.channel.begin_step(step, self.kind(step))
+        prediction = self._evaluator.replicate(evaluation)  # (2B, C, H, W), or (B, C, H, W) without guidance
         if evaluation.branches == 1:
-            self.channel.beat()
-            return Answer(prediction, None)
-        unconditional, conditional = prediction.chunk(2)
-        self.channel.gather({})  # nothing to send but how the ranks fare
-        (measured,) = self.channel.settle(discrepancy(unconditional, conditional).reshape(1))
-        return Answer(prediction, measured)
+            self._evaluator.read_status()
+            return Answer(prediction)
+        return Answer(prediction, self._evaluator.read_status(discrepancy(*prediction.chunk(2)).reshape(1)))

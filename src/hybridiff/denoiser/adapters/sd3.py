@@ -1,24 +1,52 @@
-"""The nested cuts of a transformer: its middle blocks are the inner stage."""
+"""Stable Diffusion 3: a transformer whose middle blocks are the inner stage."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from ..split import Cut, Unit
+import torch
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
-KEEPS_RESIDUAL = True
-"""Blocks add to the streams that run through them, so what the inner ones add is the smoother quantity."""
-
-
-def list_units(transformer: Any) -> list[Unit]:
-    """The blocks of an `SD3Transformer2DModel` in order of execution."""
-    return [Unit(f"transformer_blocks.{i}", None) for i in range(len(transformer.transformer_blocks))]
+from ...config import PublishedSettings
+from ..layers import Layer
+from ..split import SplitPoint
+from .base import DenoiserAdapter, argument
 
 
-def list_cuts(transformer: Any) -> list[Cut]:
-    """All nested cuts; the outer stage keeps at least the first and the last block.
+class SD3Adapter(DenoiserAdapter):
+    """`SD3Transformer2DModel`: SD3 and SD3.5."""
 
-    The last block drops the text stream, so it cannot hand a boundary back.
-    """
-    blocks = len(transformer.transformer_blocks)
-    return [Cut(entry, exit_) for entry in range(blocks - 2) for exit_ in range(entry + 1, blocks - 1)]
+    class_name = "SD3Transformer2DModel"
+    attribute = "transformer"
+    sample = "hidden_states"
+    # Blocks add to the streams that run through them, so what the inner ones add is the smoother quantity.
+    keeps_residual = True
+    reuse_share = 1 / 6
+    # The README of the paper's code (SD3-medium, w = 7); its appendix has a slope_threshold of 1e-4.
+    published = PublishedSettings(slope_window=15, slope_threshold=5e-4, parallel_steps=5, tau_cap=40)
+
+    def output(self, sample: torch.Tensor) -> Any:
+        return Transformer2DModelOutput(sample=sample)
+
+    def layers(self, network: Any) -> list[Layer]:
+        return [Layer(f"transformer_blocks.{i}", None) for i in range(len(network.transformer_blocks))]
+
+    def split_points(self, network: Any) -> list[SplitPoint]:
+        """All nested ones; the outer stage keeps at least the first and the last block.
+
+        The last block drops the text stream, so it cannot hand a boundary back.
+        """
+        blocks = len(network.transformer_blocks)
+        return [SplitPoint(entry, exit_) for entry in range(blocks - 2) for exit_ in range(entry + 1, blocks - 1)]
+
+    def extra_steps(self, pipe: Any, arguments: Mapping[str, Any], steps: int) -> frozenset[int]:
+        """The steps of skip-layer guidance, as `StableDiffusion3Pipeline` chooses them."""
+        if arguments.get("skip_guidance_layers") is None:
+            return frozenset()
+        start = steps * argument(pipe, arguments, "skip_layer_guidance_start")
+        stop = steps * argument(pipe, arguments, "skip_layer_guidance_stop")
+        return frozenset(step for step in range(steps) if start < step < stop)
+
+    def largest_size(self, network: Any) -> int | None:
+        return int(network.config.pos_embed_max_size * network.config.patch_size)

@@ -1,4 +1,4 @@
-"""The nested cuts of a U-Net, at the granularity of its residual and attention layers.
+"""U-Nets, split at the granularity of their residual and attention layers.
 
 Skip connections are local to a stage: a stage consumes the skips that it produced. The one exception is the skip
 that *is* the boundary, which both stages have.
@@ -9,10 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ..split import Cut, Unit
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
-KEEPS_RESIDUAL = False
-"""The boundaries down and up have different shapes."""
+from ...config import PublishedSettings
+from ...errors import UsageError
+from ..layers import Layer
+from ..split import SplitPoint
+from .base import DenoiserAdapter
 
 _BLOCKS = {
     "DownBlock2D",
@@ -24,59 +28,69 @@ _BLOCKS = {
 }
 
 
+class UNetAdapter(DenoiserAdapter):
+    """`UNet2DConditionModel`: SDXL, SD 1.x, SD 2.x."""
+
+    class_name = "UNet2DConditionModel"
+    attribute = "unet"
+    sample = "sample"
+    keeps_residual = False  # the boundaries down and up have different shapes
+    reuse_share = 0.3
+    # Jung et al. 2026, Sec. 5.1 (SDXL, DDIM, w = 5).
+    published = PublishedSettings(slope_window=12, slope_threshold=4e-4, parallel_steps=5, tau_cap=15)
+
+    def output(self, sample: torch.Tensor) -> Any:
+        return UNet2DConditionOutput(sample=sample)
+
+    def layers(self, network: Any) -> list[Layer]:
+        """From `conv_in` to the last upsampler."""
+        for block in [*network.down_blocks, network.mid_block, *network.up_blocks]:
+            if type(block).__name__ not in _BLOCKS:
+                name = type(block).__name__
+                raise UsageError(f"a U-Net with {name} blocks cannot be split; known: {sorted(_BLOCKS)}")
+        layers = [Layer("conv_in", None)]
+        for i, block in enumerate(network.down_blocks):
+            layers += _block_layers(f"down_blocks.{i}", block)
+        layers.append(Layer("mid_block", None))
+        for i, block in enumerate(network.up_blocks):
+            layers += _block_layers(f"up_blocks.{i}", block)
+        return layers
+
+    def split_points(self, network: Any) -> list[SplitPoint]:
+        """All nested ones that leave every skip connection within its stage."""
+        layers = self.layers(network)
+        skips = _find_skips(layers)
+        middle = next(i for i, layer in enumerate(layers) if layer.name == "mid_block")
+        return [
+            SplitPoint(entry, exit_)
+            for entry in range(middle)
+            for exit_ in range(middle, len(layers))
+            if _keeps_skips_local(skips, entry, exit_)
+        ]
+
+
 @dataclass(frozen=True)
 class _Skips:
-    """Which skip connection each unit produces (by order of production), and which it consumes."""
+    """Which skip connection each layer produces (by order of production), and which it consumes."""
 
     produced: dict[int, int]
     consumed: dict[int, int]
 
 
-def list_units(unet: Any) -> list[Unit]:
-    """The layers of a `UNet2DConditionModel` in order of execution, from `conv_in` to the last upsampler.
-
-    Raises:
-        ValueError: it has blocks whose inside is not known.
-    """
-    for block in [*unet.down_blocks, unet.mid_block, *unet.up_blocks]:
-        if type(block).__name__ not in _BLOCKS:
-            raise ValueError(f"a U-Net with {type(block).__name__} blocks cannot be cut; known: {sorted(_BLOCKS)}")
-    units = [Unit("conv_in", None)]
-    for i, block in enumerate(unet.down_blocks):
-        units += _block_units(f"down_blocks.{i}", block)
-    units.append(Unit("mid_block", None))
-    for i, block in enumerate(unet.up_blocks):
-        units += _block_units(f"up_blocks.{i}", block)
-    return units
-
-
-def list_cuts(unet: Any) -> list[Cut]:
-    """All nested cuts that leave every skip connection within its stage."""
-    units = list_units(unet)
-    skips = _find_skips(units)
-    middle = next(i for i, unit in enumerate(units) if unit.name == "mid_block")
-    return [
-        Cut(entry, exit_)
-        for entry in range(middle)
-        for exit_ in range(middle, len(units))
-        if _keeps_skips_local(skips, entry, exit_)
-    ]
-
-
-def _block_units(name: str, block: Any) -> list[Unit]:
-    units: list[Unit] = []
+def _block_layers(name: str, block: Any) -> list[Layer]:
+    layers: list[Layer] = []
     attentions = getattr(block, "attentions", None)
     for j in range(len(block.resnets)):
-        units.append(Unit(f"{name}.resnets.{j}", name))
+        layers.append(Layer(f"{name}.resnets.{j}", name))
         if attentions is not None:
-            units.append(Unit(f"{name}.attentions.{j}", name))
+            layers.append(Layer(f"{name}.attentions.{j}", name))
     for sampler in ("downsamplers", "upsamplers"):
-        units += [Unit(f"{name}.{sampler}.{j}", name) for j in range(len(getattr(block, sampler, None) or ()))]
-    return units
+        layers += [Layer(f"{name}.{sampler}.{j}", name) for j in range(len(getattr(block, sampler, None) or ()))]
+    return layers
 
 
-def _find_skips(units: list[Unit]) -> _Skips:
-    names = [unit.name for unit in units]
+def _find_skips(layers: list[Layer]) -> _Skips:
+    names = [layer.name for layer in layers]
     produced: dict[int, int] = {}
     consumed: dict[int, int] = {}
     for i, name in enumerate(names):
@@ -90,10 +104,10 @@ def _find_skips(units: list[Unit]) -> _Skips:
 
 
 def _keeps_skips_local(skips: _Skips, entry: int, exit_: int) -> bool:
-    outer_skips = sum(unit <= entry for unit in skips.produced)
+    outer_skips = sum(layer <= entry for layer in skips.produced)
     boundary_skip = skips.produced.get(entry)
-    for unit, skip in skips.consumed.items():
-        consumer_is_outer = unit > exit_
+    for layer, skip in skips.consumed.items():
+        consumer_is_outer = layer > exit_
         producer_is_outer = skip < outer_skips
         if consumer_is_outer != producer_is_outer and not (skip == boundary_skip and not consumer_is_outer):
             return False

@@ -1,1 +1,1 @@
-"""Executors: one a kind of step."""
+"""Executors: how the ranks answer a step, one file per kind of step."""

@@ -1,57 +1,64 @@
-"""Skipped steps: nothing runs; every rank forecasts both predictions, and the next full step makes up for the errors.
+"""Cached steps: nothing runs; every rank answers with the last predictions, and the next full step corrects the errors.
 
-Holding a prediction over steps is step caching (as in TeaCache, arXiv 2411.19108). New here is the catching up: a full
-step shows what the skipped steps before it should have predicted, and corrects the sample for it.
+Holding a prediction over steps is step caching (as in TeaCache, arXiv 2411.19108). New here is the correction in
+hindsight: a full step shows what the cached steps before it should have predicted, and moves the sample to where it
+would be.
 """
 
 from __future__ import annotations
 
 import torch
 
-from ...numerics.extrapolation import ORDERS, Forecast
-from ...numerics.sensitivity import Influence
+from ...denoiser.call import Evaluation
+from ...numerics.extrapolation import Extrapolation
+from ...numerics.sensitivity import Sensitivity
 from ..base import Answer
+from ..evaluator import BranchEvaluator
+from .executor import StepExecutor
 
 
-class Skip:
-    """The skipped steps of one run; the same on every rank, as all have the same predictions.
+class CachedStep(StepExecutor):
+    """The cached steps of one run; the same on every rank, as all have the same predictions, so nothing is sent.
 
     Args:
-        order: How predictions are carried over, a name of `forecast.ORDERS`.
-        catch_up: Share of the skipped steps' errors that the next full step makes up for.
-        influence: How far each prediction moves the sample.
+        evaluator: Evaluates calls on all ranks.
+        correction: Share of the cached steps' errors that the next full step makes up for.
+        sensitivity: How far each prediction moves the sample.
     """
 
-    def __init__(self, order: str, catch_up: float, influence: Influence) -> None:
-        self._forecast = Forecast(ORDERS[order])
-        self._hindsight = Forecast(order=3)
-        self._catch_up = catch_up
-        self._influence = influence
-        self._answered: list[tuple[int, torch.Tensor]] = []  # skipped steps since the last full one
+    def __init__(self, evaluator: BranchEvaluator, correction: float, sensitivity: Sensitivity) -> None:
+        super().__init__(evaluator)
+        self._latest: torch.Tensor | None = None  # prediction of the last full step
+        self._hindsight = Extrapolation(order=3)
+        self._correction = correction
+        self._sensitivity = sensitivity
+        self._answered: list[tuple[int, torch.Tensor]] = []  # cached steps since then
 
-    def predict(self, step: int) -> Answer:
-        """Answer a step without an evaluation."""
-        (prediction,) = self._forecast.at(step)
-        self._answered.append((step, prediction))
-        return Answer(prediction, None)
+    def run(self, evaluation: Evaluation, step: int) -> Answer:
+        assert self._latest is not None
+        self._answered.append((step, self._latest))
+        return Answer(self._latest)
 
     def observe(self, step: int, prediction: torch.Tensor) -> None:
-        """Take in the prediction of a full step, all rows."""
-        self._forecast.observe(step, (prediction,))
+        if self._latest is not None and len(self._latest) != len(prediction):
+            # Guidance has ended: the conditional branch goes on alone. The best guess is that the difference between
+            # the branches would have stayed as it was; then both err alike, whatever the guidance scale.
+            self._hindsight.keep_last_rows(len(prediction))
+            self._answered = [(cached, answered[-len(prediction) :]) for cached, answered in self._answered]
+        self._latest = prediction
         self._hindsight.observe(step, (prediction,))
 
-    def caught_up(self, step: int, prediction: torch.Tensor) -> torch.Tensor:
-        """The prediction of a full step just observed, changed so that it makes up for the skipped steps before it.
+    def correct(self, step: int, prediction: torch.Tensor) -> torch.Tensor:
+        """The prediction of a full step just observed, changed so that it makes up for the cached steps before it.
 
-        In hindsight a skipped step j should have predicted what a cubic through the latest full steps says there. The
-        difference, times the influence of j on the sample relative to this step's own, moves the sample to where it
-        would be by now.
+        In hindsight a cached step j should have predicted what a cubic through the latest full steps says there. That
+        difference, times how far j moves the sample relative to this step, moves the sample to where it would be.
         """
         corrected = prediction.float()
-        for skipped, answered in self._answered:
-            share = self._catch_up * self._influence.share(skipped, step)
-            if share:
-                (better,) = self._hindsight.at(skipped)
-                corrected = corrected + share * (better.float() - answered.float())
+        for cached, answered in self._answered:
+            gain = self._correction * self._sensitivity.gain(cached, step)
+            if gain:
+                (better,) = self._hindsight.at(cached)
+                corrected = corrected + gain * (better.float() - answered.float())
         self._answered = []
         return corrected.to(prediction.dtype)

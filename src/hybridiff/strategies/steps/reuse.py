@@ -1,37 +1,52 @@
-"""Reuse steps: only the outer stage runs, on a forecast of the inner one.
+"""Reuse steps: only the outer stage runs, on an extrapolation of the inner one.
 
 Step caching (DeepCache, arXiv 2312.00858; TaylorSeer, arXiv 2503.06923) married to condition-based partitioning:
-guidance is fresh at every step, and the only message is the gather of the predictions.
+guidance is fresh at every step, and the only message is the all-gather of the predictions.
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import torch
 
 from ...denoiser.blocks import Boundary
 from ...denoiser.call import Evaluation
 from ...denoiser.stages import StagedDenoiser
-from ...numerics.extrapolation import Forecast
+from ...numerics.extrapolation import Extrapolation
+from ...numerics.guidance import discrepancy
+from ..base import Answer, RunContext
+from ..evaluator import BranchEvaluator
+from .executor import StepExecutor
 
 
-class Reuse:
-    """The reuse steps of one run; each rank forecasts its own branch's inner result.
+class ReuseStep(StepExecutor):
+    """The reuse steps of one run; each rank extrapolates the inner result of its own branch.
 
     Args:
-        staged: The denoiser, cut.
-        inner: Forecasts of the inner result, by rank; full steps feed them.
+        evaluator: Evaluates calls on all ranks.
+        context: What the strategy works with.
+        staged: The network, split.
     """
 
-    def __init__(self, staged: StagedDenoiser, inner: Mapping[int, Forecast]) -> None:
-        self._staged = staged
-        self._inner = inner
+    def __init__(self, evaluator: BranchEvaluator, context: RunContext, staged: StagedDenoiser) -> None:
+        super().__init__(evaluator)
+        self.staged: StagedDenoiser = staged
+        self._timeline = context.timeline
+        self._channel = context.channel
+        self._features = {rank: Extrapolation(order=1) for rank in context.channel.comm.local_ranks}
 
-    def evaluate(self, evaluation: Evaluation, rank: int, share: slice, step: int) -> torch.Tensor:
-        """A rank's rows through the outer stage: (rows, C, H, W)."""
+    def run(self, evaluation: Evaluation, step: int) -> Answer:
+        prediction = self.evaluator.evaluate(evaluation, self._run_outer)
+        return Answer(prediction, self.evaluator.read_status(discrepancy(*prediction.chunk(2)).reshape(1)))
 
+    def run_full(self, evaluation: Evaluation, rank: int, rows: slice) -> torch.Tensor:
+        with self._timeline.span(rank, "whole network, own branch", "stage"):
+            prediction = self.staged.run_whole(evaluation, rows)
+        self._features[rank].observe(self._channel.step, self.staged.feature(self.staged.down, self.staged.up))
+        return prediction
+
+    def _run_outer(self, evaluation: Evaluation, rank: int, rows: slice) -> torch.Tensor:
         def inner(down: Boundary) -> Boundary:
-            return self._staged.restored(down, self._inner[rank].at(step))
+            return self.staged.result(down, self._features[rank].at(self._channel.step))
 
-        return self._staged.run_outer(evaluation, share, exchange=inner)
+        with self._timeline.span(rank, "outer stage, own branch", "stage"):
+            return self.staged.run_outer(evaluation, rows, inner)

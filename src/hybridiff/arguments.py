@@ -1,0 +1,68 @@
+"""Arguments of a pipeline's call that need no network to be refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .config import check_limits
+from .errors import UsageError
+
+MOST_STEPS = 10_000
+MOST_IMAGES = 1024
+MOST_PIXELS = 16_384
+"""Height and width in pixels; larger images are typing errors, or want another program."""
+
+_COUNTS = {"num_inference_steps": MOST_STEPS, "num_images_per_prompt": MOST_IMAGES}
+_NOT_NEGATIVE = ("guidance_scale", "guidance_rescale", "true_cfg_scale", "clip_skip", "max_sequence_length")
+
+
+@dataclass(frozen=True)
+class SizeLimits:
+    """Which heights and widths, in pixels, a model takes.
+
+    Attributes:
+        multiple: They are multiples of this.
+        largest: They are at most this.
+        model: What the user calls it.
+    """
+
+    multiple: int = 1
+    largest: int = MOST_PIXELS
+    model: str = "this model"
+
+
+def check_arguments(arguments: Mapping[str, Any], sizes: SizeLimits) -> None:
+    """Refuse numbers that are none, negative or absurd, naming the user's own argument.
+
+    Raises:
+        UsageError: with the value and what would do.
+    """
+    for name, value in arguments.items():
+        for number in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UsageError(f"{name} must be a finite number, got {value}")
+    for name, most in _COUNTS.items():
+        _check_integer(name, arguments.get(name), most)
+    for name in ("height", "width"):
+        _check_size(name, arguments.get(name), sizes)
+    for name in _NOT_NEGATIVE:
+        value = arguments.get(name)
+        if isinstance(value, (int, float)):
+            check_limits(name, value, least=0, most=1e6)
+
+
+def _check_integer(name: str, value: Any, most: int) -> None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most):
+        raise UsageError(f"{name} must be an integer from 1 to {most}, got {value!r}")
+
+
+def _check_size(name: str, value: Any, sizes: SizeLimits) -> None:
+    if value is None:
+        return
+    if not isinstance(value, int) or value < 1 or value % sizes.multiple:
+        raise UsageError(f"{name} must be a positive multiple of {sizes.multiple} for {sizes.model}, got {value!r}")
+    if value > sizes.largest:
+        raise UsageError(f"{name} must be at most {sizes.largest} pixels for {sizes.model}, got {value}")

@@ -1,0 +1,69 @@
+"""What has to be known of a family of denoisers: one adapter a family, all of it in one place."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+
+from ...config import PublishedSettings
+from ..layers import Layer
+from ..split import SplitPoint
+
+
+class DenoiserAdapter(ABC):
+    """A family of denoisers.
+
+    Attributes:
+        class_name: The network's class in diffusers.
+        attribute: Where a pipeline keeps it.
+        sample: Name of the argument that holds the noisy sample, (rows, C, H, W).
+        keeps_residual: What carries over from an inner stage to later steps is what it adds to its input.
+        reuse_share: Work of the outer stage that reuse steps aim at: small, as the outer stage is what they cost.
+        published: Settings of the published rule for the family, for 50 steps.
+    """
+
+    class_name: ClassVar[str]
+    attribute: ClassVar[str]
+    sample: ClassVar[str]
+    keeps_residual: ClassVar[bool]
+    reuse_share: ClassVar[float]
+    published: ClassVar[PublishedSettings]
+
+    @abstractmethod
+    def output(self, sample: torch.Tensor) -> Any:
+        """The network's own output object, which pipelines get where `return_dict` is true."""
+
+    @abstractmethod
+    def layers(self, network: Any) -> list[Layer]:
+        """The network's layers in order of execution.
+
+        Raises:
+            UsageError: its inside is not known.
+        """
+
+    @abstractmethod
+    def split_points(self, network: Any) -> list[SplitPoint]:
+        """All legal split points, in terms of `layers`."""
+
+    def extra_steps(self, pipe: Any, arguments: Mapping[str, Any], steps: int) -> frozenset[int]:
+        """Steps in which a call evaluates the network once more, beside the guided evaluation.
+
+        Args:
+            pipe: The pipeline.
+            arguments: Of the call, by name.
+            steps: Number of denoising steps.
+        """
+        return frozenset()
+
+    def largest_size(self, network: Any) -> int | None:
+        """Largest height and width of a latent that the network takes; None where there is no limit."""
+        return None
+
+
+def argument(pipe: Any, arguments: Mapping[str, Any], name: str) -> Any:
+    """An argument of a pipeline's call, or its default."""
+    return arguments.get(name, inspect.signature(pipe.__call__).parameters[name].default)

@@ -1,0 +1,75 @@
+"""The message of full and reuse steps: one all-gather hands every rank the predictions of all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from .channel import Channel, Messages, Reading
+from .status import SLOT
+
+
+class GatherMessages(Messages):
+    """The all-gather of a run, its buffers allocated once.
+
+    Args:
+        channel: The run's messages.
+        elements: Most elements of a prediction that a rank has to say.
+        like: A tensor with the dtype and device of the buffers.
+    """
+
+    def __init__(self, channel: Channel, elements: int, like: torch.Tensor) -> None:
+        self.room = elements
+        self._channel = channel
+        self._buffers = {rank: like.new_zeros(elements + SLOT) for rank in channel.comm.local_ranks}
+        self._gathered = like.new_zeros(channel.comm.size, elements + SLOT)
+
+    def all_gather(self, pieces: Mapping[int, torch.Tensor], purpose: str = "prediction") -> torch.Tensor:
+        """Hand every rank the pieces of all ranks.
+
+        Args:
+            pieces: What each local rank has to say, of any shape, at most `room` elements; a rank without an entry has
+                nothing.
+            purpose: What the bytes are counted as.
+
+        Returns:
+            (size, room); a view that the next one overwrites.
+
+        Raises:
+            RankError: the message before this one said that the run cannot go on, or this one did not come.
+        """
+        channel, comm = self._channel, self._channel.comm
+        channel.heed_unread()
+        for rank, buffer in self._buffers.items():
+            fill(buffer, (pieces[rank],) if rank in pieces else ())
+            channel.write_slot(buffer)
+        channel.send(lambda: comm.all_gather(self._buffers, self._gathered), "gather the predictions")
+        channel.count(purpose, self.room, self._gathered.element_size(), comm.size * (comm.size - 1))
+        channel.end_messages()
+        return self._gathered[:, :-SLOT]
+
+    def read_status(self, scalars: torch.Tensor | None = None) -> Reading:
+        finite = self._gathered[:, :-SLOT].isfinite().all(1)
+        slots = {rank: self._gathered[rank, -SLOT:] for rank in range(len(self._gathered))}
+        return self._channel.read_status(slots, finite, scalars)
+
+    def heartbeat(self, prediction: torch.Tensor) -> None:
+        """Tell each other how the ranks fare in a step that has nothing to send: whether a prediction is finite."""
+        health = (prediction.float() * 0.0).sum()  # 0, or NaN
+        self.all_gather(dict.fromkeys(self._buffers, health), purpose="control")
+
+    def begin(self) -> None:
+        pass
+
+    def take_part(self) -> bool:
+        self.all_gather({})
+        return True
+
+
+def fill(buffer: torch.Tensor, tensors: tuple[torch.Tensor, ...]) -> None:
+    """Put tensors into a buffer, one after the other."""
+    start = 0
+    for tensor in tensors:
+        buffer[start : start + tensor.numel()].copy_(tensor.reshape(-1))
+        start += tensor.numel()

@@ -1,0 +1,111 @@
+"""One rank a process: a group of torch.distributed with a deadline."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from ..errors import CommError
+from .comm import Buffers, Comm, LocalComm
+
+T = TypeVar("T")
+
+_WATCHDOG_GRACE = 60.0
+"""Seconds by which NCCL's watchdog, which ends the process, comes after our own deadline."""
+
+
+class ProcessComm(Comm):
+    """Ranks of the running process group, in a group of their own so that the deadline is ours.
+
+    On the CPU (gloo) a message blocks until it is there or the deadline has passed. On GPUs (NCCL) it is only put into
+    the stream; the deadline is kept where its status is read (`readback.Readback`), the one place where the host waits.
+
+    Args:
+        timeout: Deadline of every wait in seconds.
+        ranks: Which ranks of the process group; all of them unless given. All ranks make all groups, in one order.
+    """
+
+    def __init__(self, timeout: float, ranks: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self._world_ranks = list(range(dist.get_world_size())) if ranks is None else list(ranks)
+        self.timeout = timeout
+        self.size = len(self._world_ranks)
+        self._on_host = dist.get_backend() == "gloo" or not torch.cuda.is_available()
+        self._deadline = timedelta(seconds=timeout)
+        try:
+            self._make_groups(ranks)
+        except RuntimeError as error:
+            raise CommError(
+                f"the other ranks did not form a group within {timeout:g} s ({error}); start the ranks again"
+            ) from error
+        mine = dist.get_rank()
+        self.local_ranks = (self._world_ranks.index(mine),) if mine in self._world_ranks else ()
+
+    def _make_groups(self, ranks: Sequence[int] | None) -> None:
+        grace = 0.0 if self._on_host else _WATCHDOG_GRACE
+        self._group: Any = dist.new_group(ranks, timeout=timedelta(seconds=self.timeout + grace))
+        # Objects travel by way of the host: no device memory, and a dead rank is noticed at once.
+        self._host_group: Any = (
+            self._group if self._on_host else dist.new_group(ranks, timeout=self._deadline, backend="gloo")
+        )
+
+    def all_gather(self, buffers: Buffers, out: torch.Tensor) -> None:
+        # torch 2.13 renamed it, and warns of the older name.
+        all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        self._guard(lambda: all_gather(out.view(-1), buffers[self.rank], group=self._group))
+
+    def sendrecv(self, peers: Mapping[int, int], outgoing: Buffers, incoming: Buffers) -> None:
+        peer = self._world_ranks[peers[self.rank]]
+        operations = [
+            dist.P2POp(dist.isend, outgoing[self.rank], peer, self._group),
+            dist.P2POp(dist.irecv, incoming[self.rank], peer, self._group),
+        ]
+        # With a deadline NCCL's wait would block the host in mid-forward; without one it only orders the streams.
+        deadline = (self._deadline,) if self._on_host else ()
+        self._guard(lambda: [work.wait(*deadline) for work in dist.batch_isend_irecv(operations)])
+
+    def broadcast(self, source: int, buffers: Buffers) -> None:
+        self._guard(lambda: dist.broadcast(buffers[self.rank], self._world_ranks[source], group=self._group))
+
+    def all_gather_object(self, thing: T) -> list[T]:
+        things: list[Any] = [None] * self.size
+        self._guard(lambda: dist.all_gather_object(things, thing, group=self._host_group))
+        return things
+
+    def split(self, groups: Sequence[Sequence[int]]) -> list[Comm | None]:
+        comms = [ProcessComm(self.timeout, [self._world_ranks[rank] for rank in group]) for group in groups]
+        return [comm if comm.local_ranks else None for comm in comms]
+
+    def close(self) -> None:
+        if self._group is not None and dist.is_initialized() and not self.broken:
+            if self._host_group is not self._group:
+                dist.destroy_process_group(self._host_group)
+            dist.destroy_process_group(self._group)
+        self._group = self._host_group = None
+
+    def fail(self) -> None:
+        super().fail()
+        if not self._on_host:
+            with contextlib.suppress(RuntimeError):
+                self._group.abort()  # ends the kernels that wait for a lost rank
+
+    def _guard(self, send: Callable[[], object]) -> None:
+        if self.broken:
+            raise CommError("the process group broke in an earlier step; start the ranks again")
+        try:
+            send()
+        except (RuntimeError, ValueError) as error:
+            self.fail()
+            raise CommError(
+                f"no answer from the other ranks within {self.timeout:g} s, or one died: {error}"
+            ) from error
+
+
+def world_comm(timeout: float) -> Comm:
+    """The ranks that torchrun or an Engine started; a single local one where there is no process group."""
+    return ProcessComm(timeout) if dist.is_available() and dist.is_initialized() else LocalComm(1)

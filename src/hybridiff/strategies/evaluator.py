@@ -1,0 +1,123 @@
+"""Evaluates a denoiser call on all ranks: each takes its rows, one all-gather gives every rank the whole prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from ..denoiser.call import Evaluation
+from ..denoiser.rows import most_rows, split_rows
+from ..distributed.channel import Channel, Reading
+from ..distributed.gather import GatherMessages
+from ..errors import UsageError
+from ..report.speedup import RowPartition
+from ..report.timeline import Timeline
+from ..schedule.kinds import StepKind
+
+Forward = Callable[[Evaluation, int, slice], torch.Tensor]
+"""Evaluates some rows of a call for a rank: (rows, C, H, W)."""
+
+
+class BranchEvaluator:
+    """Evaluates calls by rows: whole branches first; with more ranks than branches each one's images are split.
+
+    Args:
+        channel: The messages of the run.
+        timeline: Where work is recorded.
+        steps: Number of steps of the run.
+
+    Attributes:
+        partition: How the rows of guided calls are shared; None before the first.
+    """
+
+    def __init__(self, channel: Channel, timeline: Timeline, steps: int) -> None:
+        self.partition: RowPartition | None = None
+        self._channel = channel
+        self._timeline = timeline
+        self._steps = steps
+        self._messages: GatherMessages | None = None
+        self._idle_dtype: torch.dtype | None = None
+
+    def evaluate(self, evaluation: Evaluation, forward: Forward | None = None) -> torch.Tensor:
+        """The prediction of a call: (rows, C, H, W), the same on every rank.
+
+        Args:
+            evaluation: The call.
+            forward: What a rank runs on its rows; the whole network unless given.
+        """
+        rows = split_rows(evaluation.rows, evaluation.branches, self._channel.comm.size)
+        if rows is None:
+            return self.replicate(evaluation)
+        if evaluation.branches > 1 and self.partition is None:
+            self.partition = RowPartition(evaluation.rows, most_rows(rows))
+        return self._gather(evaluation, rows, forward or self.run)
+
+    def evaluate_extra(self, evaluation: Evaluation) -> torch.Tensor:
+        """The same for a further call of a step, which has the rows of one branch."""
+        rows = split_rows(evaluation.rows, 1, self._channel.comm.size)
+        if rows is None:
+            return evaluation.run()
+        if self.partition is not None:
+            self.partition = replace(self.partition, largest_extra=most_rows(rows))
+        prediction = self._gather(evaluation, rows, self.run)
+        self.read_status()
+        return prediction
+
+    def replicate(self, evaluation: Evaluation) -> torch.Tensor:
+        """The same by every rank on its own; errors and interrupts reach all ranks all the same."""
+        if self._messages is None:
+            self._open(1, evaluation.sample)  # first, so that a rank that fails leaves by way of a message
+        prediction = evaluation.run()
+        assert self._messages is not None
+        self._messages.heartbeat(prediction)
+        return prediction
+
+    def read_status(self, scalars: torch.Tensor | None = None) -> Reading:
+        """Begin to read how the ranks fared in the latest call, and scalars (1-D) with it."""
+        assert self._messages is not None
+        return self._messages.read_status(scalars)
+
+    def run(self, evaluation: Evaluation, rank: int, rows: slice) -> torch.Tensor:
+        """Some rows through the whole network."""
+        with self._timeline.span(rank, "whole network, own branch", "stage"):
+            return evaluation.run(rows)
+
+    def _gather(self, evaluation: Evaluation, rows: Sequence[slice], forward: Forward) -> torch.Tensor:
+        row_elements = torch.Size(evaluation.row_shape).numel()
+        elements = most_rows(rows) * row_elements
+        has_idle_ranks = any(own.stop == own.start for own in rows)
+        if self._messages is None and not has_idle_ranks:
+            self._open(elements, evaluation.sample)
+        pieces = {
+            rank: forward(evaluation, rank, rows[rank])
+            for rank in self._channel.comm.local_ranks
+            if rows[rank].stop > rows[rank].start
+        }
+        dtype = next((piece.dtype for piece in pieces.values()), self._idle_dtype)
+        if self._messages is None:
+            # Under autocast networks answer in another dtype than the sample's, which ranks without rows do not see.
+            told = self._channel.consensus(dtype, "agree on the dtype of predictions")
+            self._idle_dtype = dtype = next(other for other in told if other is not None)
+            self._open(elements, evaluation.sample)
+        assert self._messages is not None
+        self._require_room(evaluation, elements)
+        gathered = self._messages.all_gather(pieces)
+        parts = [
+            buffer[: (own.stop - own.start) * row_elements].view(-1, *evaluation.row_shape)
+            for buffer, own in zip(gathered, rows, strict=True)
+        ]
+        return torch.cat(parts).to(dtype or evaluation.sample.dtype)
+
+    def _open(self, elements: int, like: torch.Tensor) -> None:
+        self._messages = GatherMessages(self._channel, elements, like)
+        self._channel.open(self._steps, like, {StepKind.FULL: self._messages, StepKind.REUSE: self._messages})
+
+    def _require_room(self, evaluation: Evaluation, elements: int) -> None:
+        assert self._messages is not None
+        if elements > self._messages.room:
+            raise UsageError(
+                f"step {self._channel.step} evaluates {evaluation.rows} rows, more than the messages of this run hold: "
+                "guidance may end in a run, but not begin in its middle"
+            )

@@ -1,0 +1,44 @@
+"""Full steps: every rank evaluates the whole network on its rows."""
+
+from __future__ import annotations
+
+import torch
+
+from ...denoiser.call import Evaluation
+from ...numerics.guidance import discrepancy, drift
+from ..base import Answer
+from ..evaluator import BranchEvaluator, Forward
+
+
+class FullStep:
+    """The full steps of one run.
+
+    Args:
+        evaluator: Evaluates calls on all ranks.
+        measures_drift: Whether to measure how far predictions moved since the full step before, as well.
+    """
+
+    def __init__(self, evaluator: BranchEvaluator, measures_drift: bool = False) -> None:
+        self._evaluator = evaluator
+        self._measures_drift = measures_drift
+        self._before: torch.Tensor | None = None
+
+    def run(self, evaluation: Evaluation, step: int, forward: Forward | None = None) -> Answer:
+        """Answer a step, in one branch or two; what is measured of it is read by whoever asks for it.
+
+        Args:
+            evaluation: The call.
+            step: The step it belongs to.
+            forward: What a rank runs on its rows; the whole network unless given.
+        """
+        prediction = self._evaluator.evaluate(evaluation, forward)
+        if evaluation.branches == 1:
+            self._evaluator.read_status()
+            return Answer(prediction)
+        unconditional, conditional = prediction.chunk(2)  # (2B, C, H, W) -> 2 x (B, C, H, W)
+        scalars = [discrepancy(unconditional, conditional)]
+        if self._measures_drift:
+            before = torch.full_like(prediction, torch.nan) if self._before is None else self._before
+            scalars.append(drift(prediction, before))
+            self._before = prediction.clone()  # the pipeline may do with its own what it likes
+        return Answer(prediction, self._evaluator.read_status(torch.stack(scalars)))

@@ -1,0 +1,121 @@
+"""What strategies have in common that put cheaper steps between full ones (Jung et al. 2026, Sec. 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from ..denoiser.call import Evaluation
+from ..denoiser.rows import branch_rows
+from ..denoiser.split import Split
+from ..denoiser.stages import StagedDenoiser
+from ..schedule.kinds import Phase, Policy, StepKind
+from .base import Answer, RunContext
+from .cfg import CfgStrategy
+from .steps.executor import StepExecutor
+from .steps.full import FullStep
+
+
+class SwitchingStrategy(CfgStrategy):
+    """Full steps by condition-based partitioning, and between them, where a policy says so, steps of another kind.
+
+    Attributes:
+        policy: Says which steps are full.
+        between: Answers the others.
+    """
+
+    policy: Policy
+    between: StepExecutor
+
+    def __init__(self, context: RunContext, first: Evaluation) -> None:
+        super().__init__(context, first)
+        self.full = FullStep(self.evaluator, measures_drift=True)
+        self.channel.ahead = self._ahead
+
+    def phase(self, step: int) -> Phase:
+        return self.policy.phase(step)
+
+    def kind(self, step: int) -> StepKind:
+        return self._scheduled(step) if self.context.pipe.do_classifier_free_guidance else StepKind.FULL
+
+    @property
+    def taus(self) -> tuple[int | None, int | None]:
+        return self.policy.tau1, self.policy.tau2
+
+    def stages(self) -> dict[str, Any]:
+        staged = self.between.staged
+        return {} if staged is None or staged.split is None else asdict(staged.split)
+
+    def notes(self) -> list[str]:
+        return self.policy.notes()
+
+    def predict(self, evaluation: Evaluation, step: int) -> Answer:
+        if evaluation.branches == 1:
+            return self._predict_unguided(evaluation, step)
+        kind = self.kind(step)
+        self.channel.begin_step(step, kind)
+        if kind is not StepKind.FULL:
+            return self.between.run(evaluation, step)
+        over = self.phase(step) is Phase.CONNECT  # no step follows that needs what a full one leaves
+        answer = self.full.run(evaluation, step, None if over else self.between.run_full)
+        return self._learn(step, answer)
+
+    def _learn(self, step: int, answer: Answer) -> Answer:
+        """What a full step teaches every rank alike."""
+        assert answer.reading is not None
+        discrepancy, drift = answer.reading.values()
+        if self.context.heterogeneous:
+            # A bit may decide which step is the next full one: what the leader measured holds.
+            discrepancy, drift = self.channel.consensus((discrepancy, drift), "agree on what the step showed")[0]
+        self.between.observe(step, answer.prediction.clone())
+        self.policy.observe(step, discrepancy, drift)
+        return Answer(self.between.correct(step, answer.prediction), answer.reading)
+
+    def _predict_unguided(self, evaluation: Evaluation, step: int) -> Answer:
+        """Guidance is off, or has ended early, and the parallel phase with it."""
+        if self.phase(step) is Phase.PARALLEL:
+            self.between.end(step)
+            self.policy.tau2 = step - 1
+        self.channel.begin_step(step, StepKind.FULL)
+        prediction = self.full.run(evaluation, step).prediction
+        self.between.observe(step, prediction.clone())
+        return Answer(self.between.correct(step, prediction))
+
+    def _scheduled(self, step: int) -> StepKind:
+        """The kind of a step, whether guidance is on: ranks may learn of its end one after the other.
+
+        Where the pipeline evaluates the network once more, a fresh prediction must not be mixed with a held one.
+        """
+        return StepKind.FULL if step in self.context.extra_steps else self.policy.kind(step)
+
+    def _ahead(self) -> tuple[int, StepKind]:
+        """The next step that has messages."""
+        step = self.channel.step + 1
+        while self._scheduled(step) is StepKind.CACHED:
+            step += 1
+        return step, self._scheduled(step)
+
+
+def split_network(
+    context: RunContext, first: Evaluation, kind: StepKind, choose: Callable[[Sequence[Split]], Split]
+) -> StagedDenoiser:
+    """The denoiser, split for steps of a kind; measured anew where the shape or the kind has changed.
+
+    Args:
+        context: What the strategy works with.
+        first: A call with the shapes of the run.
+        kind: Kind of the steps.
+        choose: Chooses among all splits, unless a calibration says which it is.
+    """
+    staged = context.staged
+    assert staged is not None
+    made_for = (kind, first.sample.shape)
+    if staged.made_for != made_for:
+        staged.remove()
+        splits = staged.measure(first, branch_rows(first, first.branches - 1))
+        index = context.settings.split_point(kind)
+        split = choose(splits) if index is None or index >= len(splits) else splits[index]
+        # No two measurements are the same: what the leader measured stands in every report.
+        staged.apply(context.channel.consensus(split, "agree on the split")[0], made_for)
+    return staged
