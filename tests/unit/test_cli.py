@@ -1,3 +1,5 @@
+"""The command line: what it refuses, what `hybridiff generate` makes of its options, exit codes."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -10,10 +12,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from hybridiff import EngineError, ParallelConfig
-from hybridiff.cli import main as cli
-from hybridiff.cli.main import main
-from hybridiff.cli.options import call_arguments, parallel_config, parse_options
+from hybridiff import ParallelConfig
+from hybridiff.cli.generate import Generate
+from hybridiff.cli.main import main, parse
+from hybridiff.config import PublishedSettings
+from hybridiff.errors import EngineError, RankError, UsageError
 from hybridiff.launch.protocol import Generation
 from support.reports import report
 
@@ -21,7 +24,7 @@ RING = ["generate", "--model", "tiny-sdxl", "--prompt", "a ring", "--device", "c
 
 
 class FakeEngine:
-    """Draws red squares; remembers how it was made and asked."""
+    """Generates red squares; remembers how it was made and asked."""
 
     made: list[dict[str, Any]]
     asked: list[dict[str, Any]]
@@ -52,39 +55,66 @@ class FakeEngine:
 def engine(monkeypatch: pytest.MonkeyPatch) -> type[FakeEngine]:
     fresh = type("FreshFakeEngine", (FakeEngine,), {"made": [], "asked": [], "error": None})
     monkeypatch.setattr("hybridiff.launch.engine.Engine", fresh)
-    for name in ("RANK", "WORLD_SIZE"):
+    for name in ("RANK", "WORLD_SIZE", "HYBRIDIFF_TRACEBACK"):
         monkeypatch.delenv(name, raising=False)
     return fresh
 
 
-def options_of(arguments: list[str]) -> Any:
-    return parse_options(cli._parser(), arguments)
+def config_of(*flags: str) -> ParallelConfig:
+    return parse([*RING, *flags]).parallel_config()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "arguments are required: COMMAND"),
-        (["draw"], "invalid choice: 'draw'"),
+        ([], "Missing command; see hybridiff --help"),
+        (["draw"], "No such command 'draw'; see hybridiff --help"),
         (["generate", "--model", "tiny-sdxl"], "give either --prompt TEXT or --prompts FILE"),
-        (["generate", "--prompt", "x"], "there is no model"),
+        (["generate", "--prompt", "x"], "Missing option '--model'; see hybridiff generate --help"),
         ([*RING, "--prompts", "file"], "give either --prompt TEXT or --prompts FILE"),
+        ([*RING, "--modle", "x"], "No such option: --modle"),
+        ([*RING, "x"], "unexpected extra argument"),
+        ([*RING, "--output"], "Option '--output' requires an argument"),
+        ([*RING, "--simulate=3"], "Option '--simulate' does not take a value"),
         ([*RING, "--model", "tiny-sdxx"], "unknown model 'tiny-sdxx'"),
-        ([*RING, "--strategy", "magic"], "invalid choice: 'magic'"),
-        ([*RING, "--num-inference-steps", "0"], "must be a whole number of at least 1, got '0'"),
-        ([*RING, "--num-images", "many"], "must be a whole number of at least 1, got 'many'"),
-        ([*RING, "--devices", "0"], "must be a whole number of at least 1, got '0'"),
-        ([*RING, "--seed", "-1"], "must be a whole number of at least 0, got '-1'"),
-        ([*RING, "--height", "100"], "height must be a positive multiple of 8"),
-        ([*RING, "--carry", "magic"], "unknown carry 'magic'; choose one of"),
-        ([*RING, "--timeout", "0"], "must be a positive number of seconds"),
-        ([*RING, "--max-sequence-length", "9"], "max_sequence_length is for pipelines with a transformer"),
-        ([*RING, "--output", "ring.gif"], "cannot write a picture as 'ring.gif'"),
+        ([*RING, "--strategy", "magic"], "unknown strategy 'magic'; choose one of serial, cfg, hybrid, published"),
+        ([*RING, "--scheduler", "dpmsolver--"], "unknown scheduler 'dpmsolver--'; choose one of ddim"),
+        ([*RING, "--device", "tpu"], "unknown device 'tpu'; choose one of auto, cuda, cpu"),
+        ([*RING, "--dtype", "int8"], "unknown dtype 'int8'; choose one of float32"),
+        ([*RING, "--num-inference-steps", "0"], "--num-inference-steps must be at least 1, got 0"),
+        ([*RING, "--num-images", "many"], "'--num-images': Input should be a valid integer"),
+        ([*RING, "--num-images", "-3"], "--num-images must be at least 1, got -3"),
+        ([*RING, "--devices", "0"], "--devices must be at least 1, got 0"),
+        ([*RING, "--seed", "-1"], "--seed must be at least 0, got -1"),
+        ([*RING, "--seed", "1" + "0" * 30], "--seed must be at most"),
+        ([*RING, "--height", "10000000"], "--height must be at most 16384"),
+        ([*RING, "--height", "100"], "height must be a"),
+        ([*RING, "--guidance-scale", "nan"], "--guidance-scale must be a finite number, got nan"),
+        ([*RING, "--guidance-scale", "-inf"], "--guidance-scale must be a finite number, got -inf"),
+        ([*RING, "--guidance_scale", "-1"], "--guidance-scale must be at least 0, got -1"),
+        ([*RING, "--timeout", "0"], "--timeout must be above 0, got 0"),
+        ([*RING, "--timeout", "inf"], "--timeout must be a finite number, got inf"),
+        ([*RING, "--timeout", "1e9"], "--timeout must be at most 604800"),
+        ([*RING, "--quality", "1.5"], "quality must be draft, balanced, high, exact or a number from 0 to 1"),
+        ([*RING, "--set", "carry=linear"], "unknown setting 'carry'; choose one of step_kind, tolerance, full_steps"),
+        ([*RING, "--set", "tolerance"], "--set takes NAME=VALUE, got 'tolerance'"),
+        ([*RING, "--set", "tolerance=low"], "tolerance must be a number, got 'low'"),
+        ([*RING, "--set", "tolerance=NaN"], "tolerance must be a finite number, got nan"),
+        ([*RING, "--set", "step_kind=magic"], "unknown step_kind 'magic'; choose one of cached, reuse"),
+        ([*RING, "--set", "full_steps=all"], "full_steps must look like 0-4,8,11, got 'all'"),
+        ([*RING, "--set", "tau_cap=2.5"], "tau_cap must be an integer, got 2.5"),
+        ([*RING, "--arg", "=3"], "--arg takes NAME=VALUE, got '=3'"),
+        ([*RING, "--arg", "height=64"], "--arg height has a flag of its own: use --height"),
+        ([*RING, "--arg", "num_images_per_prompt=2"], "has a flag of its own: use --num-images"),
+        ([*RING, "--arg", "guidance_rescale=Infinity"], "--arg guidance_rescale must be a finite number, got inf"),
+        ([*RING, "--arg", "max_sequence_length=9"], "max_sequence_length is for pipelines with a transformer"),
+        ([*RING, "--output", "ring.gif"], "cannot write an image as 'ring.gif'"),
         ([*RING, "--output", "/dev/null/ring.png"], "cannot write to the output folder"),
-        ([*RING, "--config", "/nowhere.toml"], "cannot read the config file /nowhere.toml: No such file"),
+        ([*RING, "--config", "/nowhere.toml"], "/nowhere.toml: cannot read it: No such file"),
         (["generate", "--model", "tiny-sdxl", "--prompts", "/nowhere"], "cannot read the prompts file /nowhere"),
         (["demo", "--repeats", "0"], "--repeats must be at least 1, got 0"),
     ],
+    ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
 )
 def test_bad_input_is_one_line_and_exit_code_2_before_anything_starts(
     arguments: list[str], message: str, engine: type[FakeEngine], capsys: pytest.CaptureFixture[str]
@@ -101,12 +131,13 @@ def test_bad_input_is_one_line_and_exit_code_2_before_anything_starts(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--carry", "magic"], "unknown carry 'magic'; choose one of"),
+        (["--set", "carry=1"], "unknown setting 'carry'"),
         (["--devices", "3"], "strategy 'cfg' needs a multiple of 2 ranks"),
-        (["--devices", "4", "--between", "pipelined"], "pipelined steps need 2 ranks, got 4"),
+        (["--devices", "4", "--strategy", "published"], "strategy 'published' needs 2 ranks, got 4"),
         (["--device", "cuda"], "2 ranks requested, 0 GPUs found; use --device cpu"),
         (["--device", "cuda", "--simulate"], "1 rank requested, 0 GPUs found; use --device cpu"),
         (["--trace", "trace.png"], "'trace.png' must name a .json file"),
+        (["--arg", "seed=3"], "--arg seed has a flag of its own: use --seed"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -130,6 +161,7 @@ def test_under_torchrun_its_number_of_ranks_is_checked(
     monkeypatch.setattr("hybridiff.models.loading.find_model", lambda *_: pytest.fail("the model was looked for"))
     for name, value in {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
+    assert config_of().devices is None
     assert main([*RING, "--model", "some/model"]) == 2
     assert "strategy 'cfg' needs a multiple of 2 ranks" in capsys.readouterr().err
 
@@ -147,6 +179,7 @@ def test_generate_writes_and_tells_what_it_wrote(
     tmp_path: Path, engine: type[FakeEngine], capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--output", str(tmp_path / "ring.png"), "--num_images", "2", "--guidance_scale=7.5", "--seed", "5"]
+    flags += ["--arg", "guidance_rescale=0.7", "--arg", "sigmas=[1, 0.5]", "--arg", "prompt_2=two words"]
     assert main([*RING, *flags, "--negative-prompt", "blue", "--strategy", "cfg", "--num-inference-steps", "2"]) == 0
     assert engine.asked == [
         {
@@ -155,6 +188,9 @@ def test_generate_writes_and_tells_what_it_wrote(
             "negative_prompt": "blue",
             "num_inference_steps": 2,
             "guidance_scale": 7.5,
+            "guidance_rescale": 0.7,
+            "sigmas": [1, 0.5],
+            "prompt_2": "two words",
             "num_images_per_prompt": 2,
         }
     ]
@@ -166,7 +202,17 @@ def test_generate_writes_and_tells_what_it_wrote(
     assert "2/2" in captured.err  # the progress bar
     written = json.loads((tmp_path / "ring.json").read_text())
     assert (written["model"], written["prompt"], written["seed"]) == ("tiny-sdxl", "a ring", 5)
-    assert written["settings"]["guidance_scale"] == 7.5
+    assert (written["settings"]["guidance_scale"], written["negative_prompt"]) == (7.5, "blue")
+
+
+def test_an_image_says_how_to_make_it_again(tmp_path: Path) -> None:
+    path = tmp_path / "ring.png"
+    assert main([*RING, "--output", str(path), "--scheduler", "dpmsolver++", "--quality", "high"]) == 0
+    text = Image.open(path).text
+    settings = json.loads(text["settings"])
+    assert (text["prompt"], text["model"], text["seed"]) == ("a ring", "tiny-sdxl", "0")
+    assert (settings["strategy"], settings["quality"], settings["scheduler"]) == ("hybrid", "high", "dpmsolver++")
+    assert "negative_prompt" not in text
 
 
 def test_many_prompts_take_their_own_seeds_and_negative_prompts(tmp_path: Path, engine: type[FakeEngine]) -> None:
@@ -183,16 +229,21 @@ def test_many_prompts_take_their_own_seeds_and_negative_prompts(tmp_path: Path, 
         {"prompt": "a cross", "seed": 9, "guidance_scale": 2.0, "negative_prompt": "red"},
         {"prompt": "x", "seed": 4, "guidance_scale": 2.0, "negative_prompt": ""},
     ]
-    assert json.loads((tmp_path / "picture-002.json").read_text())["prompt"] == "a cross"
+    assert json.loads((tmp_path / "image-002.json").read_text())["prompt"] == "a cross"
 
 
 @pytest.mark.parametrize(
     ("error", "code", "message"),
     [
+        (UsageError("bad"), 2, "hybridiff: bad\n"),
         (EngineError("rank 1 was killed"), 1, "hybridiff: rank 1 was killed\n"),
-        (ValueError("bad"), 2, "hybridiff: bad\n"),
+        (RankError("rank 1 is silent"), 1, "hybridiff: rank 1 is silent\n"),
+        (OSError(28, "No space left on device"), 1, "hybridiff: [Errno 28] No space left on device\n"),
+        (ValueError("bad\nshape"), 1, "hybridiff: ValueError: bad shape; --traceback shows where it came from\n"),
+        (KeyError("x"), 1, "hybridiff: KeyError: 'x'; --traceback shows where it came from\n"),
         (KeyboardInterrupt(), 130, "hybridiff: interrupted; all ranks have been ended\n"),
     ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
 def test_failures_have_their_exit_codes(
     tmp_path: Path,
@@ -207,103 +258,155 @@ def test_failures_have_their_exit_codes(
     assert capsys.readouterr().err == message
 
 
-def test_flags_beat_the_config_file_which_beats_defaults(tmp_path: Path) -> None:
-    file = tmp_path / "ring.toml"
-    file.write_text(
-        'model = "tiny-sd3"\nprompt = "-- a ring"\nseed = 3\nnum_images = 2\nsimulate = true\ndevices = 4\n'
-    )
-    options = options_of(["generate", "--config", str(file), "--seed", "8"])
-    assert (options.model, options.prompt, options.seed, options.num_images) == ("tiny-sd3", "-- a ring", 8, 2)
-    assert parallel_config(options) == ParallelConfig(strategy="cfg", devices=4, simulate=True)
-    assert call_arguments(options) == {"num_images_per_prompt": 2}
-    assert options.output == "out/picture.png"
+@pytest.mark.parametrize("way", ["before", "after", "environment"])
+def test_the_traceback_is_there_for_who_asks(
+    way: str,
+    tmp_path: Path,
+    engine: type[FakeEngine],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    engine.error = ValueError("bad")
+    arguments = [*RING, "--output", str(tmp_path / "ring.png")]
+    if way == "environment":
+        monkeypatch.setenv("HYBRIDIFF_TRACEBACK", "1")
+    else:
+        arguments.insert(0 if way == "before" else len(arguments), "--traceback")
+    assert main(arguments) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-1].startswith("hybridiff: ValueError: bad")
 
 
-def test_a_flag_for_many_prompts_beats_the_prompt_of_the_config_file(tmp_path: Path) -> None:
-    file = tmp_path / "ring.json"
-    file.write_text('{"prompt": "a ring", "num-images": 2}')
-    options = options_of(["generate", "--config", str(file), "--prompts", "many.txt"])
-    assert (options.prompt, options.prompts, options.num_images) == (None, "many.txt", 2)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.json", "{", "a.json is malformed"),
-        ("a.toml", "seed 3", "a.toml is malformed"),
-        ("a.json", "[1]", "must hold one table"),
-        ("a.json", '{"seed": [1]}', r"seed = \[1\] is not an option with a single value"),
-        ("a.json", '{"sed": 1}', "a.json: unrecognized arguments: --sed=1"),
-        ("a.toml", 'seed = "x"', "a.toml: argument --seed: must be a whole number"),
-    ],
-)
-def test_bad_config_files_are_refused_by_name(tmp_path: Path, name: str, content: str, message: str) -> None:
-    (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match=message):
-        options_of(["generate", "--config", str(tmp_path / name)])
-
-
-def test_every_field_of_the_config_has_its_option() -> None:
-    options = options_of(
-        [*RING, "--slope-window", "7", "--slope_threshold", "0.5", "--trace", "out/trace.json", "--carry", "hold"]
-    )
-    config = parallel_config(options)
-    assert (config.slope_window, config.slope_threshold, config.trace, config.carry) == (7, 0.5, True, "hold")
-    assert parallel_config(options_of(RING)) == ParallelConfig(devices=2)
-    fields = {field.name for field in dataclasses.fields(ParallelConfig)}
-    assert fields - set(vars(options)) == {"outputs"}
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [
-        "--quality balanced",
-        "--carry linear",
-        "--tolerance 0.1",
-        "--between skipped",
-        "--full-steps 0-4,8",
-        "--switching published",
-        "--tau1 5",
-        "--calibration a.json",
-        "--tolerance 0.1 --devices 1",
-    ],
-)
-def test_any_setting_of_hybrid_means_hybrid_also_where_it_is_the_default(flags: str) -> None:
-    assert parallel_config(options_of([*RING, *flags.split()])).strategy == "hybrid"
-    for strategy in ("cfg", "reuse"):
-        assert parallel_config(options_of([*RING, *flags.split(), "--strategy", strategy])).strategy == strategy
-
-
-def test_a_setting_in_the_config_file_means_hybrid_too(tmp_path: Path) -> None:
-    file = tmp_path / "ring.json"
-    file.write_text('{"quality": "balanced"}')
-    assert parallel_config(options_of([*RING, "--config", str(file)])).strategy == "hybrid"
-
-
-def test_the_help_shows_the_defaults_of_settings(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["generate", "--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    assert "or a number (default balanced)" in text
-    assert "linear or quadratic (default linear)" in text
-    assert "default hybrid where any setting of strategies is given" in text
-    assert "None" not in text
-
-
-def test_one_device_means_serial_and_two_mean_cfg() -> None:
-    assert parallel_config(options_of([*RING, "--devices", "1"])).strategy == "serial"
-    assert parallel_config(options_of(RING)).strategy == "cfg"
-    assert parallel_config(options_of([*RING, "--strategy", "serial"])).devices == 1
-    assert parallel_config(options_of([*RING, "--quality", "draft"])).strategy == "hybrid"
-    assert parallel_config(options_of([*RING, "--quality", "0.3", "--devices", "1"])).strategy == "hybrid"
-    assert parallel_config(options_of([*RING, "--quality", "draft", "--strategy", "cfg"])).strategy == "cfg"
-
-
-def test_help_and_version_do_not_import_torch() -> None:
+@pytest.mark.parametrize("module", ["typer", "hybridiff.launch.engine"])
+def test_ctrl_c_while_modules_load_ends_in_one_line(module: str) -> None:
     code = (
-        "import sys; from hybridiff.cli.main import main\n"
-        "try: main(['--version'])\n"
-        "except SystemExit: print('torch' in sys.modules, 'matplotlib' in sys.modules)"
+        "import builtins, sys\n"
+        "load = builtins.__import__\n"
+        "def interrupt(name, globals=None, locals=None, fromlist=(), level=0):\n"
+        "    full = (globals['__package__'].rsplit('.', level - 1)[0] + '.' + name) if level else name\n"
+        f"    if full == {module!r}: raise KeyboardInterrupt\n"
+        "    return load(name, globals, locals, fromlist, level)\n"
+        "from hybridiff.cli.main import main\n"
+        "builtins.__import__ = interrupt\n"
+        f"sys.exit(main({RING!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "hybridiff: interrupted; all ranks have been ended\n")
+
+
+def test_python_m_is_the_command() -> None:
+    command = [sys.executable, "-m", "hybridiff"]
+    done = subprocess.run([*command, "draw"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "hybridiff: No such command 'draw'; see hybridiff --help\n")
+
+
+def test_generate_has_25_flags() -> None:
+    fields = dataclasses.fields(Generate)
+    names = "model prompt prompts negative_prompt num_images seed height width num_inference_steps guidance_scale"
+    names += " scheduler arg devices strategy quality calibration set simulate device dtype variant timeout output"
+    assert {field.name for field in fields} == {*names.split(), "trace", "config"}
+    assert len(fields) == 25
+
+
+def test_every_field_of_the_config_can_be_given() -> None:
+    flags = ["--quality", "0.3", "--calibration", "a.json", "--timeout", "9", "--trace", "out/trace.json"]
+    flags += ["--simulate", "--devices", "4", "--strategy", "hybrid"]
+    flags += ["--set", "step_kind=reuse", "--set", "tolerance=0.1", "--set", "full-steps=8", "--set", "outputs=all"]
+    flags += ["--set", "slope_window=7", "--set", "published.slope_threshold=0.5"]
+    flags += ["--set", "tau-cap=20", "--set", "parallel_steps=3"]
+    assert config_of(*flags) == ParallelConfig(
+        strategy="hybrid",
+        devices=4,
+        quality="0.3",
+        calibration="a.json",
+        step_kind="reuse",
+        tolerance=0.1,
+        full_steps="8",
+        simulate=True,
+        outputs="all",
+        timeout=9.0,
+        trace=True,
+        published=PublishedSettings(slope_window=7, slope_threshold=0.5, parallel_steps=3, tau_cap=20),
+    )
+    given = config_of(*flags).to_dict()
+    assert [name for name, value in ParallelConfig().to_dict().items() if given[name] == value] == []
+    assert config_of() == ParallelConfig(devices=2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "strategy"),
+    [
+        ("", "cfg"),
+        ("--devices 1", "serial"),
+        ("--quality balanced", "hybrid"),
+        ("--quality 0.3 --devices 1", "hybrid"),
+        ("--calibration a.json", "hybrid"),
+        ("--set tolerance=0.1", "hybrid"),
+        ("--set step_kind=cached", "hybrid"),
+        ("--set full_steps=0-4,8", "hybrid"),
+        ("--set tau_cap=5", "published"),
+        ("--set published.slope_window=3 --calibration a.json", "published"),
+        ("--set outputs=all", "cfg"),
+    ],
+)
+def test_a_setting_means_the_strategy_that_has_it(flags: str, strategy: str) -> None:
+    assert config_of(*flags.split()).strategy == strategy
+    assert config_of(*flags.split(), "--strategy", "cfg").strategy == "cfg"
+
+
+def test_serial_runs_on_one_device() -> None:
+    assert config_of("--strategy", "serial").devices == 1
+    assert config_of("--strategy", "hybrid").devices == 2
+
+
+@pytest.mark.parametrize("command", ["generate", "inspect", "calibrate", "simulate", "demo"])
+def test_every_command_explains_itself(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"hybridiff {command} [OPTIONS]" in text
+    assert "--device " in text
+    assert "None" not in text
+    assert "picture" not in text
+
+
+def test_help_texts_are_those_of_the_fields(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    assert main(["generate", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for field in (*dataclasses.fields(ParallelConfig), *dataclasses.fields(PublishedSettings)):
+        assert field.name == "published" or field.metadata["help"] in text
+    assert "or a number (default: balanced)" in text
+    assert "published.tau_cap: " in text
+
+
+def test_the_shell_completes_flags_and_names(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("_HYBRIDIFF_COMPLETE", "complete_bash")
+    for words, offered in {
+        "hybridiff ": ["generate", "inspect", "calibrate", "simulate", "demo"],
+        "hybridiff generate --num": ["--num-inference-steps", "--num-images"],
+        "hybridiff generate --scheduler dpm": ["dpmsolver++", "dpmsolver++-sde"],
+        "hybridiff generate --set st": ["step_kind="],
+    }.items():
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split(" ")) - 1))
+        with pytest.raises(SystemExit):
+            main([])
+        assert sorted(capsys.readouterr().out.split()) == sorted(offered)
+
+
+def test_help_and_version_import_nothing_heavy() -> None:
+    code = (
+        "import sys; from hybridiff.cli.main import main; main(['--version']); main(['generate', '--help'])\n"
+        "print(sorted({'torch', 'diffusers', 'transformers', 'matplotlib', 'PIL'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["hybridiff", "0.1.0", "False", "False"]
+    lines = done.stdout.splitlines()
+    assert (lines[0], lines[-1]) == ("hybridiff 0.1.0", "[]")

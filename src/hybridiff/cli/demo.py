@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
+from ..arguments import MOST_STEPS
 from ..config import ParallelConfig
 from ..models.tiny import EMBEDDED, GUIDANCE
 from ..utils.tables import align
@@ -52,7 +53,7 @@ class Demo:
 
     output: Annotated[str, flag(WHAT, "where images, reports and curves go", "FOLDER")] = "out/demo"
     repeats: Annotated[int, number(WHAT, "timed runs of each way", least=1, most=1000)] = 3
-    num_inference_steps: Annotated[int, number(WHAT, "denoising steps", least=1, most=10_000)] = 50
+    num_inference_steps: Annotated[int, number(WHAT, "denoising steps", least=1, most=MOST_STEPS)] = 50
     device: Device = "cpu"
     dtype: Dtype = None
     timeout: Annotated[float, setting(WHERE, "timeout", "SECONDS")] = ParallelConfig.timeout

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from ..arguments import MOST_IMAGES
 from ..config import QUALITIES, STRATEGIES, ParallelConfig, PublishedSettings, check_ranks
 from ..distributed.placement import Placement, is_under_torchrun
 from ..errors import UsageError
@@ -33,7 +34,7 @@ class Generate(CallOptions):
 
     prompt: Annotated[str | None, flag(WHAT, "what the image shows", "TEXT")] = None
     prompts: Annotated[str | None, flag(WHAT, PROMPTS, "FILE")] = None
-    num_images: Annotated[int, number(WHAT, "images per prompt", least=1, most=1024)] = 1
+    num_images: Annotated[int, number(WHAT, "images per prompt", least=1, most=MOST_IMAGES)] = 1
     seed: Annotated[int, number(WHAT, "of the noise", least=0, most=2**64 - 1)] = 0
     output: Annotated[str, flag(WHAT, "an image, or a folder for image.png", "PATH")] = "out/image.png"
     trace: Annotated[str | None, flag(WHAT, f"{HELP['trace']}; for ui.perfetto.dev", "FILE.json")] = None
@@ -122,10 +123,10 @@ class Generate(CallOptions):
 
     def _facts(self, engine: "Engine", prompt: Prompt, call: dict[str, Any]) -> dict[str, Any]:
         """How an image was made; what is not told is the model's own."""
-        call = dict(call)
-        shown = {"prompt": prompt.prompt, "negative_prompt": call.pop("negative_prompt", None)}
-        machine = {"device": engine.device, **self.given("dtype", "scheduler", "variant")}
-        return {"model": self.model, **shown, "settings": engine.config.to_dict() | machine | call}
+        facts = {"model": self.model, "prompt": prompt.prompt, "negative_prompt": call.get("negative_prompt")}
+        settings = {**engine.config.to_dict(), "device": engine.device, **self.given("dtype", "scheduler", "variant")}
+        settings |= {name: value for name, value in call.items() if name not in facts}
+        return {name: fact for name, fact in facts.items() if fact is not None} | {"settings": settings}
 
 
 def _tell(generation: "Generation", paths: Sequence[Path]) -> None:

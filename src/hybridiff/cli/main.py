@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 if TYPE_CHECKING:
     import typer
@@ -29,15 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    import typer  # here, so that Ctrl-C ends in one line also while modules load
-
     traced = "--traceback" in arguments or "HYBRIDIFF_TRACEBACK" in os.environ
     # The flag may stand anywhere: people add it to the end of the command that failed.
     arguments = [argument for argument in arguments if argument != "--traceback"]
     try:
-        parser = typer.main.get_command(build_app())
-        command = parser.main(arguments, prog_name="hybridiff", standalone_mode=False)
-        if isinstance(command, int):  # the exit code of --help and the like
+        command = parse(arguments)
+        if isinstance(command, int):
             return command
         command.run()
     except Exception as error:
@@ -49,6 +46,18 @@ def _run(arguments: list[str]) -> int:
         print(f"hybridiff: {text}", file=sys.stderr)
         return code
     return 0
+
+
+def parse(arguments: Sequence[str]) -> Any:
+    """The command that the arguments name, made by its options; or an exit code, after `--help` and the like.
+
+    Raises:
+        UsageError, TyperException: the arguments do not fit.
+    """
+    import typer  # here and below, so that Ctrl-C ends in one line also while modules load
+
+    command = typer.main.get_command(build_app())
+    return command.main(list(arguments), prog_name="hybridiff", standalone_mode=False)
 
 
 def build_app() -> "typer.Typer":

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from ..arguments import MOST_IMAGES
 from ..distributed.placement import Placement
 from ..models.tiny import EMBEDDED
 from .flags import flag, number
@@ -100,7 +101,7 @@ class Simulate(_ManyPrompts):
     ] = None
     calibration: Annotated[str | None, flag(WHAT, "thresholds that hybridiff calibrate wrote", "FILE")] = None
     calibration_prompts: Annotated[str | None, flag(WHAT, TYPICAL_PROMPTS, "FILE")] = None
-    batch: Annotated[int, number(WHAT, BATCH, least=1, most=1024)] = 1
+    batch: Annotated[int, number(WHAT, BATCH, least=1, most=MOST_IMAGES)] = 1
     output: Annotated[str, flag(WHAT, "the rows; a chart and a page lie beside it", "FILE")] = "out/frontier.json"
     fresh: Annotated[bool, flag(WHAT, "start over where the output is there already", "", "--fresh")] = False
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..arguments import MOST_PIXELS, MOST_STEPS
 from ..config import ParallelConfig, PublishedSettings, check_limits, field_types
 from ..distributed.placement import DEVICES
 from ..errors import UsageError
@@ -32,7 +33,7 @@ SETTINGS = {name: text for name, text in HELP.items() if name not in (*FLAGS, "p
 
 Device = Annotated[str, choice(WHERE, "auto, cuda or cpu", DEVICES)]
 Dtype = Annotated[str | None, choice(WHERE, f"{', '.join(DTYPES)} (default: float32 on CPU, half on CUDA)", DTYPES)]
-Pixels = Annotated[int | None, number(WHAT, "of an image", "PIXELS", least=1, most=16384)]
+Pixels = Annotated[int | None, number(WHAT, "of an image", "PIXELS", least=1, most=MOST_PIXELS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +57,8 @@ class CallOptions(ModelOptions):
     """How the pipeline is called."""
 
     negative_prompt: Annotated[str | None, flag(WHAT, "what images should not show", "TEXT")] = None
-    num_inference_steps: Annotated[int | None, number(HOW, "denoising steps", least=1, most=10_000)] = None
-    guidance_scale: Annotated[float | None, number(HOW, "strength of the guidance", "X", least=0, most=1000)] = None
+    num_inference_steps: Annotated[int | None, number(HOW, "denoising steps", least=1, most=MOST_STEPS)] = None
+    guidance_scale: Annotated[float | None, number(HOW, "strength of the guidance", "X", least=0, most=1e6)] = None
     scheduler: Annotated[str | None, choice(HOW, ", ".join(SCHEDULERS), tuple(SCHEDULERS))] = None
     arg: Annotated[list[str] | None, flag(HOW, ARG, "NAME=VALUE")] = None
 
@@ -116,7 +117,7 @@ def apply_config(ctx: typer.Context, config: ConfigFile | None) -> ConfigFile | 
         for name, value in _read(Path(config.path).expanduser()).items():
             require_known("option", name, [flag for flag in flags if flag != "config"])
             if name in ("set", "arg") and isinstance(value, dict):
-                config.tables[name] = value
+                config.tables[name] = {inner.replace("-", "_"): entry for inner, entry in value.items()}
             elif isinstance(value, (str, int, float)):  # as text, as on the command line
                 config.entries[name] = value if isinstance(value, bool) else str(value)
                 flags[name].process_value(ctx, config.entries[name])

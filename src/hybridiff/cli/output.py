@@ -19,7 +19,7 @@ from .. import __version__
 from ..errors import UsageError
 from ..launch.protocol import Generation
 from ..report.plots import image_sheet, plot_discrepancy
-from ..report.report import write_chrome_trace
+from ..report.timeline import write_chrome_trace
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -113,7 +113,7 @@ class Output:
 
     def write_trace(self, generation: Generation) -> Path:
         """Write what each rank did when; the path written. See `write_chrome_trace`."""
-        write_chrome_trace(generation.report, self.path)
+        write_chrome_trace(generation.report.spans, self.path)
         return self.path
 
     def _path(self, ending: str) -> Path:
@@ -147,7 +147,7 @@ def progress_bar(is_shown: bool = True, smoothing: float = 0.0) -> Iterator[Call
 
     def show(what: str, done: int, total: int) -> None:
         nonlocal bar
-        bar = bar or tqdm(total=total, disable=not is_shown, smoothing=smoothing)
+        bar = bar or tqdm(total=total, desc=what, disable=not is_shown, smoothing=smoothing)
         bar.set_description(what, refresh=False)
         bar.update(done - bar.n)
 
