@@ -1,4 +1,4 @@
-"""Networks computed by hand, layer by layer and without hooks, in the two stages of a nested cut.
+"""Networks computed by hand, layer by layer and without hooks, in the two stages of a nested split.
 
 Nothing here goes through the code under test: the parts of a network are called one after the other, as its forward
 does.
@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from hybridiff.denoiser.adapters import unet
-from hybridiff.denoiser.split import Cut
+from hybridiff.denoiser.adapters.unet import UNetAdapter
+from hybridiff.denoiser.split import SplitPoint
 
 Inputs = dict[str, torch.Tensor]
 """Everything one branch's evaluation needs: the scaled sample, the timestep, the texts."""
@@ -20,7 +20,7 @@ Inputs = dict[str, torch.Tensor]
 
 @dataclass
 class UnetByHand:
-    """A U-Net cut at a level: that many of its finest levels are the outer stage.
+    """A U-Net split at a level: that many of its finest levels are the outer stage.
 
     Attributes:
         network: The network.
@@ -146,9 +146,9 @@ def transformer_inputs(
     )
 
 
-def level_cut(network: Any, levels: int) -> int:
-    """Index of the cut that has that many levels outside."""
-    names = [unit.name for unit in unet.list_units(network)]
+def level_split(network: Any, levels: int) -> int:
+    """Index of the split point that has that many levels outside."""
+    names = [layer.name for layer in UNetAdapter().layers(network)]
     deep = len(network.down_blocks) - levels
     entry, exit_ = f"down_blocks.{levels - 1}.downsamplers.0", f"up_blocks.{deep - 1}.upsamplers.0"
-    return unet.list_cuts(network).index(Cut(names.index(entry), names.index(exit_)))
+    return UNetAdapter().split_points(network).index(SplitPoint(names.index(entry), names.index(exit_)))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hybridiff import PublishedSettings
 from hybridiff.schedule.calibration import Band, Calibration, Entry
 
 ENTRY = Entry(
@@ -13,21 +14,18 @@ ENTRY = Entry(
     num_inference_steps=20,
     guidance_scale=5.0,
     prompts=64,
-    bands=(Band(0.0, "skipped", ((0.25, 0.4), (0.75, 0.2), (1.0, 0.0))),),
-    catch_up=0.75,
-    slope_window=4,
-    slope_threshold=0.02,
-    parallel_steps=6,
-    tau_cap=9,
+    bands=(Band(0.0, "cached", ((0.25, 0.4), (0.75, 0.2), (1.0, 0.0))),),
+    correction=0.75,
+    published=PublishedSettings(slope_window=4, slope_threshold=0.02, parallel_steps=6, tau_cap=9),
 )
 
 REUSE_ABOVE = Band(0.8, "reuse", ((0.25, 0.6), (0.75, 0.3), (1.0, 0.0)))
 """A second band, for high qualities."""
 
 
-def entry_between(between: str, **changes: Any) -> Entry:
+def entry_with(step_kind: str, **changes: Any) -> Entry:
     """`ENTRY` with steps of another kind between full ones."""
-    return replace(ENTRY, bands=(replace(ENTRY.bands[0], between=between),), **changes)
+    return replace(ENTRY, bands=(replace(ENTRY.bands[0], step_kind=step_kind),), **changes)
 
 
 def calibration_file(folder: Path, *entries: Entry) -> dict[str, Any]:

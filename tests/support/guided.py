@@ -17,17 +17,17 @@ class GuidedByHand:
 
     Attributes:
         tolerance: How much weighted drift a step may have that is not full.
-        settled: Share of itself by which the discrepancy may change where it counts as settled.
         longest: Largest gap between full steps.
-        patience: Number of full steps without room after which it is over.
         weights: How far each step moves the sample.
+        settled: Share of itself by which the discrepancy may change where it counts as settled.
+        patience: Number of full steps without room after which it is over.
     """
 
     tolerance: Any
-    settled: Any
     longest: int
-    patience: int
     weights: Sequence[Any]
+    settled: Any = 0.4
+    patience: int = 4
 
     def next_full(self, shown: Sequence[Shown]) -> int:
         """The full step after the latest one."""

@@ -87,4 +87,4 @@ def told_alike(drawn: Drawn) -> Any:
     told = ("index", "phase", "kind", "discrepancy", "drift")
     steps = [{key: step[key] for key in told} for step in drawn.report["steps"]]
     report = drawn.report
-    return steps, report["tau1"], report["tau2"], report["stages"].get("cut"), report["notes"]
+    return steps, report["tau1"], report["tau2"], report["stages"].get("point"), report["notes"]

@@ -10,7 +10,8 @@ import diffusers
 import torch
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 
-from hybridiff.denoiser.call import FAMILIES, Evaluation
+from hybridiff.denoiser.adapters import ADAPTERS, DenoiserAdapter
+from hybridiff.denoiser.call import Evaluation
 
 diffusers.utils.logging.set_verbosity_error()
 
@@ -86,16 +87,16 @@ NETWORKS: dict[str, Callable[[], Any]] = {
 UNETS = ("sdxl", "sd1.x", "sd2.x")
 
 
-def family_of(network: Any) -> Any:
-    """The family that the code under test works with."""
-    return next(family for family in FAMILIES if family.class_name == type(network).__name__)
+def adapter_of(network: Any) -> DenoiserAdapter:
+    """What the code under test knows of a network's family."""
+    return next(adapter for adapter in ADAPTERS if adapter.class_name == type(network).__name__)
 
 
 def evaluation_of(network: Any, rows: int, height: int, width: int, *, extras: bool = False) -> Evaluation:
     """A call of a network as the guided pipelines make it; `extras` adds what a ControlNet and a LoRA scale add."""
     make = _unet_arguments if isinstance(network, UNet2DConditionModel) else _transformer_arguments
     arguments = make(network, rows, height, width, torch.Generator().manual_seed(5), extras)
-    return Evaluation(family_of(network), network.forward, arguments, branches=2, channels=4)
+    return Evaluation(adapter_of(network), network.forward, arguments, branches=2, channels=4)
 
 
 def _unet_arguments(

@@ -1,21 +1,35 @@
-"""Settings by which short runs of `hybrid` switch where a test wants them to, and callbacks that end guidance."""
+"""Settings by which short runs switch where a test wants them to, and callbacks that end guidance."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from typing import Any
 
-PUBLISHED = {"strategy": "hybrid", "switching": "published", "parallel_guidance": "published"}
+from hybridiff import PublishedSettings
+from hybridiff.schedule.calibration import Calibration
 
 
-def capped(steps: int, tau1: int, parallel_steps: int, **config: Any) -> dict[str, Any]:
-    """A config whose cap decides: tau1 is where the test wants it, and steps tau1+1 .. tau1+k are pipelined."""
-    rule = {"slope_window": steps, "slope_threshold": 1e-9, "tau_cap": tau1, "parallel_steps": parallel_steps}
-    return PUBLISHED | rule | config
+def split_at(kind: str, index: int) -> Calibration:
+    """A calibration that knows nothing but where a network is split for a kind of steps."""
+    return Calibration("nobody's model", (), {kind: index})
+
+
+def capped(
+    steps: int,
+    tau1: int,
+    parallel_steps: int,
+    split_point: int | None = None,
+    rule: dict[str, Any] | None = None,
+    **config: Any,
+) -> dict[str, Any]:
+    """A config of `published` whose cap decides: tau1 is where the test wants it, tau1+1 .. tau1+k are pipelined."""
+    settings = {"slope_window": steps, "slope_threshold": 1e-9, "tau_cap": tau1, "parallel_steps": parallel_steps}
+    where = {} if split_point is None else {"calibration": split_at("pipelined", split_point)}
+    return {"strategy": "published", "published": PublishedSettings(**settings | (rule or {})), **where, **config}
 
 
 def guidance_until(name: str, last_step: int) -> dict[str, Any]:
-    """Arguments of a call whose callback ends guidance after a step, for any number of pictures."""
+    """Arguments of a call whose callback ends guidance after a step, for any number of images."""
     texts = ["prompt_embeds", *(["pooled_prompt_embeds"] if name.startswith("sd3") else [])]
 
     def end_guidance(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:

@@ -28,8 +28,10 @@ ROOMS = [
     "models",
     "denoiser",
     "numerics",
+    "arguments",
     "config",
     "utils",
+    "errors",
     "__init__",
 ]
 MODULES = sorted(PACKAGE.rglob("*.py"))
