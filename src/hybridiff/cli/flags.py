@@ -46,12 +46,12 @@ def flag(
 
 def choice(panel: str, text: str, names: Sequence[str]) -> Any:
     """A flag whose value is one of some names."""
-    return flag(panel, text, "NAME", check=lambda flag, value: require_known(flag[2:], value, names), names=names)
+    return flag(panel, text, "NAME", check=lambda name, value: require_known(name[2:], value, names), names=names)
 
 
 def number(panel: str, text: str, metavar: str = "N", **limits: float) -> Any:
     """A flag whose value is a number within limits; see `config.check_limits`."""
-    return flag(panel, text, metavar, check=lambda flag, value: check_limits(flag, value, **limits))
+    return flag(panel, text, metavar, check=lambda name, value: check_limits(name, value, **limits))
 
 
 def setting(panel: str, name: str, metavar: str) -> Any:

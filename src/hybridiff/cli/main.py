@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    traced = "--traceback" in arguments or "HYBRIDIFF_TRACEBACK" in os.environ
+    traced = "--traceback" in arguments or bool(os.environ.get("HYBRIDIFF_TRACEBACK"))
     # The flag may stand anywhere: people add it to the end of the command that failed.
     arguments = [argument for argument in arguments if argument != "--traceback"]
     try:
