@@ -21,6 +21,7 @@ ROOMS = [
     "launch",
     "pipeline",
     "run",
+    "agreement",
     "strategies",
     "distributed",
     "report",
