@@ -13,11 +13,23 @@ from ..distributed.placement import Placement, is_under_torchrun
 from ..errors import UsageError
 from ..utils.prompts import Prompt, read_prompts
 from .flags import choice, flag, number, setting
-from .options import HELP, PROMPTS, PUBLISHED, SETTINGS, WHAT, CallOptions, ConfigFile, apply_config, read_settings
+from .options import (
+    HELP,
+    PROMPTS,
+    PUBLISHED,
+    SETTINGS,
+    WHAT,
+    CallOptions,
+    ConfigFile,
+    apply_config,
+    check_known,
+    read_settings,
+)
 
 if TYPE_CHECKING:
     from ..launch.engine import Engine
     from ..launch.protocol import Generation
+    from ..models.loading import ModelFolder
 
 TOGETHER = "How the ranks work together"
 STRATEGY = f"{HELP['strategy']} (default: the one whose settings are given, else cfg, or serial on one device)"
@@ -68,6 +80,7 @@ class Generate(CallOptions):
         Placement.resolve(config.devices, self.device, config.simulate)
         folder = find_model(self.model, self.variant)
         folder.check_call(call)
+        self._check_known(folder, call)
         output.prepare()
         with Engine(folder, config=config, **self.given("device", "dtype", "scheduler", "variant")) as engine:
             for number, prompt in enumerate(prompts, start=1):
@@ -117,6 +130,15 @@ class Generate(CallOptions):
             published=PublishedSettings(**published),
             **settings,
         )
+
+    def _check_known(self, folder: "ModelFolder", call: dict[str, Any]) -> None:
+        if not self.arg and not self._table("arg"):
+            return
+        import diffusers  # takes seconds
+
+        pipeline = getattr(diffusers, folder.index["_class_name"], None)
+        if pipeline is not None:
+            check_known(pipeline, call)
 
     def _table(self, name: str) -> dict[str, Any]:
         return self.config.tables.get(name, {}) if self.config else {}

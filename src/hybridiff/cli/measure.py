@@ -9,7 +9,7 @@ from ..arguments import MOST_IMAGES
 from ..distributed.placement import Placement
 from ..models.tiny import EMBEDDED
 from .flags import flag, number
-from .options import PROMPTS, WHAT, CallOptions, ModelOptions
+from .options import PROMPTS, WHAT, CallOptions, ModelOptions, check_known
 
 BATCH = "prompts at once where the schedule does not depend on them"
 TYPICAL_PROMPTS = "prompts for typical schedules, none of --prompts; the embedded models bring theirs"
@@ -44,7 +44,9 @@ class _ManyPrompts(CallOptions):
         from ..evaluation.workload import Workload
 
         machine = self.given("device", "dtype", "scheduler", "variant")
-        return Workload.load(self.model, self.call_arguments(), **machine)
+        workload = Workload.load(self.model, self.call_arguments(), **machine)
+        check_known(type(workload.pipe), workload.call)
+        return workload
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,10 @@
 """Options that commands share, and what is given as NAME=VALUE or in a file."""
 
 # Annotations are evaluated at once here and wherever commands are: typer reads them off the class that inherits them.
+import inspect
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -77,6 +78,17 @@ class CallOptions(ModelOptions):
                 check_limits(f"--arg {name}", value)
         own = self.given("height", "width", "negative_prompt", "num_inference_steps", "guidance_scale")
         return own | further
+
+
+def check_known(pipeline: type, arguments: Iterable[str]) -> None:
+    """Refuse arguments that a pipeline does not have: some take any, and ignore what they do not know.
+
+    Raises:
+        UsageError: with the arguments that it has.
+    """
+    known = [name for name in inspect.signature(pipeline.__call__).parameters if name not in ("self", "kwargs")]
+    for name in arguments:
+        require_known(f"argument of {pipeline.__name__}", name, known)
 
 
 def read_settings(texts: list[str] | None, table: dict[str, Any]) -> dict[str, Any]:

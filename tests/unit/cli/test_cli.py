@@ -107,7 +107,10 @@ def config_of(*flags: str) -> ParallelConfig:
         ([*RING, "--arg", "height=64"], "--arg height has a flag of its own: use --height"),
         ([*RING, "--arg", "num_images_per_prompt=2"], "has a flag of its own: use --num-images"),
         ([*RING, "--arg", "guidance_rescale=Infinity"], "--arg guidance_rescale must be a finite number, got inf"),
-        ([*RING, "--arg", "max_sequence_length=9"], "max_sequence_length is for pipelines with a transformer"),
+        (
+            [*RING, "--arg", "max_sequence_length=9"],
+            "unknown argument of StableDiffusionXLPipeline 'max_sequence_length'; choose one of prompt",
+        ),
         ([*RING, "--output", "ring.gif"], "cannot write an image as 'ring.gif'"),
         ([*RING, "--output", "/dev/null/ring.png"], "cannot write to the output folder"),
         ([*RING, "--config", "/nowhere.toml"], "/nowhere.toml: cannot read it: No such file"),
@@ -125,6 +128,16 @@ def test_bad_input_is_one_line_and_exit_code_2_before_anything_starts(
     assert captured.err.startswith("hybridiff: ")
     assert captured.err.count("\n") == 1
     assert captured.out == ""
+    assert engine.made == []
+
+
+def test_an_argument_that_the_pipeline_would_ignore_is_refused(
+    engine: type[FakeEngine], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*RING, "--arg", "max_sequence_length=9"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]  # the libraries that are loaded may say more
+    assert error.startswith("hybridiff: unknown argument of StableDiffusionXLPipeline 'max_sequence_length'; choose")
+    assert "guidance_rescale" in error
     assert engine.made == []
 
 
