@@ -107,10 +107,6 @@ def config_of(*flags: str) -> ParallelConfig:
         ([*RING, "--arg", "height=64"], "--arg height has a flag of its own: use --height"),
         ([*RING, "--arg", "num_images_per_prompt=2"], "has a flag of its own: use --num-images"),
         ([*RING, "--arg", "guidance_rescale=Infinity"], "--arg guidance_rescale must be a finite number, got inf"),
-        (
-            [*RING, "--arg", "max_sequence_length=9"],
-            "unknown argument of StableDiffusionXLPipeline 'max_sequence_length'; choose one of prompt",
-        ),
         ([*RING, "--output", "ring.gif"], "cannot write an image as 'ring.gif'"),
         ([*RING, "--output", "/dev/null/ring.png"], "cannot write to the output folder"),
         ([*RING, "--config", "/nowhere.toml"], "/nowhere.toml: cannot read it: No such file"),
