@@ -112,8 +112,8 @@ def test_what_the_stock_pipeline_takes_is_taken(changes: dict[str, Any]) -> None
 def test_sizes_by_their_limits() -> None:
     sizes = SizeLimits(multiple=16, largest=64, model="a model")
     check_arguments({"height": 64, "width": 16, "prompt": "a ring", "latents": None}, sizes)
-    with pytest.raises(UsageError, match="^height must be a positive multiple of 16 for a model, got 24$"):
+    with pytest.raises(UsageError, match=r"^height must be a positive multiple of 16 for a model, got 24$"):
         check_arguments({"height": 24}, sizes)
-    with pytest.raises(UsageError, match="^width must be at most 64 pixels for a model, got 80$"):
+    with pytest.raises(UsageError, match=r"^width must be at most 64 pixels for a model, got 80$"):
         check_arguments({"width": 80}, sizes)
     check_arguments({}, SizeLimits())
