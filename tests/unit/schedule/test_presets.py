@@ -121,6 +121,8 @@ def test_whether_some_call_may_have_reuse_steps() -> None:
     one, two = Calibration("a-model", (ENTRY,)), Calibration("a-model", (BANDS,))
     assert (may(), may(step_kind="cached"), may(step_kind="reuse"), may(one)) == (False, False, True, False)
     assert [may(two, quality=quality) for quality in (0.5, 0.95, "exact")] == [False, True, False]
+    splits = Calibration("a-model", (), {"reuse": 3})
+    assert (may(splits), may(splits, step_kind="reuse")) == (False, True)
     # Another scheduler may be put in later, for which the calibration has another entry.
     other = Calibration("a-model", (ENTRY, entry_with("reuse", scheduler="EulerDiscreteScheduler")))
     assert (may(other), may(other, step_kind="cached")) == (True, False)
