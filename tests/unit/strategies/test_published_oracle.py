@@ -31,17 +31,21 @@ STEPS, TAU1, PARALLEL_STEPS, SCALE = 10, 3, 4, 5.0
 class PublishedSchedule:
     """Answers a generation's evaluations, both branches in one call, by the published schedule."""
 
-    def __init__(self, parts: Any, inputs_of: Callable[..., tuple[Inputs, Inputs]]) -> None:
+    def __init__(self, parts: Any, inputs_of: Callable[..., tuple[Inputs, Inputs]], *full: int) -> None:
         self.parts = parts
         self.inputs_of = inputs_of
+        self.whole = parts.network.forward
+        self.full = full  # steps that are full whatever the schedule says
         self.step = 0
         self.pipelined: list[int] = []
         self.boundary: Any = None  # of the conditional branch, of the step before
         self.result: Any = None  # of the inner stage on the unconditional branch, of the step before
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor]:
+        if kwargs.get("skip_layers"):
+            return self.whole(*args, **kwargs)  # type: ignore[no-any-return]
         unconditional, conditional = self.inputs_of(*args, **kwargs)
-        if TAU1 < self.step <= TAU1 + PARALLEL_STEPS:
+        if TAU1 < self.step <= TAU1 + PARALLEL_STEPS and self.step not in self.full:
             prediction = self.pipelined_step(unconditional, conditional)
         else:
             prediction = self.full_step(unconditional, conditional)
@@ -111,6 +115,23 @@ def test_a_transformer_generation(name: str, entry: int, exit_: int, changes: di
         name, "flow-euler", lambda network: TransformerByHand(network, entry + 1, exit_), **changes
     )
     split_point = block_split(build(name).transformer, entry, exit_)
+    assert torch.equal(drawn_by_published(name, "flow-euler", split_point, **changes), expected)
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "extra"), [(0.45, 0.65, (5, 6)), (0.0, 0.55, (1, 2, 3, 4, 5)), (0.65, 1.0, (7, 8, 9))]
+)
+def test_steps_of_skip_layer_guidance_are_full(start: float, stop: float, extra: tuple[int, ...]) -> None:
+    """Also in the middle of the parallel phase, whose stages then go on from where the full step left them."""
+    name, where = "sd3", "skip_layer_guidance"
+    changes = {"skip_guidance_layers": [1], f"{where}_start": start, f"{where}_stop": stop}
+    pipe = build(name)
+    network = denoiser_of(pipe)
+    schedule = PublishedSchedule(TransformerByHand(network, 1, 2), transformer_inputs, *extra)
+    network.forward = schedule  # type: ignore[method-assign]
+    expected = draw(pipe, name, num_inference_steps=STEPS, guidance_scale=SCALE, **changes)
+    assert schedule.pipelined == [step for step in (4, 5, 6, 7) if step not in extra]
+    split_point = block_split(build(name).transformer, 0, 2)
     assert torch.equal(drawn_by_published(name, "flow-euler", split_point, **changes), expected)
 
 
