@@ -20,7 +20,7 @@ from support.calibrations import ENTRY
 from support.guided import GuidedByHand, Shown
 from support.oracles import one_part_after_another, relative_difference
 from support.pipelines import build, denoiser_of, draw
-from support.schedules import guidance_until
+from support.schedules import guidance_except, guidance_until
 
 STEPS = 12
 FULL = [0, 1, 2, 5, 8, 10, 11]
@@ -119,6 +119,8 @@ class CachedByHand:
 
     def answer(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         if not self.pipe.do_classifier_free_guidance:
+            if all(step in self.full for step in range(self.step)):
+                return self.whole(*args, **kwargs)[0]  # type: ignore[no-any-return] # before the parallel phase
             self.end_guidance()
         if self.step in self.full:
             return self.full_step(self.whole(*args, **kwargs)[0])
@@ -241,6 +243,22 @@ def test_what_is_made_up_for_matters(name: str, scheduler: str) -> None:
         drawn_by_hybrid(name, scheduler, STEPS, {}, **FIXED, **corrected_by(share))[0] for share in (0.0, 1.0)
     )
     assert relative_difference(corrected, held) > 1e-2
+
+
+@pytest.mark.parametrize("off", [{1}, {1, 2}, {2}])
+@pytest.mark.parametrize(("name", "scheduler", "images"), [("sd3", "flow-euler", 1), ("sd15", "ddim", 2)])
+def test_guidance_that_is_off_for_some_steps_of_the_warm_up(
+    name: str, scheduler: str, images: int, off: set[int]
+) -> None:
+    """What these steps predict, of one branch, is no part of what the later ones make up for."""
+    changes = {"num_images_per_prompt": images}
+    expected, by_hand = drawn_by_hand(
+        name, scheduler, STEPS, changes | guidance_except(name, off), correction=1.0, full=FULL
+    )
+    drawn, report = drawn_by_hybrid(name, scheduler, STEPS, changes | guidance_except(name, off), **FIXED)
+    assert relative_difference(drawn, expected) < 1e-4
+    assert full_steps_of(report) == FULL
+    assert [step for step, *_ in by_hand.shown] == [step for step in FULL if step not in off]
 
 
 PENDING = [3, 4, 6, 7, 9]

@@ -39,6 +39,7 @@ class ReuseByHand:
 
     def __init__(self, parts: Any, inputs_of: Callable[..., tuple[Inputs, Inputs]], full: list[int]) -> None:
         self.parts = parts
+        self.forward = parts.network.forward
         self.inputs_of = inputs_of
         self.full = full
         self.adds = isinstance(parts, TransformerByHand)  # what is carried over is what the inner blocks add
@@ -46,6 +47,8 @@ class ReuseByHand:
         self.inner: list[list[tuple[int, Any]]] = [[], []]  # a branch: the steps and inner results so far
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor]:
+        if kwargs.get("skip_layers"):
+            return self.forward(*args, **kwargs)  # type: ignore[no-any-return]
         answer = self.whole if self.step in self.full else self.outer
         branches = self.inputs_of(*args, **kwargs)
         prediction = torch.cat([answer(branch, inputs) for branch, inputs in enumerate(branches)])
@@ -115,6 +118,23 @@ def test_a_generation_by_hand(
     assert set(kinds) == {"full", "reuse"}
     # Held results are the same tensors; a weighted sum may round otherwise.
     assert (drawn - expected).abs().max() <= (0.0 if full == HELD else 1e-4) * expected.abs().max()
+
+
+def test_steps_of_skip_layer_guidance_are_full() -> None:
+    """Of twelve steps 4 to 7, of which the schedule has one already."""
+    changes = {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.3, "skip_layer_guidance_stop": 0.65}
+    full = sorted({*parse_steps(FOLLOWED[0]), 4, 5, 6, 7})
+    pipe = build("sd3")
+    by_hand = ReuseByHand(TransformerByHand(pipe.transformer, 1, 2), transformer_inputs, full)
+    pipe.transformer.forward = by_hand
+    expected = draw(pipe, "sd3", num_inference_steps=STEPS, **changes)
+    where = split_at("reuse", block_split(build("sd3").transformer, 0, 2))
+    config = ParallelConfig("hybrid", step_kind="reuse", full_steps=FOLLOWED[0], calibration=where, simulate=True)
+    with parallelize(build("sd3"), config) as parallel:
+        drawn = draw(parallel, "sd3", num_inference_steps=STEPS, **changes)
+        assert parallel.report is not None
+        assert [step.index for step in parallel.report.steps if step.kind.value == "full"] == full
+    assert (drawn - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 def test_what_is_followed_matters() -> None:
