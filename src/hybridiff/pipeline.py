@@ -4,35 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-import torch
-
-from .arguments import MOST_PIXELS, SizeLimits, check_arguments
-from .config import ParallelConfig, check_ranks
-from .denoiser.adapters import DenoiserAdapter, find_denoiser
+from .agreement import agree_on_call, agree_on_setup
+from .config import ParallelConfig
 from .denoiser.hooks import AttachedHook, DenoiserHook
-from .denoiser.stages import StagedDenoiser
 from .distributed.comm import Comm, LocalComm
-from .distributed.consistency import describe_call, random_state_digest, require_same
 from .distributed.placement import join_torchrun, leave_process_group
 from .distributed.process import world_comm
 from .errors import UsageError
 from .report.report import RunReport
-from .run import Run, Setup
-from .schedule.presets import ModelSettings
-from .strategies import STRATEGIES
+from .run import Run
 
 _HOOK_NAME = "hybridiff"
 _ALONE = (
     "nothing is shared: this is the only rank; start more with torchrun --nproc-per-node 2, use hybridiff.Engine, or "
     "say devices=1"
 )
-_CHANGES_STEPS = {"strength", "timesteps", "sigmas", "denoising_end", "denoising_start"}
-"""Arguments by which a call has another number of steps than num_inference_steps."""
 
 
 def parallelize(pipe: Any, config: ParallelConfig | None = None, *, comm: Comm | None = None) -> ParallelPipeline:
@@ -79,7 +69,7 @@ class ParallelPipeline:
     """
 
     def __init__(self, pipe: Any, config: ParallelConfig, comm: Comm, leave: Callable[[], None] | None = None) -> None:
-        self._setup = _agree_on_setup(pipe, config, comm)
+        self._setup = agree_on_setup(pipe, config, comm)
         self.pipe = pipe
         self.config = config
         self.comm = comm
@@ -101,7 +91,7 @@ class ParallelPipeline:
         """
         if self._attached is None:
             raise UsageError("this pipeline was detached; call parallelize(pipe) again")
-        arguments = self._agree_on_call(args, kwargs)
+        arguments = agree_on_call(self._setup, args, kwargs)
         run = Run(self._setup, arguments)
         try:
             self._attached.relink()
@@ -148,36 +138,6 @@ class ParallelPipeline:
     def _returns_output(self) -> bool:
         return self.config.outputs == "all" or self.comm.is_leader
 
-    def _agree_on_call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The call's arguments by name, the same on every rank; nothing has run yet."""
-        description: dict[str, str] | Exception
-        arguments: dict[str, Any] = {}
-        try:
-            arguments = _bind_call(self.pipe, args, kwargs)
-            check_arguments(arguments, _size_limits(self._setup))
-            self._check_steps(arguments)
-            description = describe_call(self.pipe, self._setup.network, arguments)
-        except Exception as error:  # told to all ranks, raised by require_same
-            description = error
-        require_same(self.comm, description)
-        return self._with_shared_randomness(arguments)
-
-    def _check_steps(self, arguments: dict[str, Any]) -> None:
-        parameters = inspect.signature(self.pipe.__call__).parameters
-        steps = arguments.get("num_inference_steps", parameters["num_inference_steps"].default)
-        if isinstance(steps, int) and not _CHANGES_STEPS & (arguments.keys() | ({"strength"} & parameters.keys())):
-            strategy, settings = STRATEGIES[self.config.strategy], self._setup.settings
-            strategy.check_steps(self.config, settings, self.pipe.scheduler, steps)
-
-    def _with_shared_randomness(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Give all ranks the leader's seed where the call brings no generator and their global ones differ."""
-        if arguments.get("generator") is not None or self.comm.size == len(self.comm.local_ranks):
-            return arguments
-        if len(set(self.comm.all_gather_object(random_state_digest()))) == 1:
-            return arguments
-        seed = self.comm.all_gather_object(int(torch.randint(2**62, ()).item()))[0]
-        return arguments | {"generator": torch.Generator().manual_seed(seed)}
-
     def _arguments_of_this_rank(self, arguments: dict[str, Any], run: Run) -> dict[str, Any]:
         callback = arguments.get("callback_on_step_end")
         mine = arguments | {"callback_on_step_end": _counting(callback, run)}
@@ -211,69 +171,7 @@ def _counting(callback: Any, run: Run) -> Any:
     return on_step_end
 
 
-def _bind_call(pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    try:
-        bound = inspect.signature(pipe.__call__).bind(*args, **kwargs)
-    except TypeError as error:
-        raise UsageError(f"{type(pipe).__name__} cannot be called that way: {error}") from error
-    extra = next((p.name for p in bound.signature.parameters.values() if p.kind is p.VAR_KEYWORD), None)
-    arguments = dict(bound.arguments)
-    return arguments | arguments.pop(extra, {}) if extra else arguments
-
-
 def _without_images(output: Any) -> Any:
     if isinstance(output, tuple):
         return (None,) * len(output)
     return type(output)(**{field.name: None for field in dataclasses.fields(output)})
-
-
-def _agree_on_setup(pipe: Any, config: ParallelConfig, comm: Comm) -> Setup:
-    """Check what this rank was given, and that the others were given the same: every rank raises, or none."""
-    description: dict[str, str] | Exception
-    try:
-        _check_size(config, comm)
-        check_ranks(config, comm.size)
-        adapter, network = find_denoiser(pipe)
-        _check_pipeline(pipe)
-        settings = ModelSettings.find(pipe, adapter, config.calibration)
-        description = {name: repr(value) for name, value in config.to_dict().items()}
-        description["settings of the model"] = settings.describe()
-        staged = _staged(adapter, network, config, settings)
-    except Exception as error:  # told to all ranks, raised by require_same
-        description = error
-    require_same(comm, description)
-    return Setup(pipe, adapter, network, config, settings, comm, staged)
-
-
-def _staged(
-    adapter: DenoiserAdapter, network: torch.nn.Module, config: ParallelConfig, settings: ModelSettings
-) -> StagedDenoiser | None:
-    needed = STRATEGIES[config.strategy].needs_stages(config, settings)
-    return StagedDenoiser(adapter, network) if needed else None
-
-
-def _size_limits(setup: Setup) -> SizeLimits:
-    """The largest image that the network takes; that sizes fit its patches, the stock pipeline says itself."""
-    largest, scale = setup.adapter.largest_size(setup.network), getattr(setup.pipe, "vae_scale_factor", 1)
-    return SizeLimits(largest=MOST_PIXELS if largest is None else largest * scale, model=type(setup.pipe).__name__)
-
-
-def _check_size(config: ParallelConfig, comm: Comm) -> None:
-    if config.devices is not None and config.devices != comm.size:
-        raise UsageError(
-            f"{config.devices} ranks requested, {comm.size} started; use devices={comm.size}, or start "
-            f"{config.devices} (torchrun --nproc-per-node {config.devices}, --devices {config.devices})"
-        )
-
-
-def _check_pipeline(pipe: Any) -> None:
-    """Refuse pipelines that do not batch two guidance branches, or give no sign of their steps."""
-    name = type(pipe).__name__
-    parameters = inspect.signature(pipe.__call__).parameters
-    if not {"image_guidance_scale", "pag_scale", "editing_prompt"}.isdisjoint(parameters):
-        raise UsageError(f"{name} evaluates more than two branches a step; only two are supported")
-    # On the class: until the first call the properties raise AttributeError on the pipeline itself.
-    if not hasattr(type(pipe), "do_classifier_free_guidance"):
-        raise UsageError(f"{name} does not say whether guidance is on (do_classifier_free_guidance)")
-    if "callback_on_step_end" not in parameters or not hasattr(type(pipe), "num_timesteps"):
-        raise UsageError(f"{name} has no callback_on_step_end and num_timesteps, by which steps are counted")

@@ -11,43 +11,17 @@ from typing import Any
 
 import torch
 
-from .config import ParallelConfig
-from .denoiser.adapters import DenoiserAdapter
+from .agreement import Setup
 from .denoiser.call import Evaluation, bind_arguments
-from .denoiser.stages import StagedDenoiser
-from .distributed.channel import Channel, Reading
-from .distributed.comm import Comm
+from .distributed.channel import Channel
 from .distributed.consistency import device_identity
+from .distributed.reading import Reading
 from .distributed.status import Status
 from .errors import RankError
 from .report.report import RunReport, StepRecord
 from .report.timeline import Span, Timeline
 from .schedule.kinds import Phase, StepKind
-from .schedule.presets import ModelSettings
 from .strategies import STRATEGIES, Answer, RunContext, Strategy
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What all runs of one parallel pipeline have in common.
-
-    Attributes:
-        pipe: The stock pipeline.
-        adapter: What is known of its denoiser's family.
-        network: The denoiser.
-        config: What the user asked for.
-        settings: What holds for the model.
-        comm: The ranks.
-        staged: The denoiser, ready to be split, for strategies that do so.
-    """
-
-    pipe: Any
-    adapter: DenoiserAdapter
-    network: Any
-    config: ParallelConfig
-    settings: ModelSettings
-    comm: Comm
-    staged: StagedDenoiser | None
 
 
 @dataclass

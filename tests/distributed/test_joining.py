@@ -1,4 +1,4 @@
-"""`parallelize` under torchrun where nobody made a process group, as in the README's own example."""
+"""Scripts under torchrun in which nobody made a process group, as in the README's own example."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 pytestmark = pytest.mark.distributed
 
-SCRIPT = """
+PARALLELIZE = """
 import sys
 import torch, torch.distributed as dist
 from hybridiff import ParallelConfig, load_pipeline, parallelize
@@ -27,14 +27,46 @@ parallel.detach()
 assert not dist.is_initialized()
 """
 
+ENGINE = """
+import sys
+import torch.distributed as dist
+from hybridiff import Engine, EngineError, ParallelConfig
 
-def test_torchrun_ranks_find_each_other(tmp_path: Path) -> None:
-    script = tmp_path / "draw.py"
-    script.write_text(SCRIPT)
+def fail(done, total):
+    raise KeyError("the caller's own")
+
+with Engine("tiny-sdxl", config=ParallelConfig(timeout=60), device="cpu") as engine:
+    assert (engine.config.devices, engine.pids, engine.is_leader) == (2, [], dist.get_rank() == 0)
+    try:
+        engine.generate("a red ring", num_inference_steps=4, on_step=fail)
+    except KeyError:
+        assert engine.is_leader
+    except EngineError as error:
+        assert not engine.is_leader and "rank 0 failed" in str(error)
+    # No pickling here, and a seed that nobody gave.
+    drawn = engine.generate("a red ring", num_inference_steps=2, callback_on_step_end=lambda *step: step[-1])
+    sys.stdout.write(f"seed {drawn.seed} leader {drawn.images is not None}\\n")
+assert not dist.is_initialized()
+"""
+
+
+def under_torchrun(script: Path, text: str) -> list[str]:
+    """What two ranks of a script print, in order of the alphabet."""
+    script.write_text(text)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     found = subprocess.run(
         torchrun, capture_output=True, text=True, timeout=150, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
     )
     assert found.returncode == 0, found.stderr
-    lines = sorted(line for line in found.stdout.splitlines() if line.startswith("devices"))
+    return sorted(found.stdout.splitlines())
+
+
+def test_parallelize_joins_the_ranks_of_torchrun_and_leaves_them(tmp_path: Path) -> None:
+    lines = under_torchrun(tmp_path / "script.py", PARALLELIZE)
     assert lines == ["devices 2 leader False", "devices 2 leader True"]
+
+
+def test_an_engine_joins_the_ranks_of_torchrun_and_leaves_them(tmp_path: Path) -> None:
+    others, leaders = under_torchrun(tmp_path / "script.py", ENGINE)
+    assert others.split(" leader ")[0] == leaders.split(" leader ")[0]  # the seed
+    assert (others.split()[-1], leaders.split()[-1]) == ("False", "True")

@@ -21,6 +21,7 @@ ROOMS = [
     "launch",
     "pipeline",
     "run",
+    "agreement",
     "strategies",
     "distributed",
     "report",
@@ -28,8 +29,10 @@ ROOMS = [
     "models",
     "denoiser",
     "numerics",
+    "arguments",
     "config",
     "utils",
+    "errors",
     "__init__",
 ]
 MODULES = sorted(PACKAGE.rglob("*.py"))

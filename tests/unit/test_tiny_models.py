@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from hybridiff.models.loading import load_pipeline
 from hybridiff.models.tiny.checking import check
 from hybridiff.models.tiny.scenes import captions, parse_caption, vocabulary
 
-TOOLS = Path(__file__).parents[2] / "tools"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module", params=tiny.EMBEDDED)
@@ -52,30 +54,30 @@ def test_the_first_end_mark_is_pooled(pipeline: Any) -> None:
 
 
 @pytest.mark.slow
-def test_held_out_captions_are_drawn(pipeline: Any) -> None:
+def test_held_out_captions_are_generated(pipeline: Any) -> None:
     texts = captions("evaluation", 12)
     fewer_empty_tokens = {"max_sequence_length": 16} if hasattr(pipeline, "transformer") else {}  # quicker
-    pictures = _draw(pipeline, texts, **fewer_empty_tokens)
-    rights = [check(picture, parse_caption(text)).core for picture, text in zip(pictures, texts, strict=True)]
+    images = _generate(pipeline, texts, **fewer_empty_tokens)
+    rights = [check(image, parse_caption(text)).core for image, text in zip(images, texts, strict=True)]
     assert sum(rights) >= 7
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("solver", [EulerDiscreteScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler])
-def test_other_solvers_of_tiny_sdxl_draw_the_same_pictures(solver: Any) -> None:
+def test_other_solvers_of_tiny_sdxl_generate_the_same_images(solver: Any) -> None:
     pipeline = load_pipeline("tiny-sdxl")
     pipeline.set_progress_bar_config(disable=True)
     texts = captions("calibration", 3)
-    pictures = _draw(pipeline, texts)
+    images = _generate(pipeline, texts)
     pipeline.scheduler = solver.from_config(pipeline.scheduler.config)
-    others = _draw(pipeline, texts)
-    assert np.abs(others - pictures).mean() < 0.03
+    others = _generate(pipeline, texts)
+    assert np.abs(others - images).mean() < 0.03
 
 
 @pytest.mark.parametrize("count", [256, 3])
 def test_one_raised_token_stands_for_many_zero_tokens(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    monkeypatch.syspath_prepend(str(TOOLS))
-    from tiny_denoisers import RepeatedTokenProcessor, with_zero_token
+    monkeypatch.syspath_prepend(str(ROOT))
+    from tools.tiny_models.losses import RepeatedTokenProcessor, with_zero_token
 
     transformer = load_pipeline("tiny-sd3").transformer
     torch.manual_seed(0)
@@ -84,12 +86,34 @@ def test_one_raised_token_stands_for_many_zero_tokens(monkeypatch: pytest.Monkey
     with torch.no_grad():
         stock = transformer(latents, torch.nn.functional.pad(text, (0, 0, 0, count)), pooled, times).sample
         transformer.set_attn_processor(RepeatedTokenProcessor())
-        shorter, bias = with_zero_token(text, torch.full((2,), float(count)), pictures=64)
+        shorter, bias = with_zero_token(text, torch.full((2,), float(count)), image_tokens=64)
         short = transformer(latents, shorter, pooled, times, joint_attention_kwargs={"key_bias": bias}).sample
     torch.testing.assert_close(short, stock, atol=2e-5, rtol=1e-4)
 
 
-def _draw(pipeline: Any, texts: list[str], **arguments: Any) -> np.ndarray:
+@pytest.mark.slow
+@pytest.mark.parametrize("name", tiny.EMBEDDED)
+def test_a_training_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from tools.tiny_models import denoisers, scenes
+
+    scenes.encode_scenes(tmp_path, count=32, seed=0)
+    steps = []
+    for minutes in (0.02, 0.05):
+        denoisers.train(tmp_path, name, minutes, batch=4, peak=1e-4, seed=0)
+        steps.append(torch.load(tmp_path / f"{name}.pt", weights_only=False)["step"])
+    assert 0 < steps[0] < steps[1]
+
+
+def test_the_tools_command_says_what_it_does() -> None:
+    command = [sys.executable, "-m", "tools.tiny_models", "--help"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "usage: python -m tools.tiny_models" in printed
+    for name in ("vae", "scenes", "train", "export", "evaluate", "check", "discrepancy", "plots"):
+        assert f"    {name} " in printed
+
+
+def _generate(pipeline: Any, texts: list[str], **arguments: Any) -> np.ndarray:
     generators = [torch.Generator().manual_seed(index) for index in range(len(texts))]
     scale = tiny.GUIDANCE["tiny-sd3" if hasattr(pipeline, "transformer") else "tiny-sdxl"]
     return pipeline(

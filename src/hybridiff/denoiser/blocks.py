@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ Boundary = tuple[torch.Tensor, ...]
 """The tensors that cross a split, in the order in which a block returns them."""
 
 
-class Stage(str, Enum):
+class Stage(StrEnum):
     """The two stages of a nested split: the outer one has the first and the last layers, the inner one the middle."""
 
     OUTER = "outer"

@@ -19,7 +19,8 @@ from ..report.timeline import Timeline
 from ..schedule.kinds import StepKind
 from .comm import Comm
 from .readback import Readback
-from .status import SLOT, Slot, SlotTable, Status
+from .reading import Reading
+from .status import SLOT, SlotTable, Status
 
 T = TypeVar("T")
 
@@ -108,7 +109,7 @@ class Channel:
         self.sent["control"] += copies * SLOT * element_size
 
     def read_status(
-        self, slots: dict[int, torch.Tensor], finite: torch.Tensor | None = None, scalars: torch.Tensor | None = None
+        self, slots: dict[int, torch.Tensor], finite: torch.Tensor, scalars: torch.Tensor | None = None
     ) -> Reading:
         """Begin to read the slots of the ranks in a message; heeded when asked for, or else before the next message.
 
@@ -117,7 +118,8 @@ class Channel:
             finite: Whether each rank sent finite numbers only, (size,).
             scalars: Numbers to be read with them, 1-D float32.
         """
-        self._unread = Reading(self, slots, finite, scalars)
+        numbers = finite.new_empty(0, dtype=torch.float32) if scalars is None else scalars
+        self._unread = Reading(slots, finite, numbers, self.where(), self._wait, self._heed)
         return self._unread
 
     def heed_unread(self) -> None:
@@ -128,16 +130,6 @@ class Channel:
         """
         if self._unread is not None:
             self._unread.values()
-
-    def heed(self, reading: Reading) -> None:
-        """Act on what a message said; see `heed_unread`."""
-        self._unread = None
-        if any(status.is_leaving for status in reading.statuses()):
-            self._raise_together(None)
-        problem = reading.problem()
-        if problem is not None:
-            raise RankError(problem)
-        self.interrupted = self.interrupted or Status.INTERRUPTED in reading.statuses()
 
     def consensus(self, thing: T, what: str) -> list[T]:
         """Exchange an object with all ranks, all of which must still be in this run.
@@ -169,6 +161,16 @@ class Channel:
             self._raise_together(error)
         except RankError:
             pass  # this rank's own error is the one to raise
+
+    def _heed(self, reading: Reading) -> None:
+        """Act on what a message said; see `heed_unread`."""
+        self._unread = None
+        if any(status.is_leaving for status in reading.statuses()):
+            self._raise_together(None)
+        problem = reading.problem()
+        if problem is not None:
+            raise RankError(problem)
+        self.interrupted = self.interrupted or Status.INTERRUPTED in reading.statuses()
 
     def _leave(self, status: Status) -> list[Status]:
         """Take part in the messages that the others wait for, until they know; how all ranks fare."""
@@ -205,81 +207,15 @@ class Channel:
         ]
         raise RankError("; ".join(failed or left))
 
+    def _wait(self, readback: Readback) -> list[float]:
+        try:
+            return self._guard(lambda: readback.wait(self.comm.timeout), "hear how the ranks fare")
+        except RankError:
+            self.comm.fail()
+            raise
+
     def _guard(self, send: Callable[[], T], what: str) -> T:
         try:
             return send()
         except CommError as error:
             raise RankError(f"rank {self.comm.rank} in {self.where()}, waiting to {what}: {error}") from error
-
-
-class Reading:
-    """The status slots of one message, and a few scalars with them, on their way to the host.
-
-    Args:
-        channel: Whose message it was.
-        slots: The slot of each rank that was heard.
-        finite: Whether each rank sent finite numbers only, (size,); None where that was not looked at.
-        scalars: Numbers to be read with them, 1-D.
-    """
-
-    def __init__(
-        self,
-        channel: Channel,
-        slots: dict[int, torch.Tensor],
-        finite: torch.Tensor | None = None,
-        scalars: torch.Tensor | None = None,
-    ) -> None:
-        self._channel = channel
-        self._ranks = list(slots)
-        self._flags = 0 if finite is None else len(finite)
-        parts = [*(slot.float() for slot in slots.values()), *(() if finite is None else (finite.float(),))]
-        self._readback: Readback | None = Readback(torch.cat([*parts, *(() if scalars is None else (scalars,))]))
-        self._values: list[float] = []
-        self._where = channel.where()
-        self._heeded = False
-
-    def values(self) -> list[float]:
-        """The scalars; waits for the device, and heeds what the ranks say of themselves.
-
-        Raises:
-            RankError: see `Channel.heed_unread`.
-        """
-        self._wait()
-        if not self._heeded:
-            self._heeded = True
-            self._channel.heed(self)
-        return self._values[len(self._ranks) * SLOT + self._flags :]
-
-    def statuses(self) -> list[Status]:
-        """How the ranks that were heard fare."""
-        return [slot.status for slot in self._slots()]
-
-    def problem(self) -> str | None:
-        """Why the run cannot go on though no rank failed, in one sentence; all ranks read the same."""
-        slots = self._slots()
-        if len({(slot.step, slot.kind) for slot in slots}) > 1:
-            ranks = zip(self._ranks, slots, strict=True)
-            places = [f"rank {rank} at step {slot.step} ({slot.kind.value})" for rank, slot in ranks]
-            return f"ranks are at different steps: {', '.join(places)}; make the same call on every rank"
-        flags = self._values[len(self._ranks) * SLOT :][: self._flags]
-        if not all(flags):
-            return (
-                f"rank {flags.index(0.0)} predicted NaN or infinity in {self._where}; if the network runs in float16, "
-                "try bfloat16 or float32"
-            )
-        return None
-
-    def _slots(self) -> list[Slot]:
-        self._wait()
-        return [Slot.decode(self._values[i * SLOT : (i + 1) * SLOT]) for i in range(len(self._ranks))]
-
-    def _wait(self) -> None:
-        if self._readback is None:
-            return
-        channel, readback = self._channel, self._readback
-        try:
-            self._values = channel._guard(lambda: readback.wait(channel.comm.timeout), "hear how the ranks fare")
-        except RankError:
-            channel.comm.fail()
-            raise
-        self._readback = None

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
-from .channel import Channel, Messages, Reading
+from .channel import Channel, Messages
+from .reading import Reading
 from .status import SLOT
 
 

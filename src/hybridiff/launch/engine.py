@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
-import pickle
 import random
+import threading
 import weakref
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, ClassVar
 
 from ..config import ParallelConfig, check_ranks
-from ..models.loading import ModelFolder, check_dtype, find_model
+from ..distributed.placement import DEFAULT_RANKS, Placement, leave_process_group
+from ..errors import EngineError, RankError, UsageError
+from ..models.loading import DTYPES, ModelFolder, find_model
 from ..models.schedulers import check_scheduler
-from .errors import EngineError
+from ..utils.names import require_known
 from .launcher import RankGroup
-from .protocol import Generation, RankSpec, Request
+from .protocol import Call, Generation, OnStep, RankSpec, pack
 
-__all__ = ["Engine", "EngineError", "Generation"]
-
-DEVICES = ("auto", "cuda", "cpu")
-
-OnStep = Callable[[int, int], None]
+logger = logging.getLogger("hybridiff")
 
 
 class Engine:
@@ -30,23 +31,30 @@ class Engine:
 
     The ranks are processes of their own, started here and ended by `close()`, by leaving the `with` block, or with
     this process, however it ends. Under torchrun nothing is started: every rank makes an Engine with the same
-    arguments and calls it with the same requests; rank 0 gets the pictures.
+    arguments and calls it with the same requests; rank 0 gets the images.
+
+    Calls from several threads wait for one another and are answered in the order in which they came.
+
+    A request that fails leaves the engine usable. Where all ranks outlived it they stay, and go on with the next
+    request; where a rank died or was silent beyond the deadline, all of them have been ended, since the others can no
+    longer be reached through a process group with a hole in it, and the next request starts them anew. Under torchrun,
+    which started the ranks, a dead rank cannot be replaced.
 
     Args:
         model: `tiny-sdxl`, `tiny-sd3`, a local folder or a hub id; or what `find_model` found for one.
         devices: Number of ranks. None takes `config.devices`, torchrun's number, or 2.
         config: How the ranks work together.
-        device: `cuda` (one GPU a rank), `cpu` (one core a rank), or `auto`: CUDA where there is any.
+        device: `cuda` (a GPU for each rank), `cpu` (a core for each rank), or `auto`: CUDA where there is any.
         dtype: `float32`, `float16` or `bfloat16`; None: see `load_pipeline`.
         scheduler: A name from `schedulers.SCHEDULERS`; None keeps the model's own.
         task: `text-to-image`, `image-to-image` or `inpainting`.
         variant: Suffix of the weight files, such as `fp16`.
         timeout: Deadline: seconds without a finished step before a request counts as stuck; also every rank's
             deadline for another. None takes `config.timeout`.
-        startup_timeout: Deadline in seconds for all ranks to have loaded the model.
+        startup_timeout: Deadline in seconds for all ranks to have loaded the model, whenever they are started.
 
     Raises:
-        ValueError: something does not fit: the model, the number of ranks or of GPUs, a name. Nothing was started.
+        UsageError: something does not fit: the model, the number of ranks or of GPUs, a name. Nothing was started.
         EngineError: a rank failed to start; all were ended.
     """
 
@@ -64,65 +72,65 @@ class Engine:
         timeout: float | None = None,
         startup_timeout: float = 600.0,
     ) -> None:
-        self._joined = is_under_torchrun()
-        self.config = _complete(config or ParallelConfig(), devices, timeout, self._joined)
+        config = config or ParallelConfig()
+        devices = config.devices if devices is None else devices
+        placement = Placement.resolve(devices, device, config.simulate)
+        if devices is None:
+            devices = DEFAULT_RANKS if config.simulate else placement.world
+        self.config = replace(config, devices=devices, timeout=config.timeout if timeout is None else timeout)
+        check_ranks(self.config, devices)
         if dtype is not None:
-            check_dtype(dtype)
+            require_known("dtype", dtype, DTYPES)
         self.folder = model if isinstance(model, ModelFolder) else find_model(model, variant)
         if scheduler is not None:
             check_scheduler(scheduler, self.folder.scheduler_config)
-        assert self.config.devices is not None
-        check_ranks(self.config, self.config.devices)
-        processes = 1 if self.config.simulate else self.config.devices
-        spec = RankSpec(
-            rank=0,
-            ranks=processes,
-            config=self.config,
-            model=str(self.folder.path),
-            device=choose_device(
-                device, int(os.environ.get("LOCAL_WORLD_SIZE", processes)) if self._joined else processes
-            ),
-            dtype=dtype,
-            scheduler=scheduler,
-            task=task,
-            variant=variant,
-            startup_timeout=startup_timeout,
-        )
-        self.device = spec.device
-        self._backend: _Spawned | _Joined = _Joined(spec) if self._joined else _Spawned(spec)
+        self.device = placement.device_type
+        self._is_closed = False
+        self._turns = _Turns()
+        loading = {"dtype": dtype, "scheduler": scheduler, "task": task, "variant": variant}
+        spec = RankSpec(placement, self.config, str(self.folder.path), loading, startup_timeout)
+        self._ranks: _Spawned | _Joined = _Joined(spec) if placement.under_torchrun else _Spawned(spec)
 
     @property
     def is_leader(self) -> bool:
-        """Whether this process gets the pictures: always, but under torchrun only on rank 0."""
-        return self._backend.is_leader
+        """Whether this process gets the images: always, but under torchrun only on rank 0."""
+        return self._ranks.is_leader
 
     @property
     def pids(self) -> list[int]:
-        """Process ids of the ranks that were started here; empty under torchrun and once they have been ended."""
-        return self._backend.pids
+        """Process ids of the ranks started here that are alive; empty under torchrun."""
+        return self._ranks.pids
 
     def generate(
         self, prompt: Any = None, *, seed: int | None = None, on_step: OnStep | None = None, **arguments: Any
     ) -> Generation:
-        """Generate pictures.
+        """Generate images; waits until earlier calls from other threads have been answered.
 
         Args:
             prompt: One prompt, or a list of them.
             seed: Of the noise; None draws one, which the result names.
-            on_step: Is called after every denoising step with (done, total).
-            arguments: Further arguments of the stock pipeline.
+            on_step: Is called in this thread after every denoising step with (done, total). An exception of its own
+                ends the request on all ranks and is raised here, as is Ctrl-C.
+            arguments: Further arguments of the stock pipeline; on ranks that are processes of their own, callbacks
+                must be functions that those can import.
 
         Raises:
-            ValueError: a bad argument; the engine stays usable.
-            EngineError: a rank failed, died or was silent for too long. All ranks have been ended.
+            UsageError: a bad argument, or a call from within `on_step`.
+            ValueError: the stock pipeline refuses the request on all ranks alike; the cause holds their traceback.
+            EngineError: a rank failed, died or was silent for too long; or the engine was closed.
         """
         self.folder.check_call(arguments)
-        request = _request(prompt, seed, arguments)
-        return self._backend.generate(request, on_step)
+        call = _call(prompt, seed, arguments)
+        with self._turns.wait():
+            if self._is_closed:
+                raise EngineError("this engine was closed; make a new one")
+            return self._ranks.generate(call, on_step)
 
     def close(self) -> None:
-        """End the ranks."""
-        self._backend.close()
+        """End the ranks once the call that is running has been answered; calls after it raise EngineError."""
+        self._is_closed = True
+        with self._turns.wait():
+            self._ranks.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -133,58 +141,64 @@ class Engine:
         self.close()
 
 
+class _Turns:
+    """A lock that threads get in the order in which they asked."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting: deque[int] = deque()
+
+    @contextlib.contextmanager
+    def wait(self) -> Iterator[None]:
+        """Wait for this thread's turn, and hold it."""
+        mine = threading.get_ident()
+        with self._changed:
+            if mine in self._waiting:
+                raise UsageError("on_step cannot call the engine that it is called by; do so after generate")
+            self._waiting.append(mine)
+        try:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting[0] == mine)
+            yield
+        finally:
+            with self._changed:
+                self._waiting.remove(mine)
+                self._changed.notify_all()
+
+
 class _Spawned:
-    """Ranks that are processes of ours."""
+    """Ranks that are processes of ours; those that can no longer work together are replaced by the next request."""
 
     is_leader = True
 
     def __init__(self, spec: RankSpec) -> None:
-        self._timeout = spec.config.timeout
-        self._group: RankGroup | None = RankGroup(
-            [replace(spec, rank=rank, device=_device_of(spec.device, rank)) for rank in range(spec.ranks)]
-        )
-        # Also runs when this process ends; holds the ranks, not the engine.
-        self._end = weakref.finalize(self, self._group.end)
-        self._replies(spec.startup_timeout, None, "starting")
-
-    def generate(self, request: Request, on_step: OnStep | None) -> Generation:
-        group = self._open_group()
-        group.send(request)
-        # The ranks' own deadline comes first: they know more about what they waited for.
-        generation = self._replies(self._timeout + 2.0, on_step, "generating")[0]
-        assert isinstance(generation, Generation)
-        return generation
+        self._spec = spec
+        self._start()
 
     @property
     def pids(self) -> list[int]:
-        return [rank.process.pid for rank in self._group.ranks] if self._group is not None else []
+        return [rank.process.pid for rank in self._group.ranks if rank.is_alive]
+
+    def generate(self, call: Call, on_step: OnStep | None) -> Generation:
+        packed = _packed(call.seeded(_draw_seed()))
+        self._group.drain()
+        if not self._group.is_usable:
+            self.close()
+            logger.warning("starting all ranks again: one of them is gone")
+            self._start()
+        try:
+            return self._group.generate(packed, on_step)
+        finally:
+            if not self._group.is_usable:
+                self.close()
 
     def close(self) -> None:
-        if self._group is not None:
-            self._group.stop()
-            self._forget()
+        self._end()
 
-    def _replies(self, silence: float, on_step: OnStep | None, doing: str) -> list[Any]:
-        group = self._open_group()
-        try:
-            return group.replies(silence, on_step, doing)
-        except ValueError:
-            if doing == "starting":
-                self.close()
-            raise
-        except BaseException:  # Ctrl-C too
-            self._end()
-            self._forget()
-            raise
-
-    def _open_group(self) -> RankGroup:
-        if self._group is None:
-            raise EngineError("the ranks of this engine have been ended; make a new Engine")
-        return self._group
-
-    def _forget(self) -> None:
-        self._end.detach()
-        self._group = None
+    def _start(self) -> None:
+        self._group = RankGroup.start(self._spec)
+        # Also runs when this process ends; holds the ranks, not the engine.
+        self._end = weakref.finalize(self, self._group.end)
 
 
 class _Joined:
@@ -193,84 +207,42 @@ class _Joined:
     pids: ClassVar[list[int]] = []
 
     def __init__(self, spec: RankSpec) -> None:
-        from .worker import PipelineRank, join_process_group
+        from .worker import PipelineRank
 
-        rank = int(os.environ["RANK"])
-        spec = replace(spec, rank=rank, device=_device_of(spec.device, int(os.environ.get("LOCAL_RANK", rank))))
-        self.is_leader = rank == 0
-        self._made_group = join_process_group(spec, "env://")
+        self.is_leader = spec.placement.rank == 0
+        self._made_group = spec.placement.join(spec.startup_timeout)
         self._rank = PipelineRank(spec)
 
-    def generate(self, request: Request, on_step: OnStep | None) -> Generation:
-        from ..distributed.comm import RankError
-
+    def generate(self, call: Call, on_step: OnStep | None) -> Generation:
         try:
-            return self._rank.generate(request, on_step if self.is_leader else None)
+            # With every request: a rank that has a seed must not leave one waiting that has none.
+            seeds = self._rank.parallel.comm.all_gather_object(_draw_seed())
+            return self._rank.generate(call.seeded(seeds[0]), on_step if self.is_leader else None)
         except RankError as error:
             raise EngineError(str(error)) from error
 
     def close(self) -> None:
-        from .worker import leave_process_group
-
         self._rank.close()
         if self._made_group:
             leave_process_group()
 
 
-def is_under_torchrun() -> bool:
-    """Whether this process is a rank that torchrun, or something like it, started."""
-    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
-
-
-def choose_device(device: str, ranks: int) -> str:
-    """`cuda` or `cpu` for this many ranks.
-
-    Raises:
-        ValueError: an unknown name, or fewer GPUs than ranks.
-    """
-    if device not in DEVICES:
-        raise ValueError(f"unknown device {device!r}; choose one of {', '.join(DEVICES)}")
-    if device == "cpu":
-        return "cpu"
-    import torch
-
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device == "auto" and found == 0:
-        return "cpu"
-    if found < ranks:
-        fewer = f"--devices {found} or " if found else ""
-        raise ValueError(
-            f"{ranks} rank{'s' * (ranks > 1)} requested, {found} GPU{'s' * (found != 1)} found; use {fewer}--device cpu"
-        )
-    return "cuda"
-
-
-def _device_of(device: str, local_rank: int) -> str:
-    return device if device == "cpu" else f"{device}:{local_rank}"
-
-
-def _complete(config: ParallelConfig, devices: int | None, timeout: float | None, joined: bool) -> ParallelConfig:
-    devices = config.devices if devices is None else devices
-    world = int(os.environ["WORLD_SIZE"]) if joined else None
-    if devices is None:
-        devices = world or 2
-    if world is not None and devices != world and not config.simulate:
-        raise ValueError(f"{devices} ranks requested, torchrun started {world}; use --devices {world}")
-    return replace(config, devices=devices, timeout=config.timeout if timeout is None else timeout)
-
-
-def _request(prompt: Any, seed: int | None, arguments: dict[str, Any]) -> Request:
+def _call(prompt: Any, seed: int | None, arguments: dict[str, Any]) -> Call:
     refused = {"generator": "give seed instead", "return_dict": "the result is always a Generation"}
     for name, remedy in refused.items():
         if name in arguments:
-            raise ValueError(f"{name} is not an argument of Engine.generate: {remedy}")
-    if seed is None:
-        seed = random.SystemRandom().randrange(2**32)
-    if not isinstance(seed, int) or not 0 <= seed < 2**64:
-        raise ValueError(f"seed must be a whole number from 0 to 2**64 - 1, got {seed!r}")
-    request = Request({"prompt": prompt} | arguments, seed)
+            raise UsageError(f"{name} is not an argument of Engine.generate: {remedy}")
+    if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**64):
+        raise UsageError(f"seed must be an integer from 0 to 2**64 - 1, got {seed!r}")
+    return Call({"prompt": prompt} | arguments, seed)
+
+
+def _draw_seed() -> int:
+    return random.SystemRandom().randrange(2**32)
+
+
+def _packed(call: Call) -> bytes:
     try:
-        pickle.dumps(request)
+        return pack(call)
     except Exception as error:  # pickle raises what it likes
-        raise ValueError(f"an argument cannot travel to the ranks ({error}); callbacks need torchrun") from error
-    return request
+        raise UsageError(f"an argument cannot travel to the ranks ({error}); callbacks need torchrun") from error

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ..errors import EngineError, UsageError
 from .protocol import Died, Failed
-
-
-class EngineError(RuntimeError):
-    """A generation, or the start of the ranks, failed; all ranks have been ended. The message names the rank."""
 
 
 class RemoteTraceback(Exception):
@@ -32,20 +29,27 @@ def verdict(replies: Mapping[int, Any], ranks: int, silence: float, doing: str) 
         doing: What the ranks did: "generating after step 3 of 50".
 
     Returns:
-        A ValueError where all ranks refuse a request, and are well; else an EngineError.
+        A UsageError or another ValueError where all ranks refuse a request alike; else an EngineError.
     """
     failed = {rank: reply for rank, reply in replies.items() if isinstance(reply, Failed)}
     died = {rank: reply for rank, reply in replies.items() if isinstance(reply, Died)}
     silent = [rank for rank in range(ranks) if rank not in replies]
     if died:
         return _death(died, failed, doing)
-    if len(failed) == ranks and all(failure.is_bad_input for failure in failed.values()):
-        return _because(ValueError(failed[0].text), failed[0].traceback)
+    stories = {(failure.kind, failure.text) for failure in failed.values()}
+    if len(failed) == ranks and len(stories) == 1 and failed[0].is_bad_input:
+        return _refusal(failed[0])
     if failed:
         return _failure(failed, silent, doing)
     if silent:
         return EngineError(f"no sign of life from {_names(silent)} for {silence:g} s while {doing}")
     return None
+
+
+def _refusal(failure: Failed) -> Exception:
+    if failure.kind == UsageError.__name__:
+        return UsageError(failure.text)  # one sentence, which says all
+    return _because(ValueError(failure.text), failure.traceback)
 
 
 def _death(died: Mapping[int, Died], failed: Mapping[int, Failed], doing: str) -> Exception:

@@ -12,25 +12,32 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from multiprocessing import Pipe
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
 from .errors import verdict
-from .protocol import Died, Failed, RankSpec, StepDone, Warned, receive, send
+from .protocol import (
+    Answer,
+    Cancel,
+    Died,
+    Failed,
+    Generation,
+    OnStep,
+    RankSpec,
+    Request,
+    StepDone,
+    Warned,
+    receive,
+    send,
+)
 
 logger = logging.getLogger("hybridiff")
 
-GRACE = 3.0
+GRACE = 5.0
 """Seconds that the other ranks have to say what they saw, once one is in trouble."""
-
-STOP_TIME = 5.0
-"""Seconds that ranks have to leave by themselves before they are ended."""
-
-_TORCHRUN_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class RankProcess:
@@ -38,41 +45,55 @@ class RankProcess:
 
     Args:
         spec: Sent to it as soon as it runs.
-        folder: Where its log goes.
+        log: File that takes its output.
     """
 
-    def __init__(self, spec: RankSpec, folder: Path) -> None:
-        self.rank = spec.rank
-        self.log = folder / f"rank-{spec.rank}.log"
+    def __init__(self, spec: RankSpec, log: Path) -> None:
+        self.rank = spec.placement.rank
+        self._log = log
         self.connection, theirs = Pipe()
-        with theirs, self.log.open("wb") as log:
-            # A session of its own: Ctrl-C reaches the parent alone, which then ends the ranks in order.
+        with theirs, log.open("wb") as output:
+            # A session of its own: Ctrl-C reaches the parent alone, which then decides what becomes of the ranks.
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "hybridiff.launch.worker", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=output,
                 stderr=subprocess.STDOUT,
-                env=_environment(spec.device),
+                env=_environment(spec.placement.device),
                 start_new_session=True,
             )
         self.send(spec)
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its process runs."""
+        return self.process.poll() is None
 
     def send(self, message: Any) -> None:
         """Send a message; a rank that is gone is noticed where its answer is read."""
         with contextlib.suppress(OSError):
             send(self.connection, message)
 
-    def receive(self) -> Any:
-        """Its next message; `Died` where it has ended."""
+    def receive(self, request: int) -> Any:
+        """What it says next: None if that is not about this request, `Died` where the rank has ended."""
         try:
-            return receive(self.connection)
+            reply = receive(self.connection)
         except (EOFError, OSError):
             return Died(self._exit(), self._log_tail())
+        return reply.content if reply.id == request else None
+
+    def end(self, deadline: float) -> None:
+        """See it end until a time, and end it then."""
+        try:
+            self.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
     def _exit(self) -> str:
         try:
-            code = self.process.wait(STOP_TIME)
+            code = self.process.wait(GRACE)
         except subprocess.TimeoutExpired:
             return "closed its connection"
         if code >= 0:
@@ -82,111 +103,146 @@ class RankProcess:
 
     def _log_tail(self, lines: int = 30) -> str:
         try:
-            return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+            return "\n".join(self._log.read_text(errors="replace").splitlines()[-lines:])
         except OSError:
             return ""
 
 
 class RankGroup:
-    """All ranks of an Engine.
+    """The ranks of an Engine, which answer one request at a time.
+
+    The failure of a request leaves them usable, unless a rank died, was silent or lost touch with the others: a
+    process group with a hole in it is of no use, so that another one must be started.
 
     Args:
-        specs: One for each rank, in order.
+        ranks: In order of rank.
+        folder: Theirs; goes with them.
+        timeout: Deadline: seconds without a sign of life from any rank.
     """
 
-    def __init__(self, specs: Sequence[RankSpec]) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="hybridiff-"))
+    def __init__(self, ranks: Sequence[RankProcess], folder: Path, timeout: float) -> None:
+        self.ranks = ranks
+        self._folder = folder
+        self._timeout = timeout
+        self._request = 0
+        self._replies: dict[int, Answer] = {}
         self._progress = ""
-        self.ranks: list[RankProcess] = []
-        try:
-            for spec in specs:
-                self.ranks.append(RankProcess(replace(spec, rendezvous=str(self._folder / "meet")), self._folder))
-        except BaseException:
-            self.end()
-            raise
+        self._is_whole = True
 
-    def send(self, message: Any) -> None:
-        """Send a message to every rank."""
-        self._progress = ""
-        for rank in self.ranks:
-            rank.send(message)
-
-    def replies(self, silence: float, on_step: Callable[[int, int], None] | None, doing: str) -> list[Any]:
-        """Wait for the reply of every rank.
-
-        Args:
-            silence: Deadline: seconds without a sign of life from any rank.
-            on_step: Is told of every denoising step, (done, total).
-            doing: What the ranks do, for errors.
+    @classmethod
+    def start(cls, spec: RankSpec) -> RankGroup:
+        """Start all ranks as rank 0's spec says, and wait until they are ready.
 
         Raises:
-            ValueError: all ranks refuse the request for the same reason; they are well.
+            ValueError: all ranks refuse what they were given; UsageError if it is the user's mistake.
+            EngineError: a rank failed, died or is silent. All were ended.
+        """
+        folder = Path(tempfile.mkdtemp(prefix="hybridiff-"))
+        ranks: list[RankProcess] = []
+        # The ranks' own deadline comes first: they know more about what they waited for.
+        group = cls(ranks, folder, spec.config.timeout + 2.0)
+        try:
+            for rank in range(spec.placement.world):
+                ranks.append(RankProcess(spec.of_rank(rank, str(folder / "meet")), folder / f"rank-{rank}.log"))
+            group._answers("starting", spec.startup_timeout)
+        except BaseException:
+            group.end()
+            raise
+        return group
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether a request can be expected to work."""
+        return self._is_whole and all(rank.is_alive for rank in self.ranks)
+
+    def generate(self, call: bytes, on_step: OnStep | None) -> Generation:
+        """Let the ranks answer a request.
+
+        Args:
+            call: A packed `Call`.
+            on_step: Is told of every denoising step, (done, total). What it raises cancels the request.
+
+        Raises:
+            ValueError: all ranks refuse the request alike; UsageError if it is the user's mistake.
             EngineError: a rank failed, died or is silent.
         """
-        replies: dict[int, Any] = {}
+        self._request += 1
+        self._replies, self._progress = {}, ""
+        self._send(Request(self._request, call))
+        generation = self._answers("generating", self._timeout, on_step)[0]
+        assert isinstance(generation, Generation)
+        return generation
+
+    def drain(self) -> None:
+        """Wait until the ranks are done with a request that was cancelled."""
+        if self.is_usable:
+            self._listen(self._timeout, None)
+
+    def end(self) -> None:
+        """End every rank now; nothing of them is left afterwards."""
+        for rank in self.ranks:
+            rank.connection.close()  # at which ranks leave by themselves
+        deadline = time.monotonic() + 1.0
+        for rank in self.ranks:
+            rank.end(deadline)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _send(self, message: Any) -> None:
+        self._is_whole = False  # should Ctrl-C come between
+        for rank in self.ranks:
+            rank.send(message)
+        self._is_whole = True
+
+    def _answers(self, doing: str, silence: float, on_step: OnStep | None = None) -> list[Any]:
+        """What the ranks answer, in order of rank; raises if they do not do as asked."""
+        try:
+            self._listen(silence, on_step)
+        except BaseException:  # of on_step, or Ctrl-C
+            if self._is_whole:
+                self._send(Cancel(self._request))
+            raise
+        error = verdict(self._replies, len(self.ranks), silence, doing + self._progress)
+        if error is not None:
+            raise error
+        return [self._replies[rank] for rank in range(len(self.ranks))]
+
+    def _listen(self, silence: float, on_step: OnStep | None) -> None:
+        """Gather the replies to the current request, until all are there or there is too long a silence."""
         deadline = time.monotonic() + silence
-        while len(replies) < len(self.ranks):
-            waiting = {rank.connection: rank for rank in self.ranks if rank.rank not in replies}
+        while len(self._replies) < len(self.ranks):
+            waiting: dict[Any, RankProcess] = {
+                rank.connection: rank for rank in self.ranks if rank.rank not in self._replies
+            }
             spoken = wait(list(waiting), max(0.0, deadline - time.monotonic()))
             if not spoken:
                 break
             for connection in spoken:
-                assert isinstance(connection, Connection)
-                self._hear(waiting[connection], replies, on_step)
-            in_trouble = any(isinstance(reply, (Died, Failed)) for reply in replies.values())
+                self._hear(waiting[connection], on_step)
+            in_trouble = any(isinstance(reply, (Died, Failed)) for reply in self._replies.values())
             extended = time.monotonic() + (min(GRACE, silence) if in_trouble else silence)
             deadline = min(deadline, extended) if in_trouble else extended
-        error = verdict(replies, len(self.ranks), silence, doing + self._progress)
-        if error is not None:
-            raise error
-        return [replies[rank] for rank in range(len(self.ranks))]
+        is_lost = any(isinstance(reply, (Died, Failed)) and reply.is_lost for reply in self._replies.values())
+        self._is_whole = len(self._replies) == len(self.ranks) and not is_lost
 
-    def stop(self) -> None:
-        """Let idle ranks leave by themselves, then end what is left."""
-        for rank in self.ranks:
-            rank.send(None)
-        self._wait_for_exit(STOP_TIME)
-        self.end()
-
-    def end(self) -> None:
-        """End every rank now: ask by SIGTERM, then SIGKILL; nothing of them is left afterwards."""
-        for rank in self.ranks:
-            if rank.process.poll() is None:
-                rank.process.terminate()
-        self._wait_for_exit(1.0)
-        for rank in self.ranks:
-            if rank.process.poll() is None:
-                rank.process.kill()
-            rank.process.wait()
-            rank.connection.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def _hear(self, rank: RankProcess, replies: dict[int, Any], on_step: Callable[[int, int], None] | None) -> None:
-        message = rank.receive()
-        if isinstance(message, StepDone):
+    def _hear(self, rank: RankProcess, on_step: OnStep | None) -> None:
+        self._is_whole = False  # should Ctrl-C cut a message in two
+        message = rank.receive(self._request)
+        if isinstance(message, Answer):
+            self._replies[rank.rank] = message
+        self._is_whole = True
+        if isinstance(message, Warned):
+            logger.warning(message.text)
+        elif isinstance(message, StepDone):
             self._progress = f" after step {message.done} of {message.total}"
             if on_step is not None:
                 on_step(message.done, message.total)
-        elif isinstance(message, Warned):
-            logger.warning(message.text)
-        else:
-            replies[rank.rank] = message
-
-    def _wait_for_exit(self, seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        for rank in self.ranks:
-            try:
-                rank.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                return
 
 
 def _environment(device: str) -> dict[str, str]:
-    """What a rank inherits: not torchrun's variables, and on the CPU one thread and the loopback network."""
-    environment = {name: value for name, value in os.environ.items() if name not in _TORCHRUN_VARIABLES}
+    """What a rank inherits; on the CPU it has one thread and the loopback network."""
     package_root = str(Path(__file__).parents[2])  # found by ranks however the parent found it
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [package_root, environment.get("PYTHONPATH")]))
-    environment["TOKENIZERS_PARALLELISM"] = "false"
+    search_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": search_path, "TOKENIZERS_PARALLELISM": "false"}
     if device == "cpu":
         environment["OMP_NUM_THREADS"] = "1"
         loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)

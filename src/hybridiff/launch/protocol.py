@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, ClassVar
 
 from ..config import ParallelConfig
+from ..distributed.placement import Placement
 from ..report.report import RunReport
+
+OnStep = Callable[[int, int], None]
+"""Is told of every denoising step: (done, total)."""
 
 
 @dataclass(frozen=True)
@@ -16,38 +21,36 @@ class RankSpec:
     """What a rank needs to know to start.
 
     Attributes:
-        rank: Which rank it is.
-        ranks: How many there are.
+        placement: Which rank it is, of how many, and on which device.
         config: How they work together.
-        model: What `load_pipeline` takes; a local folder, so that no rank downloads.
-        device: `cpu`, or this rank's CUDA device: `cuda:0`.
-        dtype: Name of the networks' dtype, or None for the device's default.
-        scheduler: Name of a scheduler, or None for the pipeline's own.
-        task: `text-to-image`, `image-to-image` or `inpainting`.
-        variant: Suffix of the weight files.
-        rendezvous: A file by which the ranks find each other.
-        startup_timeout: Deadline in seconds for finding each other.
+        model: A local folder, so that no rank downloads.
+        loading: Further arguments of `load_pipeline`.
+        startup_timeout: Deadline in seconds for the ranks to be ready.
+        rendezvous: A file by which they find each other; None under torchrun.
     """
 
-    rank: int
-    ranks: int
+    placement: Placement
     config: ParallelConfig
     model: str
-    device: str
-    dtype: str | None = None
-    scheduler: str | None = None
-    task: str = "text-to-image"
-    variant: str | None = None
-    rendezvous: str = ""
+    loading: dict[str, Any] = field(default_factory=dict)
     startup_timeout: float = 600.0
+    rendezvous: str | None = None
+
+    def of_rank(self, rank: int, rendezvous: str) -> RankSpec:
+        """The same for another rank on this machine."""
+        return replace(self, placement=self.placement.of_rank(rank), rendezvous=rendezvous)
 
 
 @dataclass(frozen=True)
-class Request:
-    """One call of the pipeline: its arguments by name, and the seed of its generator."""
+class Call:
+    """One call of the pipeline: its arguments by name, and the seed of its generator, unless that is to be drawn."""
 
     arguments: dict[str, Any]
-    seed: int
+    seed: int | None
+
+    def seeded(self, seed: int) -> Call:
+        """The same call, with this seed where it has none of its own."""
+        return replace(self, seed=seed) if self.seed is None else self
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,35 @@ class Generation:
     Attributes:
         images: What the stock pipeline returns as images; None on ranks other than 0.
         report: What the run did.
-        seed: The seed it was drawn with.
+        seed: The seed of its noise.
     """
 
     images: Any
     report: RunReport
     seed: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """A pickled `Call`, which a rank unpickles where an error is that of this request, not of the connection."""
+
+    id: int
+    call: bytes
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Nobody waits for the answer to a request any more; the leader ends it after the step that it is in."""
+
+    id: int
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a rank says about a request; its start is request 0."""
+
+    id: int
+    content: Any
 
 
 @dataclass(frozen=True)
@@ -93,8 +119,9 @@ class Failed:
         kind: Class of the exception.
         text: Its message.
         traceback: Where it came from.
-        is_bad_input: It was a ValueError: if all ranks raise it, the request is at fault and the ranks are well.
+        is_bad_input: It was a ValueError: if all ranks raise the same one, the request is at fault.
         is_echo: It only reports that another rank failed.
+        is_lost: The rank can answer no further request.
     """
 
     kind: str
@@ -102,6 +129,7 @@ class Failed:
     traceback: str
     is_bad_input: bool = False
     is_echo: bool = False
+    is_lost: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,21 +138,23 @@ class Died:
 
     how: str
     log: str
+    is_lost: ClassVar[bool] = True
+
+
+Answer = Started | Generation | Failed | Died
+"""The last word of a rank on a request."""
+
+
+def pack(message: Any) -> bytes:
+    """A message by value (tensors too: no shared memory that would outlive a rank); raises what pickle raises."""
+    return pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
 
 
 def send(connection: Connection, message: Any) -> None:
-    """Send a message by value (tensors too: no shared memory that would outlive a rank).
-
-    Raises:
-        OSError: the other end is gone.
-    """
-    connection.send_bytes(pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL))
+    """Send a message; raises OSError where the other end is gone."""
+    connection.send_bytes(pack(message))
 
 
 def receive(connection: Connection) -> Any:
-    """Wait for a message.
-
-    Raises:
-        EOFError, OSError: the other end is gone.
-    """
+    """Wait for a message; raises EOFError or OSError where the other end is gone."""
     return pickle.loads(connection.recv_bytes())

@@ -7,58 +7,72 @@ FD.
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
 import logging
 import os
+import pickle
 import queue
 import sys
 import textwrap
 import threading
 import traceback
-from collections.abc import Callable, Iterator
-from datetime import timedelta
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
-from typing import Any, TypeVar
+from typing import Any
 
-from .protocol import Failed, Generation, RankSpec, Request, Started, StepDone, Warned, receive, send
-
-OnStep = Callable[[int, int], None]
-Tell = Callable[[Any], None]
-T = TypeVar("T")
+from ..errors import RankError, UsageError
+from .protocol import (
+    Call,
+    Cancel,
+    Failed,
+    Generation,
+    OnStep,
+    RankSpec,
+    Reply,
+    Request,
+    Started,
+    StepDone,
+    Warned,
+    receive,
+    send,
+)
 
 
 class PipelineRank:
-    """The parallel pipeline of one rank.
-
-    Args:
-        spec: Which rank it is, of what.
-
-    Raises:
-        ValueError: the model, scheduler or number of ranks does not fit.
-    """
+    """The parallel pipeline of one rank; raises ValueError where the model, scheduler or number of ranks is wrong."""
 
     def __init__(self, spec: RankSpec) -> None:
         from ..models.loading import load_pipeline
         from ..pipeline import parallelize
 
-        pipe = load_pipeline(
-            spec.model, spec.device, spec.dtype, scheduler=spec.scheduler, task=spec.task, variant=spec.variant
-        )
+        pipe = load_pipeline(spec.model, spec.placement.device, **spec.loading)
         self.parallel = parallelize(pipe, spec.config)
-        self.is_leader = spec.rank == 0
+        self.is_leader = spec.placement.rank == 0
         pipe.set_progress_bar_config(disable=not self.is_leader)
 
-    def generate(self, request: Request, on_step: OnStep | None = None) -> Generation:
+    @property
+    def is_lost(self) -> bool:
+        """Whether it can answer no further call: the others cannot be reached, or its GPU answers no more."""
+        import torch
+
+        try:
+            if self.parallel.pipe.device.type == "cuda":
+                torch.cuda.synchronize(self.parallel.pipe.device)
+        except RuntimeError:
+            return True
+        return self.parallel.comm.broken
+
+    def generate(self, call: Call, on_step: OnStep | None = None) -> Generation:
         """Call the pipeline; on_step(done, total) follows every step, in place of the stock progress bar."""
         import torch
 
-        generator = torch.Generator().manual_seed(request.seed)
+        assert call.seed is not None
+        generator = torch.Generator().manual_seed(call.seed)
         with _steps_told_to(self.parallel.pipe, on_step):
-            output = self.parallel(**request.arguments, generator=generator)
+            output = self.parallel(**call.arguments, generator=generator)
         assert self.parallel.report is not None
         images = output.images.cpu() if isinstance(output.images, torch.Tensor) else output.images
-        return Generation(images, self.parallel.report, request.seed)
+        return Generation(images, self.parallel.report, call.seed)
 
     def close(self) -> None:
         """Restore the stock pipeline."""
@@ -71,12 +85,6 @@ class _StepTeller:
     def __init__(self, total: int, on_step: OnStep) -> None:
         self._total, self._done, self._on_step = total, 0, on_step
 
-    def __enter__(self) -> _StepTeller:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
     def update(self, steps: int = 1) -> None:
         self._done += steps
         self._on_step(self._done, self._total)
@@ -88,19 +96,62 @@ def _steps_told_to(pipe: Any, on_step: OnStep | None) -> Iterator[None]:
     if on_step is None:
         yield
         return
-    pipe.progress_bar = lambda iterable=None, total=None: _StepTeller(total or 0, on_step)
+    pipe.progress_bar = lambda iterable=None, total=0: contextlib.nullcontext(_StepTeller(total, on_step))
     try:
         yield
     finally:
         del pipe.progress_bar
 
 
+class _Cancelled(Exception):
+    """Nobody waits for this request any more; the run carries it to all ranks, as it does every error."""
+
+
+class _Parent:
+    """The Engine, at the other end of a socket."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._requests: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        self._lock = threading.Lock()  # libraries log warnings from any thread
+        self._current = self._cancelled = 0
+
+    def listen(self) -> None:
+        """Queue its requests; end this process at once, whatever it is doing, when the parent hangs up."""
+        while True:
+            try:
+                message = receive(self._connection)
+            except (EOFError, OSError):
+                os._exit(0)
+            if isinstance(message, Cancel):
+                self._cancelled = message.id
+            else:
+                self._requests.put(message)
+
+    def next_request(self) -> Request:
+        """Wait for a request, which is then the current one."""
+        request = self._requests.get()
+        self._current = request.id
+        return request
+
+    def tell(self, message: Any) -> None:
+        """Say something about the current request."""
+        with self._lock:
+            send(self._connection, Reply(self._current, message))
+
+    def tell_step(self, done: int, total: int) -> None:
+        """Say how far the current request is; raises `_Cancelled` if nobody waits for it any more."""
+        self.tell(StepDone(done, total))
+        if self._cancelled == self._current:
+            raise _Cancelled
+
+
 class _WarningTeller(logging.Handler):
     """Passes warnings of the libraries on to the parent: each once, and no essays."""
 
-    def __init__(self, tell: Tell, longest: int = 300) -> None:
+    def __init__(self, parent: _Parent, longest: int = 300) -> None:
         super().__init__(logging.WARNING)
-        self._tell = tell
+        self._parent = parent
         self._longest = longest
         self._told: set[str] = set()
 
@@ -108,139 +159,69 @@ class _WarningTeller(logging.Handler):
         text = textwrap.shorten(record.getMessage(), self._longest, placeholder=" ...")
         if text not in self._told:
             self._told.add(text)
-            self._tell(Warned(text))
-
-
-def join_process_group(spec: RankSpec, init_method: str) -> bool:
-    """Find the other ranks.
-
-    Args:
-        spec: Which rank this is, of how many.
-        init_method: `env://` under torchrun, or the file by which an Engine's ranks meet.
-
-    Returns:
-        Whether a process group was made here, to be left by `leave_process_group`.
-    """
-    import torch
-    import torch.distributed as dist
-
-    if spec.device != "cpu":
-        torch.cuda.set_device(spec.device)
-    if spec.ranks == 1 or dist.is_initialized():
-        return False
-    dist.init_process_group(
-        "gloo" if spec.device == "cpu" else "nccl",
-        init_method=init_method,
-        rank=spec.rank,
-        world_size=spec.ranks,
-        timeout=timedelta(seconds=spec.startup_timeout),
-    )
-    return True
-
-
-def leave_process_group() -> None:
-    """Undo `join_process_group`."""
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        dist.destroy_process_group()
+            self._parent.tell(Warned(text))
 
 
 def main(descriptor: int) -> None:
-    """Serve an Engine over an inherited socket until it says stop (None) or is gone."""
+    """Serve an Engine over an inherited socket until it hangs up."""
     connection = Connection(descriptor)
-    tell = functools.partial(send, connection)
     spec: RankSpec = receive(connection)
-    requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
-    threading.Thread(target=_pass_on, args=(connection, requests), daemon=True).start()
-    rank = _attempt(lambda: _start(spec), tell)
-    if rank is None:
-        requests.get()  # the parent reads the failure, then stops this process
-        return
-    tell(Started())
-    _answer(rank, requests, tell)
-    rank.close()
-    leave_process_group()
-
-
-def _answer(rank: PipelineRank, requests: queue.SimpleQueue[Request | None], tell: Tell) -> None:
-    """Answer requests until there are no more."""
-    on_step = _say_nothing
-    if rank.is_leader:
-        on_step = lambda done, total: tell(StepDone(done, total))  # noqa: E731
-        _pass_warnings_on(tell)
-    while (request := requests.get()) is not None:
-        generation = _attempt(functools.partial(rank.generate, request, on_step), tell)
-        if generation is not None:
-            tell(generation)
-
-
-def _pass_on(connection: Connection, requests: queue.SimpleQueue[Request | None]) -> None:
-    """Queue what the parent says; end this process at once, whatever it is doing, when the parent is gone."""
-    while True:
-        try:
-            requests.put(receive(connection))
-        except (EOFError, OSError):
-            os._exit(1)
-
-
-def _attempt(work: Callable[[], T], tell: Tell) -> T | None:
-    """The result of some work, or None after telling the parent why there is none."""
+    parent = _Parent(connection)
+    threading.Thread(target=parent.listen, daemon=True).start()
     try:
-        return work()
+        rank = _start(spec)
+        parent.tell(Started())
     except Exception as error:  # every failure goes to the parent, which decides what it means
-        tell(_failure(error))
-        return None
-    finally:
+        parent.tell(_failure(error, is_lost=True))
+    else:
+        _serve(rank, parent)
+
+
+def _start(spec: RankSpec) -> PipelineRank:
+    import diffusers
+    import transformers
+
+    spec.placement.take_core()
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    spec.placement.join(spec.startup_timeout, spec.rendezvous)
+    return PipelineRank(spec)
+
+
+def _serve(rank: PipelineRank, parent: _Parent) -> None:
+    if rank.is_leader:
+        for library in ("diffusers", "transformers"):
+            logging.getLogger(library).addHandler(_WarningTeller(parent))
+    on_step = parent.tell_step if rank.is_leader else None
+    while True:
+        request = parent.next_request()
+        try:
+            parent.tell(rank.generate(_unpack(request), on_step))
+        except Exception as error:
+            parent.tell(_failure(error, rank.is_lost))
         gc.collect()
 
 
-def _failure(error: Exception) -> Failed:
-    from ..distributed.comm import RankError
+def _unpack(request: Request) -> Call:
+    try:
+        call: Call = pickle.loads(request.call)
+    except Exception as error:  # unpickling runs what it likes
+        raise UsageError(
+            f"an argument cannot be read by the ranks ({type(error).__name__}: {error}); callbacks must be functions "
+            "of a module that they can import"
+        ) from error
+    return call
 
+
+def _failure(error: Exception, is_lost: bool) -> Failed:
     return Failed(
         kind=type(error).__name__,
         text=str(error),
         traceback="".join(traceback.format_exception(error)),
         is_bad_input=isinstance(error, ValueError),
         is_echo=isinstance(error, RankError),
+        is_lost=is_lost,
     )
-
-
-def _start(spec: RankSpec) -> PipelineRank:
-    if spec.device == "cpu":
-        _take_one_core(spec.rank, spec.ranks)
-    _hide_loading_bars()
-    join_process_group(spec, f"file://{spec.rendezvous}")
-    return PipelineRank(spec)
-
-
-def _take_one_core(rank: int, ranks: int) -> None:
-    """One thread, pinned where there is a core for each rank."""
-    import torch
-
-    torch.set_num_threads(1)
-    if hasattr(os, "sched_getaffinity"):
-        cores = sorted(os.sched_getaffinity(0))
-        if len(cores) >= ranks:
-            os.sched_setaffinity(0, {cores[rank]})
-
-
-def _hide_loading_bars() -> None:
-    import diffusers
-    import transformers
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-
-
-def _pass_warnings_on(tell: Tell) -> None:
-    for library in ("diffusers", "transformers"):
-        logging.getLogger(library).addHandler(_WarningTeller(tell))
-
-
-def _say_nothing(done: int, total: int) -> None:
-    pass
 
 
 if __name__ == "__main__":

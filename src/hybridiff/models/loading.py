@@ -10,6 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..arguments import MOST_PIXELS, SizeLimits, check_arguments
+from ..errors import UsageError
+from ..utils.names import require_known
 from . import tiny
 from .schedulers import build_scheduler, check_scheduler
 
@@ -23,7 +26,6 @@ TASKS = {
     "inpainting": "AutoPipelineForInpainting",
 }
 DENOISERS = ("unet", "transformer")
-_OF_ONE_FAMILY = {"guidance_rescale": "unet", "max_sequence_length": "transformer"}
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,12 @@ class ModelFolder:
         """`unet` or `transformer`.
 
         Raises:
-            ValueError: the pipeline has neither.
+            UsageError: the pipeline has neither.
         """
         for part in DENOISERS:
             if self.index.get(part, [None, None])[1] is not None:
                 return part
-        raise ValueError(
+        raise UsageError(
             f"{self.name} is a {self.index.get('_class_name', 'pipeline')} without a {' or '.join(DENOISERS)}: "
             "there is no denoiser to parallelize"
         )
@@ -64,32 +66,22 @@ class ModelFolder:
         return _read_json(self.path / "scheduler" / "scheduler_config.json")
 
     @property
-    def size_multiple(self) -> int:
-        """Heights and widths of pictures in pixels are multiples of this: the VAE's scale times the patch size."""
+    def sizes(self) -> SizeLimits:
+        """Which heights and widths of images the model takes: multiples of the VAE's scale times the patch size."""
         vae = _read_json(self.path / "vae" / "config.json") if (self.path / "vae").is_dir() else {}
         denoiser = _read_json(self.path / self.denoiser / "config.json")
         scale = 2 ** (len(vae.get("block_out_channels", [1] * 4)) - 1)
-        return int(scale * (denoiser.get("patch_size") or 1))
+        multiple = int(scale * (denoiser.get("patch_size") or 1))
+        positions = denoiser.get("pos_embed_max_size")
+        return SizeLimits(multiple, MOST_PIXELS if positions is None else positions * multiple, self.name)
 
     def check_call(self, arguments: Mapping[str, Any]) -> None:
-        """Refuse what needs no network to be refused: values out of range, arguments of another family.
+        """Refuse what needs no network to be refused.
 
         Raises:
-            ValueError: with the value and what would do.
+            UsageError: with the user's own argument, its value and what would do.
         """
-        for key in ("num_inference_steps", "num_images_per_prompt"):
-            value = arguments.get(key)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{key} must be a whole number of at least 1, got {value!r}")
-        for key in ("height", "width"):
-            value = arguments.get(key)
-            if value is not None and (not isinstance(value, int) or value < 1 or value % self.size_multiple):
-                raise ValueError(
-                    f"{key} must be a positive multiple of {self.size_multiple} for {self.name}, got {value!r}"
-                )
-        for key, denoiser in _OF_ONE_FAMILY.items():
-            if arguments.get(key) is not None and self.denoiser != denoiser:
-                raise ValueError(f"{key} is for pipelines with a {denoiser}; {self.name} has a {self.denoiser}")
+        check_arguments(arguments, self.sizes)
 
 
 def find_model(name_or_path: str | os.PathLike[str], variant: str | None = None) -> ModelFolder:
@@ -101,14 +93,14 @@ def find_model(name_or_path: str | os.PathLike[str], variant: str | None = None)
         variant: Suffix of the weight files to download, such as `fp16`.
 
     Raises:
-        ValueError: there is no such model, or no pipeline in the folder; the message says what was tried.
+        UsageError: there is no such model, or no pipeline in the folder; the message says what was tried.
     """
     name = str(name_or_path)
     path = tiny.folder(name) if name in tiny.EMBEDDED else Path(name).expanduser()
     if path.exists():
         return _folder(name, path)
     if name in tiny.EMBEDDED:
-        raise ValueError(
+        raise UsageError(
             f"the embedded model {name} is missing from this installation ({path}); install hybridiff again"
         )
     return _folder(name, _download(name, variant))
@@ -128,16 +120,15 @@ def load_pipeline(
     Args:
         name_or_path: See `find_model`.
         device: Where the networks go.
-        dtype: Of the networks. None takes float32 on the CPU; on CUDA float16 for U-Nets and bfloat16 for transformers.
+        dtype: Of the networks. None takes float32 on the CPU, on CUDA the half type of the model's family.
         scheduler: A name from `schedulers.SCHEDULERS`; None keeps the pipeline's own.
         task: `text-to-image`, `image-to-image` or `inpainting`.
         variant: Suffix of the weight files, such as `fp16`.
 
     Raises:
-        ValueError: the model, dtype, scheduler or task is unknown, or the folder holds no complete pipeline.
+        UsageError: the model, dtype, scheduler or task is unknown, or the folder holds no complete pipeline.
     """
-    if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}; choose one of {', '.join(TASKS)}")
+    require_known("task", task, TASKS)
     folder = find_model(name_or_path, variant)
     chosen = choose_dtype(dtype, str(device), folder.denoiser)
     if scheduler is not None:
@@ -152,35 +143,30 @@ def choose_dtype(dtype: str | torch.dtype | None, device: str, denoiser: str) ->
     """The type to load the networks in; see `load_pipeline`.
 
     Raises:
-        ValueError: an unknown name.
+        UsageError: an unknown name.
     """
     import torch
 
     if dtype is None:
-        on_cuda = "float16" if denoiser == "unet" else "bfloat16"
-        dtype = on_cuda if device.startswith("cuda") else "float32"
+        dtype = _cuda_dtype(denoiser) if device.startswith("cuda") else "float32"
     if isinstance(dtype, str):
-        check_dtype(dtype)
+        require_known("dtype", dtype, DTYPES)
         chosen: torch.dtype = getattr(torch, dtype)
         return chosen
     return dtype
 
 
-def check_dtype(dtype: str) -> None:
-    """Refuse an unknown name of a dtype.
+def _cuda_dtype(denoiser: str) -> str:
+    from ..denoiser.adapters import ADAPTERS
 
-    Raises:
-        ValueError: with the names that would do.
-    """
-    if dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
+    return next((adapter.cuda_dtype for adapter in ADAPTERS if adapter.attribute == denoiser), "bfloat16")
 
 
 def _folder(name: str, path: Path) -> ModelFolder:
     if path.is_file():
-        raise ValueError(f"{name} is a file; a folder in diffusers' format (with model_index.json) is needed")
+        raise UsageError(f"{name} is a file; a folder in diffusers' format (with model_index.json) is needed")
     if not (path / "model_index.json").is_file():
-        raise ValueError(f"{name} is not a diffusers pipeline: there is no model_index.json in {path}")
+        raise UsageError(f"{name} is not a diffusers pipeline: there is no model_index.json in {path}")
     folder = ModelFolder(name, path)
     assert folder.denoiser in DENOISERS  # raises for users where there is none
     return folder
@@ -189,7 +175,7 @@ def _folder(name: str, path: Path) -> ModelFolder:
 def _download(name: str, variant: str | None) -> Path:
     embedded = ", ".join(tiny.EMBEDDED)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise ValueError(
+        raise UsageError(
             f"unknown model {name!r}: not an embedded model ({embedded}), no such folder, and not a hub id (owner/name)"
         )
     from diffusers import DiffusionPipeline
@@ -197,7 +183,7 @@ def _download(name: str, variant: str | None) -> Path:
     try:
         return Path(DiffusionPipeline.download(name, variant=variant))
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise UsageError(
             f"unknown model {name!r}: not an embedded model ({embedded}), no such folder, and the hub gave no pipeline "
             f"of that id ({_first_sentence(error).split(' (')[0]})"
         ) from error
@@ -213,16 +199,16 @@ def _read_pipeline(folder: ModelFolder, task: str, **options: Any) -> Any:
     try:
         return loader.from_pretrained(folder.path, local_files_only=True, **absent, **options)
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot load a pipeline from {folder.path}: {_first_sentence(error)}") from error
+        raise UsageError(f"cannot load a pipeline from {folder.path}: {_first_sentence(error)}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot read {path}: {_first_sentence(error)}") from error
+        raise UsageError(f"cannot read {path}: {_first_sentence(error)}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} does not hold a JSON object")
+        raise UsageError(f"{path} does not hold a JSON object")
     return content
 
 

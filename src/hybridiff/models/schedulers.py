@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..errors import UsageError
+from ..utils.names import require_known
+
 
 @dataclass(frozen=True)
 class _Choice:
@@ -45,15 +48,14 @@ def check_scheduler(name: str, own: Mapping[str, Any]) -> None:
     """Refuse an unknown scheduler, or one for another kind of model than the config `own` is for.
 
     Raises:
-        ValueError: with the names that would do.
+        UsageError: with the names that would do.
     """
-    if name not in SCHEDULERS:
-        raise ValueError(f"unknown scheduler {name!r}; choose one of {', '.join(SCHEDULERS)}")
+    require_known("scheduler", name, SCHEDULERS)
     kind = scheduler_kind(own)
     if SCHEDULERS[name].kind != kind:
         fitting = ", ".join(other for other, choice in SCHEDULERS.items() if choice.kind == kind)
         words = {"flow": "flow-matching", "diffusion": "diffusion"}
-        raise ValueError(
+        raise UsageError(
             f"scheduler {name!r} is for {words[SCHEDULERS[name].kind]} models, this is a {words[kind]} model; "
             f"choose one of {fitting}"
         )
@@ -63,7 +65,7 @@ def build_scheduler(name: str, own: Any) -> Any:
     """The scheduler called `name`, with the configuration of the pipeline's `own` scheduler.
 
     Raises:
-        ValueError: see `check_scheduler`.
+        UsageError: see `check_scheduler`.
     """
     import diffusers
 

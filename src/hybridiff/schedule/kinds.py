@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from enum import Enum
+from enum import StrEnum
 
 
-class Phase(str, Enum):
+class Phase(StrEnum):
     """The three phases of a hybrid generation (Jung et al. 2026, Sec. 3)."""
 
     WARM_UP = "warm-up"
@@ -14,7 +14,7 @@ class Phase(str, Enum):
     CONNECT = "connect"
 
 
-class StepKind(str, Enum):
+class StepKind(StrEnum):
     """How the ranks share a step.
 
     FULL: each evaluates the whole network on its own branch. PIPELINED: each evaluates a stage of one branch. REUSE:

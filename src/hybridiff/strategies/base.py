@@ -11,7 +11,8 @@ import torch
 from ..config import ParallelConfig
 from ..denoiser.call import Evaluation
 from ..denoiser.stages import StagedDenoiser
-from ..distributed.channel import Channel, Reading
+from ..distributed.channel import Channel
+from ..distributed.reading import Reading
 from ..report.speedup import RowPartition
 from ..report.timeline import Timeline
 from ..schedule.kinds import Phase, StepKind

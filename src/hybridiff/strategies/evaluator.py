@@ -9,8 +9,9 @@ import torch
 
 from ..denoiser.call import Evaluation
 from ..denoiser.rows import most_rows, split_rows
-from ..distributed.channel import Channel, Reading
+from ..distributed.channel import Channel
 from ..distributed.gather import GatherMessages
+from ..distributed.reading import Reading
 from ..errors import UsageError
 from ..report.speedup import RowPartition
 from ..report.timeline import Timeline

@@ -1,4 +1,4 @@
-"""Files of prompts: a line each, plain or JSON."""
+"""Files of prompts: one a line, plain or JSON."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ..errors import UsageError
 
 FIELDS: dict[str, type] = {"prompt": str, "seed": int, "negative_prompt": str}
 
@@ -25,17 +27,17 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     Empty lines are skipped. A line that starts with a brace is JSON.
 
     Raises:
-        ValueError: the file cannot be read, holds no prompt, or a line is malformed; names the line.
+        UsageError: the file cannot be read, holds no prompt, or a line is malformed; names the line.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ValueError(f"cannot read the prompts file {path}: {reason}") from error
+        raise UsageError(f"cannot read the prompts file {path}: {reason}") from error
     lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
     prompts = [_parse(line, f"{path}, line {number}") for number, line in lines if line]
     if not prompts:
-        raise ValueError(f"the prompts file {path} holds no prompt")
+        raise UsageError(f"the prompts file {path} holds no prompt")
     return prompts
 
 
@@ -45,18 +47,18 @@ def _parse(line: str, where: str) -> Prompt:
     try:
         fields: dict[str, Any] = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not a JSON object ({error.msg} at column {error.colno})") from error
+        raise UsageError(f"{where}: not a JSON object ({error.msg} at column {error.colno})") from error
     for name, value in fields.items():
         if name not in FIELDS:
-            raise ValueError(f"{where}: unknown key {name!r}; known are {', '.join(FIELDS)}")
+            raise UsageError(f"{where}: unknown key {name!r}; known are {', '.join(FIELDS)}")
         if type(value) is not FIELDS[name]:
-            raise ValueError(f"{where}: {name} must be {_kind(FIELDS[name])}, got {value!r}")
+            raise UsageError(f"{where}: {name} must be {_kind(FIELDS[name])}, got {value!r}")
     if not fields.get("prompt"):
-        raise ValueError(f"{where}: there is no prompt")
+        raise UsageError(f"{where}: there is no prompt")
     if fields.get("seed", 0) < 0:
-        raise ValueError(f"{where}: seed must be at least 0, got {fields['seed']}")
+        raise UsageError(f"{where}: seed must be at least 0, got {fields['seed']}")
     return Prompt(**fields)
 
 
 def _kind(wanted: type) -> str:
-    return "a whole number" if wanted is int else "text"
+    return "an integer" if wanted is int else "text"

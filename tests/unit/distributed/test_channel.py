@@ -287,7 +287,7 @@ def test_a_broken_group_is_left_alone() -> None:
 def test_a_status_that_never_arrives_breaks_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
     """On GPUs this is where a lost rank shows: messages are only put into the stream."""
     never = functools.partial(Readback, make_event=lambda device: FakeEvent(ready_after=None))
-    monkeypatch.setattr("hybridiff.distributed.channel.Readback", never)
+    monkeypatch.setattr("hybridiff.distributed.reading.Readback", never)
     channel, messages, comm = open_channel()
     comm.timeout = 0.05
     messages.all_gather({})

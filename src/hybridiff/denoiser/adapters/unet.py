@@ -36,6 +36,7 @@ class UNetAdapter(DenoiserAdapter):
     sample = "sample"
     keeps_residual = False  # the boundaries down and up have different shapes
     reuse_share = 0.3
+    cuda_dtype = "float16"
     # Jung et al. 2026, Sec. 5.1 (SDXL, DDIM, w = 5).
     published = PublishedSettings(slope_window=12, slope_threshold=4e-4, parallel_steps=5, tau_cap=15)
 

@@ -141,7 +141,10 @@ def _nearest(colours: Array) -> npt.NDArray[np.int64]:
 
 
 def _find_blobs(pixels: Array, plane: Array) -> list[_Blob]:
-    from scipy import ndimage
+    try:
+        from scipy import ndimage
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("checking captions needs scipy; install hybridiff[eval]") from error
 
     difference = np.abs(pixels - plane).max(-1)
     labels, count = ndimage.label(difference > 0.14)

@@ -9,7 +9,7 @@ from ...denoiser.call import Evaluation
 from ...denoiser.split import choose_balanced
 from ...schedule.fixed import FixedPolicy
 from ...schedule.kinds import Policy, StepKind
-from ...schedule.plan import second_order_note
+from ...schedule.notes import second_order_note
 from ...schedule.presets import ModelSettings
 from ..base import RunContext
 from ..steps.executor import NoStep, StepExecutor

@@ -1,11 +1,12 @@
 """Make the tiny embedded models: train, export, evaluate.
 
-From nothing, on two cores (minutes in brackets):
+From nothing, in the repository's root, on two cores (minutes in brackets; both denoisers at once):
 
-    python tools/train_tiny.py --threads 2 vae                                                 (15)
-    for seed in 0 1 2 3; do python tools/train_tiny.py --seed $seed scenes; done               (9)
-    python tools/train_tiny.py train tiny-sdxl --minutes 200 & python tools/train_tiny.py train tiny-sd3
-    python tools/train_tiny.py export
+    python -m tools.tiny_models --threads 2 vae                                                  (15)
+    for seed in 0 1 2 3; do python -m tools.tiny_models --seed $seed scenes; done                (9)
+    python -m tools.tiny_models train tiny-sdxl --minutes 200                                    (200)
+    python -m tools.tiny_models train tiny-sd3                                                   (100)
+    python -m tools.tiny_models export
 
 Every training can be killed and started again; a larger --minutes continues a finished one.
 """
@@ -15,17 +16,16 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
-import tiny_denoisers
-import tiny_evaluation
-import tiny_models
-import tiny_vae
 from hybridiff.models import tiny
 from hybridiff.models.loading import load_pipeline
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results"
+from . import denoisers, evaluation, pipelines, scenes, vae
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
 
 
 def main() -> None:
@@ -37,17 +37,25 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        "python -m tools.tiny_models", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "hybridiff-tiny", help="checkpoints")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     commands = parser.add_subparsers(dest="command", required=True)
-    vae = commands.add_parser("vae", help="train the shared VAE")
-    vae.add_argument("--minutes", type=float, default=15)
-    vae.add_argument("--batch", type=int, default=4)
-    vae.add_argument("--rate", type=float, default=2e-3)
-    scenes = commands.add_parser("scenes", help="render and encode training scenes; another --seed adds more")
-    scenes.add_argument("--count", type=int, default=12000)
+    _add_training(commands)
+    _add_measuring(commands)
+    return parser
+
+
+def _add_training(commands: Any) -> None:
+    shared = commands.add_parser("vae", help="train the shared VAE")
+    shared.add_argument("--minutes", type=float, default=15)
+    shared.add_argument("--batch", type=int, default=4)
+    shared.add_argument("--rate", type=float, default=2e-3)
+    encoded = commands.add_parser("scenes", help="render and encode training scenes; another --seed adds more")
+    encoded.add_argument("--count", type=int, default=12000)
     train = commands.add_parser("train", help="train a denoiser with its text encoders")
     train.add_argument("name", choices=tiny.EMBEDDED)
     train.add_argument("--minutes", type=float, default=100)
@@ -56,20 +64,22 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--from-scratch", action="store_true", help="not from the package's weights")
     export = commands.add_parser("export", help="write the averaged weights into the package")
     export.add_argument("names", nargs="*", default=list(tiny.EMBEDDED))
-    evaluate = commands.add_parser("evaluate", help="draw held-out captions with the stock pipeline and check them")
-    _drawing_options(evaluate, captions=100)
+
+
+def _add_measuring(commands: Any) -> None:
+    evaluate = commands.add_parser("evaluate", help="generate held-out captions with the stock pipeline and check them")
+    _generation_options(evaluate, captions=100)
     evaluate.add_argument("--objects", type=int, choices=(1, 2), default=1)
     evaluate.add_argument("--working", action="store_true", help="the checkpoint of the cache, not the package's")
     check = commands.add_parser("check", help="how many rendered scenes the checker accepts")
     check.add_argument("--count", type=int, default=500)
     discrepancy = commands.add_parser("discrepancy", help="how far the two branches are apart, step by step")
-    _drawing_options(discrepancy, captions=64)
-    plots = commands.add_parser("plots", help="redraw the plot of the discrepancies that were measured")
+    _generation_options(discrepancy, captions=64)
+    plots = commands.add_parser("plots", help="plot the discrepancies that were measured before")
     plots.add_argument("--out", type=Path, default=RESULTS)
-    return parser
 
 
-def _drawing_options(parser: argparse.ArgumentParser, captions: int) -> None:
+def _generation_options(parser: argparse.ArgumentParser, captions: int) -> None:
     parser.add_argument("name", choices=tiny.EMBEDDED)
     parser.add_argument("--captions", type=int, default=captions)
     parser.add_argument("--steps", type=int, default=50)
@@ -78,16 +88,16 @@ def _drawing_options(parser: argparse.ArgumentParser, captions: int) -> None:
 
 
 def _vae(arguments: argparse.Namespace) -> None:
-    tiny_vae.train_vae(arguments.cache, arguments.minutes, arguments.batch, arguments.rate, arguments.seed)
-    print(tiny_vae.measure_vae(arguments.cache))
+    vae.train_vae(arguments.cache, arguments.minutes, arguments.batch, arguments.rate, arguments.seed)
+    print(vae.measure_vae(arguments.cache))
 
 
 def _scenes(arguments: argparse.Namespace) -> None:
-    tiny_denoisers.encode_scenes(arguments.cache, arguments.count, arguments.seed)
+    scenes.encode_scenes(arguments.cache, arguments.count, arguments.seed)
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    tiny_denoisers.train(
+    denoisers.train(
         arguments.cache,
         arguments.name,
         arguments.minutes,
@@ -100,32 +110,32 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _export(arguments: argparse.Namespace) -> None:
     for name in arguments.names:
-        tiny_models.export(tiny_denoisers.load_pipeline(arguments.cache, name), tiny.folder(name))
+        pipelines.export(denoisers.load_pipeline(arguments.cache, name), tiny.folder(name))
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     name, objects = arguments.name, arguments.objects
     guidance = arguments.guidance or tiny.GUIDANCE[name]
-    pipeline = tiny_denoisers.load_pipeline(arguments.cache, name) if arguments.working else load_pipeline(name)
-    counts, pictures, failed = tiny_evaluation.evaluate(
+    pipeline = denoisers.load_pipeline(arguments.cache, name) if arguments.working else load_pipeline(name)
+    counts, images, failed = evaluation.evaluate(
         pipeline, objects, arguments.captions, arguments.steps, guidance, arguments.seed
     )
     arguments.out.mkdir(parents=True, exist_ok=True)
     stem = arguments.out / f"{name}-{objects}-object{'s' if objects > 1 else ''}"
     stem.with_suffix(".json").write_text(json.dumps({**counts, "failed": failed}, indent=1) + "\n")
-    tiny_evaluation.grid(pictures[:50]).save(stem.with_suffix(".jpg"), quality=90)
+    evaluation.grid(images[:50]).save(stem.with_suffix(".jpg"), quality=90)
     print(name, counts, *failed, sep="\n")
 
 
 def _check(arguments: argparse.Namespace) -> None:
     for objects in (1, 2):
-        for name, rate in tiny_evaluation.check_checker(arguments.count, objects, arguments.seed).items():
+        for name, rate in evaluation.check_checker(arguments.count, objects, arguments.seed).items():
             print(f"{objects} object(s), {name}: accepted {rate}")
 
 
 def _discrepancy(arguments: argparse.Namespace) -> None:
     guidance = arguments.guidance or tiny.GUIDANCE[arguments.name]
-    result = tiny_evaluation.discrepancy(
+    result = evaluation.discrepancy(
         load_pipeline(arguments.name), arguments.captions, arguments.steps, guidance, arguments.seed
     )
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -136,7 +146,7 @@ def _discrepancy(arguments: argparse.Namespace) -> None:
 def _plots(arguments: argparse.Namespace) -> None:
     files = {name: arguments.out / f"{name}-discrepancy.json" for name in tiny.EMBEDDED}
     results = {name: json.loads(file.read_text()) for name, file in files.items() if file.exists()}
-    tiny_evaluation.plot_discrepancy(results, arguments.out / "tiny-discrepancy.png")
+    evaluation.plot_discrepancy(results, arguments.out / "tiny-discrepancy.png")
 
 
 COMMANDS = {

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from hybridiff.launch.errors import EngineError, verdict
+from hybridiff.errors import EngineError, UsageError
+from hybridiff.launch.errors import RemoteTraceback, verdict
 from hybridiff.launch.protocol import Died, Failed, Started
 
 ECHO = "rank 0 in warm-up, step 3, waiting to gather the predictions: no answer within 4 s: [/src/pair.cc:1] Bye!"
@@ -24,6 +25,14 @@ def test_a_refusal_of_all_ranks_is_one_value_error() -> None:
     error = verdict({1: bad_input("no prompt"), 0: bad_input("no prompt")}, 2, 10.0, "generating")
     assert type(error) is ValueError
     assert str(error) == "no prompt"
+    assert isinstance(error.__cause__, RemoteTraceback)
+
+
+def test_a_mistake_of_the_user_is_one_sentence() -> None:
+    mistake = Failed("UsageError", "ranks disagree on prompt", "trace", is_bad_input=True)
+    error = verdict({0: mistake, 1: mistake}, 2, 10.0, "generating")
+    assert type(error) is UsageError
+    assert (str(error), error.__cause__) == ("ranks disagree on prompt", None)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +41,7 @@ def test_a_refusal_of_all_ranks_is_one_value_error() -> None:
         ({0: Started()}, "no sign of life from rank 1 for 10 s while generating"),
         ({}, "no sign of life from ranks 0, 1 for 10 s while generating"),
         ({1: bad_input("bad"), 0: Started()}, "rank 1 failed while generating: ValueError: bad"),
+        ({0: bad_input("bad"), 1: bad_input("odd")}, "rank 0 failed while generating: ValueError: bad"),
         ({0: bad_input("bad")}, "rank 0 failed while generating: ValueError: bad"),
         (
             {1: Failed("OSError", "disk", "trace"), 0: bad_input("bad")},

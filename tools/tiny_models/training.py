@@ -1,4 +1,4 @@
-"""What the VAE's and the denoisers' training share: progress lines, the rate's schedule, averages, checkpoints."""
+"""What the VAE's and the denoisers' training share: clock, progress lines, learning rate, averages, checkpoints."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ def rate(fraction: float, peak: float, warm: float = 0.01) -> float:
     if fraction < warm:
         return peak * max(fraction, 1e-3) / warm
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, (fraction - warm) / (1 - warm)))))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = value
 
 
 class Clock:
@@ -63,14 +68,26 @@ class Average:
         weight = 1 - min(self.decay, self.step / (self.step + 20))
         torch._foreach_lerp_(self.values, [parameter.detach() for parameter in self.parameters], weight)
 
-    @torch.no_grad()
-    def apply(self) -> None:
-        """Put the averages into the parameters."""
-        for parameter, value in zip(self.parameters, self.values, strict=True):
-            parameter.copy_(value)
+
+class Checkpoint:
+    """A file that a training is saved to from time to time, and at its end."""
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        self.path, self.seconds, self._saved = path, seconds, time.monotonic()
+
+    def read(self) -> dict[str, Any] | None:
+        """What was saved; None where nothing was."""
+        return torch.load(self.path, weights_only=False) if self.path.exists() else None
+
+    def is_due(self, clock: Clock) -> bool:
+        return time.monotonic() - self._saved > self.seconds or clock.fraction >= 1
+
+    def save(self, state: dict[str, Any]) -> None:
+        save(state, self.path)
+        self._saved = time.monotonic()
 
 
 def save(state: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint so that a kill in the middle leaves the one before it."""
+    """Write a file so that a kill in the middle leaves the one before it."""
     torch.save(state, path.with_suffix(".new"))
     path.with_suffix(".new").replace(path)

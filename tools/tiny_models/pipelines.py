@@ -70,7 +70,7 @@ def build_unet() -> UNet2DConditionModel:
 
 
 def build_transformer() -> SD3Transformer2DModel:
-    """SD3's transformer in small: 64 picture tokens, 12 joint blocks."""
+    """SD3's transformer in small: 64 image tokens, 12 joint blocks."""
     return SD3Transformer2DModel(
         sample_size=LATENT_SIDE,
         patch_size=2,

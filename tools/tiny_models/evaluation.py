@@ -1,4 +1,4 @@
-"""Draw held-out captions with the stock pipelines and check the pictures; measure the branches' discrepancy."""
+"""Generate held-out captions with the stock pipelines and check the images; measure the branches' discrepancy."""
 
 from __future__ import annotations
 
@@ -27,20 +27,21 @@ from hybridiff.models.tiny.scenes import (
     parse_caption,
     sample_scenes,
 )
-from tiny_denoisers import denoiser
+
+from .denoisers import denoiser
 
 ATTRIBUTES = ("colours", "shapes", "position", "background", "sizes", "core", "all")
 
 
-def draw(pipeline: Any, texts: list[str], seed: int, batch: int, **arguments: Any) -> list[Image.Image]:
-    """One picture a caption; picture i starts from the noise of seed + i, whatever the batch."""
-    pictures: list[Image.Image] = []
+def generate(pipeline: Any, texts: list[str], seed: int, batch: int, **arguments: Any) -> list[Image.Image]:
+    """One image per caption; image i starts from the noise of seed + i, whatever the batch."""
+    images: list[Image.Image] = []
     pipeline.set_progress_bar_config(disable=True)
     for start in tqdm(range(0, len(texts), batch), desc="batches", mininterval=10):
         part = texts[start : start + batch]
         generators = [torch.Generator().manual_seed(seed + start + index) for index in range(len(part))]
-        pictures += pipeline(part, generator=generators, **arguments).images
-    return pictures
+        images += pipeline(part, generator=generators, **arguments).images
+    return images
 
 
 def evaluate(
@@ -54,22 +55,22 @@ def evaluate(
     split: str = "evaluation",
     **arguments: Any,
 ) -> tuple[dict[str, Any], list[Image.Image], list[str]]:
-    """Counts of right attributes over held-out captions, with the pictures and the captions that failed."""
+    """Counts of right attributes over held-out captions, with the images and the captions that failed."""
     texts = captions(split, count, objects, seed)
     arguments = {"num_inference_steps": steps, "guidance_scale": guidance, "height": 128, "width": 128, **arguments}
-    pictures = draw(pipeline, texts, seed, batch, **arguments)
-    verdicts = [check(picture, parse_caption(text)) for picture, text in zip(pictures, texts, strict=True)]
+    images = generate(pipeline, texts, seed, batch, **arguments)
+    verdicts = [check(image, parse_caption(text)) for image, text in zip(images, texts, strict=True)]
     counts = {name: sum(getattr(verdict, name) is not False for verdict in verdicts) for name in ATTRIBUTES}
     failed = [text for text, verdict in zip(texts, verdicts, strict=True) if not verdict.all]
-    return {"objects": objects, "captions": count, "steps": steps, "guidance": guidance, **counts}, pictures, failed
+    return {"objects": objects, "captions": count, "steps": steps, "guidance": guidance, **counts}, images, failed
 
 
-def grid(pictures: list[Image.Image], columns: int = 10) -> Image.Image:
-    """Pictures side by side, in reading order."""
-    side = pictures[0].width
-    sheet = Image.new("RGB", (columns * side, -(-len(pictures) // columns) * side), "gray")
-    for index, picture in enumerate(pictures):
-        sheet.paste(picture, (index % columns * side, index // columns * side))
+def grid(images: list[Image.Image], columns: int = 10) -> Image.Image:
+    """Images side by side, in reading order."""
+    side = images[0].width
+    sheet = Image.new("RGB", (columns * side, -(-len(images) // columns) * side), "gray")
+    for index, image in enumerate(images):
+        sheet.paste(image, (index % columns * side, index // columns * side))
     return sheet
 
 
@@ -81,11 +82,11 @@ def check_checker(count: int, objects: int, seed: int = 0) -> dict[str, str]:
     rng = np.random.default_rng([11, seed])
     accepted, tried = Counter[str](), Counter[str]()
     for scene in islice(sample_scenes("train", objects, rng), count):
-        picture = (render(scene, rng) * 255).round().astype(np.uint8)
+        image = (render(scene, rng) * 255).round().astype(np.uint8)
         captioned = [("right caption", drop_attributes(scene, rng)), *one_difference(scene, rng)]
         for name, other in captioned:
             tried[name] += 1
-            accepted[name] += check(picture, other).all
+            accepted[name] += check(image, other).all
     return {name: f"{accepted[name]} of {tried[name]}" for name in tried}
 
 
@@ -133,7 +134,7 @@ def discrepancy(pipeline: Any, count: int, steps: int, guidance: float, seed: in
     try:
         for start in range(0, count, batch):
             seen.clear()
-            draw(
+            generate(
                 pipeline,
                 texts[start : start + batch],
                 seed + start,
@@ -158,7 +159,7 @@ def discrepancy(pipeline: Any, count: int, steps: int, guidance: float, seed: in
 
 
 def plot_discrepancy(results: dict[str, dict[str, Any]], path: Path) -> None:
-    """One curve a model, with a band of two deviations."""
+    """One curve per model, with a band of two deviations."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,0 +1,66 @@
+"""Sentences for the user about what a plan rests on."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from ..config import ParallelConfig, quality_value
+from .calibration import Entry
+from .presets import GuidedSettings, ModelSettings
+
+_SNAPSHOT = re.compile("[0-9a-f]{40}")
+"""A folder of the hub's cache, which does not say what the model is called."""
+
+
+def second_order_note(scheduler: Any) -> str | None:
+    """Why all steps of a scheduler are full, where it takes two evaluations a step; else None."""
+    order, name = getattr(scheduler, "order", 1), type(scheduler).__name__
+    if order == 1:
+        return None
+    return f"{name} is of order {order}: none of its steps can be shared in another way, all ran partitioned"
+
+
+def plan_notes(
+    config: ParallelConfig, settings: ModelSettings, entry: Entry | None, pipe: Any, grid: int, guided: GuidedSettings
+) -> list[str]:
+    """What the thresholds of a call rest on.
+
+    Args:
+        config: What the user asked for.
+        settings: What holds for the model.
+        entry: The calibration in force, None where there is none.
+        pipe: The pipeline, called.
+        grid: Number of steps of the whole way from noise to image.
+        guided: The thresholds.
+    """
+    if config.full_steps is not None or config.tolerance is not None:
+        return []
+    if quality_value(config.quality) == 1.0:
+        return ["quality exact: every step is a full one"]
+    if entry is None:
+        return ["this model is not calibrated: general thresholds hold; hybridiff calibrate measures its own"]
+    notes = _notes_on_origin(settings, entry, pipe, grid)
+    measured = entry.band(quality_value(config.quality), guided.step_kind.value).step_kind
+    if measured != guided.step_kind.value:
+        notes.append(f"{guided.step_kind.value} steps were not calibrated: the tolerances of {measured} steps hold")
+    return notes
+
+
+def _notes_on_origin(settings: ModelSettings, entry: Entry, pipe: Any, grid: int) -> list[str]:
+    """What was calibrated, as far as it is not what runs."""
+    assert settings.calibration is not None
+    notes, scheduler, model = [], type(pipe.scheduler).__name__, settings.model
+    if entry.key != (scheduler, grid):
+        notes.append(
+            f"calibrated for {entry.scheduler} with {entry.num_inference_steps} steps, the nearest to {scheduler} "
+            f"with {grid}"
+        )
+    calibrated = Path(settings.calibration.model).name
+    if model and not _SNAPSHOT.fullmatch(model) and calibrated != model:
+        notes.append(f"calibrated for {calibrated}, this is {model}")
+    guidance = getattr(pipe, "_guidance_scale", None)  # the pipeline's property, known once it is called
+    if None not in (guidance, entry.guidance_scale) and guidance != entry.guidance_scale:
+        notes.append(f"calibrated at guidance scale {entry.guidance_scale:g}, this is {guidance:g}")
+    return notes

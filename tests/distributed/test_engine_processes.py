@@ -1,0 +1,78 @@
+"""An Engine's processes: none of them is ever left."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hybridiff import Engine
+from hybridiff.models.loading import find_model
+from support.engines import PROMPT, SOURCE, wait_for_end
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+
+def test_a_model_that_cannot_be_loaded_is_one_value_error(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(find_model("tiny-sdxl").path, broken)
+    (broken / "vae" / "config.json").unlink()
+    started: list[int] = []
+    real = subprocess.Popen.__init__
+
+    def remember(process: Any, *args: Any, **kwargs: Any) -> None:
+        real(process, *args, **kwargs)
+        started.append(process.pid)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess.Popen, "__init__", remember)
+        with pytest.raises(ValueError, match="cannot load a pipeline from"):
+            Engine(broken, 2, device="cpu")
+    assert len(started) == 2
+    assert wait_for_end(started, 1.0) == []
+
+
+PARENT = """
+from hybridiff import Engine
+engine = Engine("tiny-sdxl", 2, device="cpu")
+print(*engine.pids, flush=True)
+engine.generate("a red ring", num_inference_steps=1000, on_step=lambda done, total: print(done, flush=True))
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT], ids=["killed", "Ctrl-C"])
+def test_ranks_end_with_their_parent(end: signal.Signals) -> None:
+    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+    with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True, env=environment) as parent:
+        assert parent.stdout is not None
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 2
+        assert parent.stdout.readline() == "1\n"  # into the generation
+        parent.send_signal(end)
+        assert parent.wait(20.0) == -end
+    assert wait_for_end(pids) == []
+
+
+def test_joins_the_ranks_of_torchrun(tmp_path: Path) -> None:
+    picture = tmp_path / "ring.png"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    flags = ["--model", "tiny-sdxl", "--prompt", PROMPT, "--num-inference-steps", "3", "--output", str(picture)]
+    done = subprocess.run(
+        [*torchrun, "-m", "hybridiff", "generate", *flags, "--device", "cpu"],
+        env=os.environ | {"PYTHONPATH": str(SOURCE)},
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("cfg on 2 devices") == 1
+    report = json.loads(picture.with_suffix(".json").read_text())
+    assert (report["devices"], len(report["steps"])) == (2, 3)
+    assert picture.stat().st_size > 0

@@ -1,0 +1,1 @@
+"""How the embedded models were made: their shapes, their training, their evaluation."""
