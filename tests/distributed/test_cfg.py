@@ -1,4 +1,4 @@
-"""Contract 1: `cfg` on several ranks generates what one process does that evaluates the branches in turn, bit by bit."""
+"""Contract 1: `cfg` on several ranks generates, bit by bit, what one process does with one branch after the other."""
 
 from __future__ import annotations
 
