@@ -54,7 +54,7 @@ class Workload:
         Raises:
             UsageError: something does not fit; no network has run.
         """
-        from ..launch.engine import choose_device
+        from ..distributed.placement import Placement
 
         folder = find_model(model, variant)
         arguments = recommended(model) | arguments
@@ -64,7 +64,8 @@ class Workload:
             raise UsageError(
                 f"guidance_scale must be above 1, got {guidance:g}: without guidance there is one branch only"
             )
-        pipe = load_pipeline(folder.path, choose_device(device, 1), dtype, scheduler=scheduler, variant=variant)
+        place = Placement.resolve(1, device, simulate=True).device
+        pipe = load_pipeline(folder.path, place, dtype, scheduler=scheduler, variant=variant)
         pipe.set_progress_bar_config(disable=True)
         workload = cls(model, pipe, _call_defaults(pipe) | arguments)
         if workload.steps < LEAST_STEPS:
