@@ -72,7 +72,7 @@ class ModelSettings:
 
     def may_reuse(self, config: ParallelConfig) -> bool:
         """Whether some call may have reuse steps, whatever the scheduler and the number of steps."""
-        entries = [None] if self.calibration is None else self.calibration.entries
+        entries = (None,) if self.calibration is None else self.calibration.entries or (None,)
         return any(GuidedSettings.choose_kind(config, entry) is StepKind.REUSE for entry in entries)
 
 
