@@ -1,4 +1,4 @@
-"""Contract 1: `cfg` on several ranks draws bit by bit what one process draws that evaluates the branches in turn."""
+"""Contract 1: `cfg` on several ranks generates, bit by bit, what one process does with one branch after the other."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hybridiff import ParallelConfig, parallelize
-from hybridiff.distributed.comm import ProcessComm
+from hybridiff.distributed.process import ProcessComm
 from support.jobs import Drawn, draw_parallel, on_ranks, rank
 from support.oracles import drawn_one_part_after_another, relative_difference
 from support.pipelines import PIPELINES, TEXT_WIDTH, build, call_arguments, draw
@@ -20,7 +20,7 @@ TWO_PROMPTS = {"prompt": ["a red ring", "two blue cubes"], "negative_prompt": ["
 
 
 def draw_on_ranks(name: str, ranks: int = 2, changes: dict[str, Any] | None = None, **config: Any) -> Drawn:
-    """The drawing of all ranks, which must be the same on each."""
+    """What all ranks generate, which must be the same on each."""
     drawn = [runs[-1] for runs in run_ranks(on_ranks, ranks, name, changes or {}, config)]
     assert all(torch.equal(other.latents, drawn[0].latents) for other in drawn)
     return drawn[0]
@@ -42,10 +42,10 @@ def test_two_ranks_equal_one_branch_after_the_other(name: str) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param({"num_images_per_prompt": 2}, id="two pictures"),
+        pytest.param({"num_images_per_prompt": 2}, id="two images"),
         pytest.param(TWO_PROMPTS, id="two prompts"),
-        pytest.param(TWO_PROMPTS | {"num_images_per_prompt": 2}, id="two prompts, two pictures each"),
-        pytest.param({"num_images_per_prompt": 3}, id="three pictures"),
+        pytest.param(TWO_PROMPTS | {"num_images_per_prompt": 2}, id="two prompts, two images each"),
+        pytest.param({"num_images_per_prompt": 3}, id="three images"),
     ],
 )
 def test_batches_equal_one_branch_after_the_other(name: str, changes: dict[str, Any]) -> None:
@@ -58,17 +58,17 @@ FOUR_ROWS = {"rows": 4, "largest": 1, "largest_extra": None}
 
 
 @pytest.mark.parametrize("name", ["sdxl two levels", "sd3"])
-def test_four_ranks_split_the_pictures_of_each_branch(name: str) -> None:
+def test_four_ranks_split_the_images_of_each_branch(name: str) -> None:
     changes = {"num_images_per_prompt": 2}
     drawn = draw_on_ranks(name, 4, changes)
     assert torch.equal(drawn.latents, drawn_one_part_after_another(name, parts=4, **changes))
     assert relative_difference(drawn.latents, draw(build(name), name, **changes)) < 1e-4
-    assert (drawn.report["shares"], drawn.report["ideal_speedup"]) == (FOUR_ROWS, 4.0)
+    assert (drawn.report["partition"], drawn.report["ideal_speedup"]) == (FOUR_ROWS, 4.0)
 
 
-@pytest.mark.parametrize("pictures", [1, 3])
-def test_four_ranks_with_an_uneven_share(pictures: int) -> None:
-    changes = {"num_images_per_prompt": pictures}
+@pytest.mark.parametrize("images", [1, 3])
+def test_four_ranks_with_an_uneven_partition(images: int) -> None:
+    changes = {"num_images_per_prompt": images}
     latents = draw_on_ranks("sdxl two levels", 4, changes).latents
     assert torch.equal(latents, simulated("sdxl two levels", 4, changes).latents)
     assert relative_difference(latents, draw(build("sdxl two levels"), "sdxl two levels", **changes)) < 1e-4
@@ -143,13 +143,13 @@ def test_swapped_branches_would_be_noticed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3"])
-def test_the_leader_alone_returns_pictures(name: str) -> None:
+def test_the_leader_alone_returns_images(name: str) -> None:
     leader, other = run_ranks(returned_images, 2, name, {"output_type": "pil"}, {})
     assert leader == [["Image"], ["Image"]]
     assert other == [None, None]
 
 
-def test_every_rank_returns_pictures_when_asked() -> None:
+def test_every_rank_returns_images_when_asked() -> None:
     results = run_ranks(returned_images, 2, "sdxl two levels", {"output_type": "pil"}, {"outputs": "all"})
     assert results == [[["Image"], ["Image"]]] * 2
 
@@ -183,7 +183,7 @@ def draw_with_own_global_seed() -> torch.Tensor:
     ("changes", "config"),
     [
         pytest.param({}, {}, id="cfg"),
-        pytest.param({"num_images_per_prompt": 2}, {}, id="cfg, two pictures"),
+        pytest.param({"num_images_per_prompt": 2}, {}, id="cfg, two images"),
         pytest.param({"guidance_scale": 1.0}, {}, id="cfg without guidance"),
         pytest.param({}, {"strategy": "serial"}, id="serial"),
     ],
@@ -195,28 +195,28 @@ def test_one_message_a_step_in_the_same_order_on_both_ranks(changes: dict[str, A
     in_the_loop = first[first.index("gather") : -1]
     assert in_the_loop == ["gather", "step"] * 4
     assert first[-1] == "gather"  # all ranks have come to the end
-    assert set(first[: first.index("gather")]) == {"exchange"}
+    assert set(first[: first.index("gather")]) == {"objects"}
 
 
 def record_messages(changes: dict[str, Any], config: dict[str, Any]) -> list[str]:
     log: list[str] = []
 
     class RecordingComm(ProcessComm):
-        def gather(self, *args: Any) -> None:
+        def all_gather(self, *args: Any) -> None:
             log.append("gather")
-            super().gather(*args)
+            super().all_gather(*args)
 
-        def exchange(self, thing: Any) -> list[Any]:
-            log.append("exchange")
-            return super().exchange(thing)
+        def all_gather_object(self, thing: Any) -> list[Any]:
+            log.append("objects")
+            return super().all_gather_object(thing)
 
-        def swap(self, *args: Any) -> None:
-            log.append("swap")
-            super().swap(*args)
+        def sendrecv(self, *args: Any) -> None:
+            log.append("sendrecv")
+            super().sendrecv(*args)
 
-        def hand_out(self, *args: Any) -> None:
-            log.append("hand out")
-            super().hand_out(*args)
+        def broadcast(self, *args: Any) -> None:
+            log.append("broadcast")
+            super().broadcast(*args)
 
     def note_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         log.append("step")

@@ -1,178 +1,119 @@
-"""Contract 3: `hybrid` on two ranks is the simulation of them in one process, bit for bit, whatever is drawn."""
+"""Steps of all kinds on several ranks: their simulation in one process, bit for bit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from hybridiff import ParallelConfig, parallelize
-from support.jobs import Drawn, Outcome, attempt, draw_parallel, drawn_on_ranks, rank, told_alike
-from support.pipelines import build, denoiser_of, draw
+from support.jobs import Drawn, draw_parallel, drawn_on_ranks, rank, told_alike
+from support.oracles import drawn_one_part_after_another
 from support.ranks import run_ranks
-from support.schedules import PUBLISHED, callback_at, capped, guidance_until
 
 pytestmark = pytest.mark.distributed
 
-TWO_PROMPTS = {"prompt": ["a red ring", "two blue cubes"], "negative_prompt": ["blurred", "dark"]}
-SMALL = "sdxl two levels"
+SCHEDULE = {"tau1": 2, "tau2": 9, "full_interval": 3}
+GUIDED = {"strategy": "hybrid", "tolerance": 0.15, "settled": 0.5, "longest_interval": 4}
+FIXED = {"strategy": "hybrid", "switching": "fixed", "full_steps": "0-2,6,10"}
+REUSE = {"strategy": "reuse", **SCHEDULE}
+CARRY = {"strategy": "hybrid", "switching": "fixed", "between": "pipelined", **SCHEDULE}
 
 
 @pytest.mark.parametrize(
-    ("name", "scheduler", "steps", "cut", "changes"),
+    ("ranks", "name", "scheduler", "config", "changes"),
     [
-        ("sdxl", "ddim", 10, 0, {}),
-        ("sdxl", "euler", 10, 20, {"num_images_per_prompt": 2}),
-        ("sdxl", "euler-ancestral", 10, 33, {}),
-        ("sd15", "unipc", 10, 11, {}),
-        ("sd15", "dpmsolver++", 4, 25, TWO_PROMPTS | {"num_images_per_prompt": 2}),
-        (SMALL, "dpmsolver++", 50, 3, {}),
-        (SMALL, "ddim", 100, 7, {}),
-        (SMALL, "euler-ancestral", 10, 5, TWO_PROMPTS),
-        ("sd3", "flow-euler", 4, 0, {}),
-        ("sd3", "flow-euler", 50, 1, {"num_images_per_prompt": 2}),
-        ("sd3", "flow-euler", 100, 2, {}),
-        ("sd3.5", "flow-euler", 10, 1, TWO_PROMPTS | {"num_images_per_prompt": 2}),
+        (2, "sdxl", "ddim", REUSE | {"cut": 12}, {}),
+        (2, "sd15", "unipc", REUSE | {"cut": 20, "forecast": "hold"}, {"num_images_per_prompt": 2}),
+        (2, "sd3", "flow-euler", REUSE | {"cut": 1, "forecast": "quadratic"}, {}),
+        (4, "sd3.5", "flow-euler", REUSE | {"cut": 0}, {"num_images_per_prompt": 2}),
+        (2, "sdxl", "ddim", CARRY | {"cut": 12}, {}),
+        (2, "sd15", "euler-ancestral", CARRY | {"cut": 20, "carry": "hold"}, {}),
+        (2, "sd3", "flow-euler", CARRY | {"cut": 1, "forecast": "hold"}, {"num_images_per_prompt": 2}),
+        (2, "sd3.5", "flow-euler", CARRY | {"cut": 0, "full_interval": 0}, {}),
+        (2, "sd15", "ddim", GUIDED, {}),
+        (2, "sdxl two levels", "euler", GUIDED | {"forecast": "linear"}, {"num_images_per_prompt": 2}),
+        (4, "sd3", "flow-euler", GUIDED, {"num_images_per_prompt": 2}),
+        (2, "sdxl inpaint", "euler-ancestral", GUIDED, {}),
+        (2, "sd15", "unipc", GUIDED | {"between": "reuse", "cut": 20}, {}),
+        (4, "sd3.5", "flow-euler", GUIDED | {"between": "reuse", "cut": 1}, {"num_images_per_prompt": 2}),
+        (2, "sd3", "flow-euler", GUIDED | {"between": "mixed", "cut": 1}, {}),
+        (2, "sdxl two levels", "dpmsolver++", FIXED, {}),
+        (2, "sd3 img2img", "flow-euler", FIXED | {"full_steps": "0-1,4,7"}, {}),  # the last step is skipped
+        (2, "sd15", "unipc", FIXED | {"between": "mixed", "cut": 20}, {}),
+        (4, "sd3", "flow-euler", FIXED, {}),  # two of them without a share
     ],
 )
-def test_two_ranks_equal_their_simulation(
-    name: str, scheduler: str, steps: int, cut: int, changes: dict[str, Any]
+def test_ranks_equal_their_simulation(
+    ranks: int, name: str, scheduler: str, config: dict[str, Any], changes: dict[str, Any]
 ) -> None:
-    changes = changes | {"num_inference_steps": steps}
-    config = capped(steps, steps // 4, steps // 2, cut=cut, scheduler=scheduler)
-    drawn = drawn_on_ranks(2, name, changes, config, runs=2 if steps <= 10 else 1)
-    simulated = draw_parallel(name, changes, simulate=True, **config)[0]
+    changes = changes | {"num_inference_steps": 12}
+    drawn = drawn_on_ranks(ranks, name, changes, config | {"scheduler": scheduler})
+    simulated = draw_parallel(name, changes, simulate=True, devices=ranks, scheduler=scheduler, **config)[0]
     assert torch.equal(drawn.latents, simulated.latents)
     assert [told_alike(drawn)[i] for i in (0, 1, 2, 4)] == [told_alike(simulated)[i] for i in (0, 1, 2, 4)]
-    kinds = [step["kind"] for step in drawn.report["steps"]]
-    assert kinds.count("pipelined") == steps // 2
-    assert kinds[steps // 4 + 1 :][: steps // 2] == ["pipelined"] * (steps // 2)
+    assert len({step["kind"] for step in drawn.report["steps"]}) > 1
 
 
-@pytest.mark.parametrize("name", ["sd15", "sd3"])
-def test_the_cut_that_the_ranks_measured(name: str) -> None:
-    """No two ranks measure the same, so they agree on one; and the slope rule decides alike on both."""
-    config = PUBLISHED | {"slope_threshold": 0.5, "slope_window": 3, "tau_cap": 12, "parallel_steps": 6}
-    drawn = drawn_on_ranks(2, name, {"num_inference_steps": 20}, config)
-    stages = drawn.report["stages"]
-    assert 0 < stages["outer"] < 1
-    from hybridiff.denoiser.adapters import sd3 as dit
-    from hybridiff.denoiser.adapters import unet
-
-    pipe = build(name)
-    cuts = unet.list_cuts(pipe.unet) if name == "sd15" else dit.list_cuts(pipe.transformer)
-    index = [(cut.entry, cut.exit) for cut in cuts].index((stages["cut"]["entry"], stages["cut"]["exit"]))
-    simulated = draw_parallel(name, {"num_inference_steps": 20}, simulate=True, cut=index, **config)[0]
-    assert torch.equal(drawn.latents, simulated.latents)
+def test_where_devices_are_of_unlike_kinds_the_leader_decides() -> None:
+    changes = {"num_inference_steps": 12}
+    drawn, other = run_ranks(draw_with_a_device_of_another_kind, 2, changes)
+    simulated = draw_parallel("sd3", changes, simulate=True, **GUIDED)[0]
+    assert told_alike(drawn) == told_alike(other) == told_alike(simulated)
+    assert torch.equal(other.latents, simulated.latents)
+    assert len({step["kind"] for step in drawn.report["steps"]}) > 1
 
 
-@pytest.mark.parametrize(("name", "dtype"), [(SMALL, torch.float16), ("sd3", torch.bfloat16)])
-def test_half_precision(name: str, dtype: torch.dtype) -> None:
-    changes, config = {"num_inference_steps": 10}, capped(10, 3, 4, cut=1, dtype=dtype)
-    drawn = drawn_on_ranks(2, name, changes, config)
-    assert drawn.latents.dtype == dtype
-    assert torch.equal(drawn.latents, draw_parallel(name, changes, simulate=True, **config)[0].latents)
+def draw_with_a_device_of_another_kind(changes: dict[str, Any]) -> Drawn:
+    """Rank 1 measures a drift so unlike the leader's that it would decide otherwise."""
+    from hybridiff import run
+    from hybridiff.numerics import guidance
+    from hybridiff.strategies import hybrid
+
+    if rank() == 1:
+        run.device_kind = lambda device: "another"
+        hybrid.drift = lambda prediction, earlier: 100 * guidance.drift(prediction, earlier)
+    return draw_parallel("sd3", changes, **GUIDED)[0]
+
+
+@pytest.mark.parametrize(("name", "ranks"), [("sdxl two levels", 2), ("sd3", 4)])
+def test_exact_is_one_branch_after_the_other(name: str, ranks: int) -> None:
+    changes = {"num_images_per_prompt": ranks // 2}
+    drawn = drawn_on_ranks(ranks, name, changes, {"strategy": "hybrid", "quality": "exact"})
+    assert torch.equal(drawn.latents, drawn_one_part_after_another(name, parts=ranks, **changes))
 
 
 @pytest.mark.parametrize(
-    ("name", "changes"),
+    ("name", "dtype", "config"),
     [
-        pytest.param("sd15", {}, id="one branch from the middle of the stage on"),
-        pytest.param("sd3", {"num_images_per_prompt": 2}, id="one branch of two pictures"),
+        ("sdxl two levels", torch.float16, GUIDED),
+        ("sd3", torch.bfloat16, GUIDED | {"between": "mixed", "cut": 1}),
     ],
 )
-def test_guidance_that_ends_in_the_parallel_stage(name: str, changes: dict[str, Any]) -> None:
-    ranks = run_ranks(draw_until_guidance_ends, 2, name, changes, False)
-    simulated = draw_until_guidance_ends(name, changes, True)
-    for drawn in ranks:
-        assert torch.equal(drawn.latents, simulated.latents)
-        assert told_alike(drawn) == told_alike(simulated)
-    assert [step["kind"] for step in simulated.report["steps"]] == ["full"] * 4 + ["pipelined"] * 2 + ["full"] * 4
-
-
-def draw_until_guidance_ends(name: str, changes: dict[str, Any], simulate: bool) -> Drawn:
-    changes = changes | guidance_until(name, 5) | {"num_inference_steps": 10}
-    return draw_parallel(name, changes, simulate=simulate, **capped(10, 3, 4, cut=1))[0]
-
-
-def test_skip_layer_guidance() -> None:
-    changes = {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 0.9}
-    changes["num_inference_steps"] = 10
-    config = capped(10, 3, 4, cut=1)
-    drawn = drawn_on_ranks(2, "sd3", changes, config)
-    assert torch.equal(drawn.latents, draw_parallel("sd3", changes, simulate=True, **config)[0].latents)
-
-
-@pytest.mark.parametrize("asking", [0, 1])
-@pytest.mark.parametrize("last", [3, 5, 7], ids=["before the stage", "within the stage", "at its last step"])
-def test_an_interrupt_on_one_rank_stops_both_one_step_later(last: int, asking: int) -> None:
-    results = run_ranks(run_with_interrupt, 2, last, asking)
-    kept: list[torch.Tensor] = []
-
-    def keep(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        kept.append(tensors["latents"].clone())
-        return tensors
-
-    changes = {"num_inference_steps": 10, "callback_on_step_end": keep}
-    draw_parallel("sd3", changes, simulate=True, **capped(10, 3, 4, cut=1))
-    for interrupted, steps, whole in results:
-        assert steps == last + 2
-        assert torch.equal(interrupted, kept[last + 1])
-        assert torch.equal(whole, kept[9])
-
-
-def run_with_interrupt(last: int, asking: int) -> Any:
-    def interrupt(pipe: Any) -> None:
-        pipe._interrupt = pipe._interrupt or rank() == asking
-
+def test_half_precision(name: str, dtype: torch.dtype, config: dict[str, Any]) -> None:
     changes = {"num_inference_steps": 10}
-    parallel = parallelize(build("sd3"), ParallelConfig(outputs="all", **capped(10, 3, 4, cut=1)))
-    interrupted = draw(parallel, "sd3", **changes, callback_on_step_end=callback_at(last, interrupt))
-    assert parallel.report is not None
-    return interrupted, len(parallel.report.steps), draw(parallel, "sd3", **changes)
+    drawn = drawn_on_ranks(2, name, changes, config | {"dtype": dtype})
+    assert drawn.latents.dtype == dtype
+    assert torch.equal(drawn.latents, draw_parallel(name, changes, simulate=True, dtype=dtype, **config)[0].latents)
 
 
-REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "a stage beyond the end": ({"parallel_steps": 9}, "lies beyond the last of 10 steps (9); lower one of them"),
-    "no window": ({"slope_window": 0}, "slope_window must be at least 1, got 0"),
-    "no such cut": ({"cut": 99}, "cut 99 does not exist: this network has cuts 0 to 2"),
-}
+def test_bytes_of_a_step_by_its_kind() -> None:
+    """A skipped step sends nothing, a reuse step what a full one does; a pipelined step both boundaries and one
+    prediction.
+    """
+    changes = {"num_inference_steps": 12}
+    reuse = _bytes(drawn_on_ranks(2, "sd3", changes, REUSE | {"cut": 1}, runs=1))
+    carry = _bytes(drawn_on_ranks(2, "sd3", changes, CARRY | {"cut": 1}, runs=1))
+    skipped = _bytes(drawn_on_ranks(2, "sd3", changes, GUIDED, runs=1))
+    assert skipped == {"full": carry["full"], "skipped": {}}
+    assert reuse["reuse"] == reuse["full"] == carry["full"]
+    assert carry["pipelined"]["prediction"] * 2 == carry["full"]["prediction"]
+    assert carry["pipelined"]["boundary"] > 0
+    assert "boundary" not in carry["full"]
 
 
-def test_bad_settings_are_refused_on_every_rank_before_any_network_runs() -> None:
-    results = run_ranks(refusals, 2)
-    for outcomes, calls in results:
-        assert calls == 0
-        for (_, words), outcome in zip(REFUSED.values(), outcomes, strict=True):
-            assert outcome.error == "ValueError"
-            assert words in outcome.message
-        assert [outcome.message for outcome in outcomes] == [outcome.message for outcome in results[0][0]]
-
-
-def refusals() -> tuple[list[Outcome], int]:
-    calls: list[int] = []
-    outcomes = []
-    for config, _ in REFUSED.values():
-        pipe = build("sd3")
-        for module in (denoiser_of(pipe), pipe.text_encoder):
-            module.register_forward_pre_hook(lambda *_: calls.append(1))
-
-        def call(pipe: Any = pipe, config: dict[str, Any] = config) -> None:
-            with parallelize(pipe, ParallelConfig(**(PUBLISHED | config))) as parallel:
-                draw(parallel, "sd3", num_inference_steps=10)
-
-        outcomes.append(attempt(call))
-    return outcomes, len(calls)
-
-
-def test_pipelined_steps_on_four_ranks_are_refused_on_all() -> None:
-    for outcome in run_ranks(attempt_on_four, 4):
-        assert outcome.error == "ValueError"
-        assert outcome.message == "pipelined steps need 2 ranks, got 4; use --devices 2, or --between skipped"
-
-
-def attempt_on_four() -> Outcome:
-    make: Callable[[], Any] = lambda: parallelize(build("sd3"), ParallelConfig(**PUBLISHED))  # noqa: E731
-    return attempt(make)
+def _bytes(drawn: Drawn) -> dict[str, dict[str, int]]:
+    kinds: dict[str, dict[str, int]] = {}
+    for step in drawn.report["steps"]:
+        assert kinds.setdefault(step["kind"], step["bytes_by_purpose"]) == step["bytes_by_purpose"]
+    return kinds

@@ -93,31 +93,31 @@ class TransformerByHand:
     last: int
 
     def begin(self, inputs: Inputs) -> tuple[tuple[torch.Tensor, torch.Tensor], None]:
-        picture = self.network.pos_embed(inputs["sample"])
+        image = self.network.pos_embed(inputs["sample"])
         text = self.network.context_embedder(inputs["text"])
-        return self.blocks(inputs, (text, picture), range(self.first)), None
+        return self.blocks(inputs, (text, image), range(self.first)), None
 
     def middle(self, inputs: Inputs, streams: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         return self.blocks(inputs, streams, range(self.first, self.last + 1))
 
     def end(self, inputs: Inputs, streams: tuple[torch.Tensor, torch.Tensor], skips: None) -> torch.Tensor:
         blocks = range(self.last + 1, len(self.network.transformer_blocks))
-        picture = self.blocks(inputs, streams, blocks)[1]
-        picture = self.network.proj_out(self.network.norm_out(picture, self.embed(inputs)))
+        image = self.blocks(inputs, streams, blocks)[1]
+        image = self.network.proj_out(self.network.norm_out(image, self.embed(inputs)))
         rows, _, height, width = inputs["sample"].shape
         patch = self.network.config.patch_size
-        picture = picture.reshape(rows, height // patch, width // patch, patch, patch, -1)
-        return picture.permute(0, 5, 1, 3, 2, 4).reshape(rows, -1, height, width)
+        image = image.reshape(rows, height // patch, width // patch, patch, patch, -1)
+        return image.permute(0, 5, 1, 3, 2, 4).reshape(rows, -1, height, width)
 
     def blocks(
         self, inputs: Inputs, streams: tuple[torch.Tensor, torch.Tensor], which: range
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        text, picture = streams
+        text, image = streams
         embedding = self.embed(inputs)
         for i in which:
             block = self.network.transformer_blocks[i]
-            text, picture = block(hidden_states=picture, encoder_hidden_states=text, temb=embedding)
-        return text, picture
+            text, image = block(hidden_states=image, encoder_hidden_states=text, temb=embedding)
+        return text, image
 
     def embed(self, inputs: Inputs) -> torch.Tensor:
         return self.network.time_text_embed(inputs["timestep"], inputs["pooled"])  # type: ignore[no-any-return]

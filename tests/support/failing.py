@@ -65,7 +65,7 @@ def run_with_fault(
 
 
 def parts(name: str, pipe: Any) -> dict[str, Any]:
-    """A layer within each stage, whatever the cut, and the stage-less embedding."""
+    """A layer within each stage, wherever the network is split, and the stage-less embedding."""
     if name == "sd15":
         return {
             "inner": pipe.unet.mid_block.resnets[0],

@@ -58,7 +58,7 @@ def sd2_unet() -> UNet2DConditionModel:
 
 
 def sd3_transformer(dual_attention: bool = False) -> SD3Transformer2DModel:
-    """Five joint blocks, of which SD3.5 attends to the picture a second time in the first three."""
+    """Five joint blocks, of which SD3.5 attends to the image a second time in the first three."""
     torch.manual_seed(0)
     return SD3Transformer2DModel(
         sample_size=16,

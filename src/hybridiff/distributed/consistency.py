@@ -125,6 +125,8 @@ def _processor() -> str:
 
 def describe(value: Any) -> str:
     """A short text that tells a value from others: a digest for what is large, the repr for the rest."""
+    if isinstance(value, str):
+        return repr(value)
     if isinstance(value, torch.Tensor):
         flat = value.detach().cpu().contiguous().flatten().view(torch.uint8)
         return f"tensor {tuple(value.shape)} {value.dtype} {_digest(flat.numpy().tobytes())}"

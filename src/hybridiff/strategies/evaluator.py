@@ -39,7 +39,7 @@ class BranchEvaluator:
         self._timeline = timeline
         self._steps = steps
         self._messages: GatherMessages | None = None
-        self._idle_dtype: torch.dtype | None = None
+        self._dtype: torch.dtype | None = None  # of predictions, for ranks without rows
 
     def evaluate(self, evaluation: Evaluation, forward: Forward | None = None) -> torch.Tensor:
         """The prediction of a call: (rows, C, H, W), the same on every rank.
@@ -96,11 +96,11 @@ class BranchEvaluator:
             for rank in self._channel.comm.local_ranks
             if rows[rank].stop > rows[rank].start
         }
-        dtype = next((piece.dtype for piece in pieces.values()), self._idle_dtype)
+        self._dtype = next((piece.dtype for piece in pieces.values()), self._dtype)
         if self._messages is None:
             # Under autocast networks answer in another dtype than the sample's, which ranks without rows do not see.
-            told = self._channel.consensus(dtype, "agree on the dtype of predictions")
-            self._idle_dtype = dtype = next(other for other in told if other is not None)
+            told = self._channel.consensus(self._dtype, "agree on the dtype of predictions")
+            self._dtype = next(other for other in told if other is not None)
             self._open(elements, evaluation.sample)
         assert self._messages is not None
         self._require_room(evaluation, elements)
@@ -109,7 +109,7 @@ class BranchEvaluator:
             buffer[: (own.stop - own.start) * row_elements].view(-1, *evaluation.row_shape)
             for buffer, own in zip(gathered, rows, strict=True)
         ]
-        return torch.cat(parts).to(dtype or evaluation.sample.dtype)
+        return torch.cat(parts).to(self._dtype)
 
     def _open(self, elements: int, like: torch.Tensor) -> None:
         self._messages = GatherMessages(self._channel, elements, like)

@@ -10,10 +10,12 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridiff.denoiser.call import FAMILIES, Evaluation, bind_arguments, find_denoiser, take_rows
+from hybridiff.denoiser.adapters.sd3 import SD3Adapter
+from hybridiff.denoiser.adapters.unet import UNetAdapter
+from hybridiff.denoiser.call import Evaluation, bind_arguments, take_rows
 from support.pipelines import build, denoiser_of
 
-UNET, SD3 = FAMILIES
+UNET, SD3 = UNetAdapter(), SD3Adapter()
 
 
 def rows(count: int) -> torch.Tensor:
@@ -35,8 +37,8 @@ def test_taking_rows_cuts_every_tensor_of_the_batch_and_nothing_else(count: int,
     assert torch.equal(value["deep"][0], rows(count))  # the caller's own are left alone
 
 
-def evaluation(forward: Callable[..., Any], family: Any = UNET, **arguments: Any) -> Evaluation:
-    return Evaluation(family=family, forward=forward, arguments=arguments, branches=2, channels=3)
+def evaluation(forward: Callable[..., Any], adapter: Any = UNET, **arguments: Any) -> Evaluation:
+    return Evaluation(adapter=adapter, forward=forward, arguments=arguments, branches=2, channels=3)
 
 
 def test_an_evaluation_runs_some_rows_with_their_own_arguments() -> None:
@@ -57,37 +59,24 @@ def test_an_evaluation_runs_some_rows_with_their_own_arguments() -> None:
     assert torch.equal(call.run(), sample[:, :3])
 
 
+@pytest.mark.parametrize("timestep", [5, 5.0, torch.tensor(5), torch.full((4,), 5.0)], ids=repr)
+def test_the_timestep_of_a_call_in_whatever_form(timestep: Any) -> None:
+    assert evaluation(dict, timestep=timestep).timestep == 5.0
+
+
 @pytest.mark.parametrize(
-    ("family", "output"), [(UNET, UNet2DConditionOutput), (SD3, Transformer2DModelOutput)], ids=["unet", "sd3"]
+    ("adapter", "output"), [(UNET, UNet2DConditionOutput), (SD3, Transformer2DModelOutput)], ids=["unet", "sd3"]
 )
-def test_a_prediction_comes_back_in_the_form_that_was_asked_for(family: Any, output: type) -> None:
+def test_a_prediction_comes_back_in_the_form_that_was_asked_for(adapter: Any, output: type) -> None:
     prediction = rows(2)
-    wrapped = evaluation(dict, family, return_dict=True).wrap(prediction)
+    wrapped = evaluation(dict, adapter, return_dict=True).wrap(prediction)
     assert isinstance(wrapped, output)
     assert wrapped.sample is prediction  # type: ignore[attr-defined]
-    assert isinstance(evaluation(dict, family).wrap(prediction), output)
-    assert evaluation(dict, family, return_dict=False).wrap(prediction) == (prediction,)
+    assert isinstance(evaluation(dict, adapter).wrap(prediction), output)
+    assert evaluation(dict, adapter, return_dict=False).wrap(prediction) == (prediction,)
 
 
 def test_arguments_are_bound_by_the_network_s_own_names() -> None:
     unet = denoiser_of(build("sdxl two levels"))
     bound = bind_arguments(unet.forward, (rows(2), 3), {"encoder_hidden_states": rows(2), "return_dict": False})
     assert list(bound) == ["sample", "timestep", "encoder_hidden_states", "return_dict"]
-
-
-@pytest.mark.parametrize(("name", "family"), [("sdxl two levels", UNET), ("sd15", UNET), ("sd3", SD3)])
-def test_finding_the_denoiser(name: str, family: Any) -> None:
-    pipe = build(name)
-    assert find_denoiser(pipe) == (family, denoiser_of(pipe))
-
-
-def test_finding_a_compiled_denoiser() -> None:
-    pipe = build("sdxl two levels")
-    unet = pipe.unet
-    pipe.unet = torch.compile(unet)  # wraps; compiles at the first call only
-    assert find_denoiser(pipe) == (UNET, unet)
-
-
-def test_a_pipeline_without_a_denoiser() -> None:
-    with pytest.raises(ValueError, match="str has no denoiser: neither a unet nor a transformer"):
-        find_denoiser("pipeline")

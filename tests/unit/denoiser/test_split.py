@@ -1,4 +1,4 @@
-"""Where networks are cut: legal cuts against a walk of the network itself, and the choice among them by costs."""
+"""Where networks are split: legal points against a walk of the network itself, and the choice among them by work."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from hybridiff.denoiser.adapters import sd3 as dit
-from hybridiff.denoiser.adapters import unet
-from hybridiff.denoiser.split import Cut, StagePlan, Unit, UnitCost, choose_balanced, choose_share, plan_cut
+from hybridiff.denoiser.adapters.sd3 import SD3Adapter
+from hybridiff.denoiser.adapters.unet import UNetAdapter
+from hybridiff.denoiser.layers import Layer, LayerCost, NetworkCost
+from hybridiff.denoiser.split import TIE, Split, SplitPoint, choose_balanced, choose_outer, make_split
+from hybridiff.errors import UsageError
 from support.networks import NETWORKS, UNETS, evaluation_of
 
-LAYERS = ("resnets", "attentions", "downsamplers", "upsamplers")
+UNET, SD3 = UNetAdapter(), SD3Adapter()
+PARTS = ("resnets", "attentions", "downsamplers", "upsamplers")
 
 
 class Walk:
@@ -30,7 +33,7 @@ class Walk:
         self._made: list[tuple[str, torch.Tensor]] = []
         handles = []
         for name, module in network.named_modules():
-            is_layer = len(parts := name.split(".")) == 4 and parts[2] in LAYERS  # up_blocks.0.resnets.0
+            is_layer = len(parts := name.split(".")) == 4 and parts[2] in PARTS  # up_blocks.0.resnets.0
             if name in ("conv_in", "mid_block") or is_layer:
                 handles.append(module.register_forward_hook(self._observe(name)))
         with torch.no_grad():
@@ -63,11 +66,11 @@ class Walk:
         return makers[0]
 
 
-def walk_cuts(walk: Walk) -> list[Cut]:
+def walk_splits(walk: Walk) -> list[SplitPoint]:
     """All pairs of layers around the middle, between which no skip connection but the boundary's own crosses."""
     place = {name: i for i, name in enumerate(walk.order)}
     middle = place["mid_block"]
-    cuts = []
+    points = []
     for entry in range(middle):
         for exit_ in range(middle, len(walk.order)):
             inner = range(entry + 1, exit_ + 1)
@@ -78,27 +81,27 @@ def walk_cuts(walk: Walk) -> list[Cut]:
                 and not (place[maker] == entry and place[reader] in inner)  # the boundary itself is such a skip
             ]
             if not crossing:
-                cuts.append(Cut(entry, exit_))
-    return cuts
+                points.append(SplitPoint(entry, exit_))
+    return points
 
 
 @pytest.mark.parametrize("name", UNETS)
-def test_units_and_cuts_of_a_unet_against_a_walk(name: str) -> None:
+def test_layers_and_split_points_of_a_unet_against_a_walk(name: str) -> None:
     network = NETWORKS[name]()
     walk = Walk(network)
-    assert [unit_.name for unit_ in unet.list_units(network)] == walk.order
+    assert [layer.name for layer in UNET.layers(network)] == walk.order
     assert len(walk.produced) == sum(len(block.resnets) for block in network.up_blocks)
-    cuts = unet.list_cuts(network)
-    assert cuts == walk_cuts(walk)
-    assert len(set(cuts)) == len(cuts) > 10
+    points = UNET.split_points(network)
+    assert points == walk_splits(walk)
+    assert len(set(points)) == len(points) > 10
 
 
 @pytest.mark.parametrize("name", UNETS)
-def test_level_cuts_are_among_the_cuts(name: str) -> None:
-    """The published kind of cut: some levels outside, the others inside."""
+def test_levels_are_among_the_split_points(name: str) -> None:
+    """The published kind of split: some levels outside, the others inside."""
     network = NETWORKS[name]()
-    names = [unit_.name for unit_ in unet.list_units(network)]
-    found = {(names[cut.entry], names[cut.exit]) for cut in unet.list_cuts(network)}
+    names = [layer.name for layer in UNET.layers(network)]
+    found = {(names[point.entry], names[point.exit]) for point in UNET.split_points(network)}
     levels = len(network.down_blocks)
     for outside in range(1, levels):
         ends = (f"down_blocks.{outside - 1}.downsamplers.0", f"up_blocks.{levels - 1 - outside}.upsamplers.0")
@@ -106,11 +109,12 @@ def test_level_cuts_are_among_the_cuts(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["sd3", "sd3.5"])
-def test_cuts_of_a_transformer(name: str) -> None:
+def test_split_points_of_a_transformer(name: str) -> None:
     network = NETWORKS[name]()
-    assert [unit_.name for unit_ in dit.list_units(network)] == [f"transformer_blocks.{i}" for i in range(5)]
+    assert [layer.name for layer in SD3.layers(network)] == [f"transformer_blocks.{i}" for i in range(5)]
     # The first and the last block stay outside, and at least one is inside.
-    assert dit.list_cuts(network) == [Cut(0, 1), Cut(0, 2), Cut(0, 3), Cut(1, 2), Cut(1, 3), Cut(2, 3)]
+    ends = [(point.entry, point.exit) for point in SD3.split_points(network)]
+    assert ends == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
 
 
 def test_a_unet_with_other_blocks_is_refused() -> None:
@@ -123,61 +127,78 @@ def test_a_unet_with_other_blocks_is_refused() -> None:
         cross_attention_dim=8,
         attention_head_dim=2,
     )
-    with pytest.raises(ValueError, match="a U-Net with AttnDownBlock2D blocks cannot be cut; known: "):
-        unet.list_units(network)
+    with pytest.raises(UsageError, match="a U-Net with AttnDownBlock2D blocks cannot be split; known: "):
+        UNET.layers(network)
 
 
-UNITS = [Unit(f"blocks.{i}", None) for i in range(5)]
+LAYERS = [Layer(f"blocks.{i}", None) for i in range(5)]
 COSTS = [
-    UnitCost(seconds, size, int(10 * seconds))
-    for seconds, size in [(1.0, 10), (2.0, 20), (3.0, 30), (4.0, 40), (6.0, 50)]
+    LayerCost(seconds, size, work)
+    for seconds, size, work in [(1.0, 10, 5), (2.0, 20, 1), (3.0, 30, 1), (4.0, 40, 1), (6.0, 50, 2)]
 ]
 
 
-def test_a_plan_without_anything_around_the_units() -> None:
-    plan = plan_cut(Cut(0, 2), UNITS, COSTS, 0.0)
-    assert (plan.entry, plan.exit) == ("blocks.0", "blocks.2")
-    assert plan.inner == pytest.approx(5 / 16)
-    assert plan.outer == pytest.approx(11 / 16)
-    assert plan.larger == plan.outer_work
-    assert (plan.down_bytes, plan.up_bytes) == (10, 30)
-    assert plan.seconds == 16.0
+def test_costs_of_a_split_without_anything_around_the_layers() -> None:
+    split = make_split(SplitPoint(0, 2), LAYERS, NetworkCost(COSTS))
+    assert (split.entry, split.exit) == ("blocks.0", "blocks.2")
+    assert split.inner == pytest.approx(5 / 16)
+    assert split.outer == pytest.approx(11 / 16)
+    assert split.inner_work == pytest.approx(2 / 10)
+    assert split.outer_work == pytest.approx(8 / 10)
+    assert split.larger_work == split.outer_work
+    assert (split.down_bytes, split.up_bytes) == (10, 30)
+    assert split.seconds == 16.0
 
 
-def test_what_lies_around_the_units_counts_in_both_stages() -> None:
-    plan = plan_cut(Cut(1, 3), UNITS, COSTS, 4.0)
-    assert plan.seconds == 20.0
-    assert plan.inner == pytest.approx((7 + 4) / 20)
-    assert plan.outer == pytest.approx((9 + 4) / 20)
+def test_what_lies_around_the_layers_counts_in_both_stages() -> None:
+    split = make_split(SplitPoint(1, 3), LAYERS, NetworkCost(COSTS, other_seconds=4.0, other_work=10))
+    assert split.seconds == 20.0
+    assert split.inner == pytest.approx((7 + 4) / 20)
+    assert split.outer == pytest.approx((9 + 4) / 20)
+    assert split.inner_work == pytest.approx((2 + 10) / 20)
+    assert split.outer_work == pytest.approx((8 + 10) / 20)
 
 
-def make_plan(outer: float, inner: float, size: int, entry: int = 0) -> StagePlan:
-    return StagePlan(Cut(entry, entry + 1), "", "", outer, inner, 1.0, size, size, outer, inner)
+def split_of(outer: float, inner: float, size: int, times: tuple[float, float] = (0.5, 0.5)) -> Split:
+    return Split(SplitPoint(0, 1), "", "", *times, 1.0, size, size, outer_work=outer, inner_work=inner)
 
 
-def test_the_faster_of_the_slower_stages_is_chosen() -> None:
-    plans = [make_plan(0.7, 0.3, 1), make_plan(0.45, 0.55, 9), make_plan(0.35, 0.65, 1)]
-    assert choose_balanced(plans) is plans[1]
+def test_the_split_whose_larger_stage_is_smallest_is_chosen() -> None:
+    splits = [split_of(0.7, 0.3, 1), split_of(0.45, 0.55, 9), split_of(0.35, 0.65, 1)]
+    assert choose_balanced(splits) is splits[1]
 
 
-def test_of_equally_balanced_cuts_the_one_with_fewest_bytes() -> None:
-    plans = [make_plan(0.5, 0.5, 9), make_plan(0.49, 0.51, 8), make_plan(0.485, 0.515, 3), make_plan(0.47, 0.53, 1)]
-    assert choose_balanced(plans) is plans[2]
+def test_measured_times_choose_nothing() -> None:
+    """They differ from run to run, and with them the image would."""
+    splits = [split_of(0.7, 0.3, 1, (0.5, 0.5)), split_of(0.5, 0.5, 1, (0.9, 0.1)), split_of(0.2, 0.8, 1, (0.5, 0.5))]
+    assert choose_balanced(splits) is splits[1]
+    assert choose_outer(splits, 0.2) is splits[2]
+
+
+def test_of_equally_balanced_splits_the_one_with_fewest_bytes() -> None:
+    splits = [split_of(0.5, 0.5, 9), split_of(0.49, 0.51, 8), split_of(0.485, 0.515, 3), split_of(0.47, 0.53, 1)]
+    assert splits[2].larger_work - 0.5 < TIE < splits[3].larger_work - 0.5
+    assert choose_balanced(splits) is splits[2]
 
 
 def test_of_equal_bytes_the_better_balanced() -> None:
-    plans = [make_plan(0.51, 0.49, 3), make_plan(0.5, 0.5, 3)]
-    assert choose_balanced(plans) is plans[1]
+    splits = [split_of(0.51, 0.49, 3), split_of(0.5, 0.5, 3)]
+    assert choose_balanced(splits) is splits[1]
 
 
-def test_a_network_without_a_cut() -> None:
-    with pytest.raises(ValueError, match="too small to be cut"):
+def test_of_splits_that_are_equal_in_everything_the_first() -> None:
+    splits = [split_of(0.5, 0.5, 3), split_of(0.5, 0.5, 3)]
+    assert choose_balanced(splits) is splits[0]
+
+
+def test_a_network_without_a_split_point() -> None:
+    with pytest.raises(UsageError, match="too small to be split"):
         choose_balanced([])
-    with pytest.raises(ValueError, match="too small to be cut"):
-        choose_share([], 0.3)
+    with pytest.raises(UsageError, match="too small to be split"):
+        choose_outer([], 0.3)
 
 
-def test_the_cut_nearest_to_a_share_and_of_those_the_fewest_bytes() -> None:
-    plans = [make_plan(0.2, 0.8, 1), make_plan(0.29, 0.71, 5), make_plan(0.315, 0.685, 3), make_plan(0.5, 0.5, 1)]
-    assert choose_share(plans, 0.3) is plans[2]
-    assert choose_share(plans, 0.26) is plans[1]
+def test_the_split_nearest_to_a_share_and_of_those_the_fewest_bytes() -> None:
+    splits = [split_of(0.2, 0.8, 1), split_of(0.29, 0.71, 5), split_of(0.315, 0.685, 3), split_of(0.5, 0.5, 1)]
+    assert choose_outer(splits, 0.3) is splits[2]
+    assert choose_outer(splits, 0.26) is splits[1]

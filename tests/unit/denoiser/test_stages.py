@@ -1,17 +1,18 @@
-"""Contract 2: stages on fresh boundaries are the uncut network, bit for bit, at every cut."""
+"""Contract 2: stages on fresh boundaries are the whole network, bit for bit, at every split point."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 
 from hybridiff.denoiser.blocks import Boundary
-from hybridiff.denoiser.split import Cut, UnitCost, plan_cut
+from hybridiff.denoiser.layers import LayerCost, NetworkCost
+from hybridiff.denoiser.split import SplitPoint, make_split
 from hybridiff.denoiser.stages import StagedDenoiser
-from support.networks import NETWORKS, count_layers, evaluation_of, family_of
+from support.networks import NETWORKS, adapter_of, count_layers, evaluation_of
 
 SIZES = {"sdxl": (13, 10), "sd1.x": (11, 13), "sd2.x": (13, 14), "sd3": (10, 14), "sd3.5": (14, 6)}
 """Height and width of the sample: no multiple of the upsampling factor; multiples of the patch alone."""
@@ -24,63 +25,66 @@ def _no_gradients() -> Iterator[None]:
 
 
 def staged_of(network: Any) -> StagedDenoiser:
-    return StagedDenoiser(family_of(network), network)
+    return StagedDenoiser(adapter_of(network), network)
 
 
-def put_cut(staged: StagedDenoiser, cut: Cut, shape: torch.Size) -> None:
-    """Cut without measuring: the costs are made up."""
-    costs = [UnitCost(1.0, 0, 1)] * len(staged.units)
-    staged.cut(plan_cut(cut, staged.units, costs, 0.0), shape)
+def apply_split(staged: StagedDenoiser, point: SplitPoint) -> None:
+    """Split without measuring: the costs are made up."""
+    costs = NetworkCost([LayerCost(1.0, 0, 1)] * len(staged.layers))
+    staged.apply(make_split(point, staged.layers, costs))
 
 
-@pytest.mark.parametrize(
-    ("extras", "every"), [(True, 1), (False, 4)], ids=["two pictures and a ControlNet", "one picture"]
-)
+def giving(up: Boundary) -> Callable[[Boundary], Boundary]:
+    """Stands in for the inner stage, whatever the boundary."""
+    return lambda _: up
+
+
+@pytest.mark.parametrize(("extras", "every"), [(True, 1), (False, 4)], ids=["two images and a ControlNet", "one image"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_stages_on_fresh_boundaries_are_the_uncut_network(name: str, extras: bool, every: int) -> None:
+def test_stages_on_fresh_boundaries_are_the_whole_network(name: str, extras: bool, every: int) -> None:
     network = NETWORKS[name]()
     staged = staged_of(network)
     evaluation = evaluation_of(network, 4 if extras else 2, *SIZES[name], extras=extras)
     branch = slice(2, 4) if extras else slice(1, 2)
     expected = evaluation.run(branch)
-    assert len(staged.cuts) > 5
-    for cut in staged.cuts[::every]:
-        put_cut(staged, cut, evaluation.sample.shape)
-        assert torch.equal(staged.run_whole(evaluation, branch, capture=True), expected), cut
+    assert len(staged.split_points) > 5
+    for point in staged.split_points[::every]:
+        apply_split(staged, point)
+        assert torch.equal(staged.run_whole(evaluation, branch), expected), point
         down, up = staged.down, staged.up
         kept = [tensor.clone() for tensor in (*down, *up)]
 
-        assert torch.equal(staged.run_outer(evaluation, branch, up=up), expected), cut
-        assert_same(staged.down, down, cut)
-        assert_same(staged.run_inner(evaluation, branch, down), up, cut)
-        assert_same((*down, *up), tuple(kept), cut)  # nobody writes to what was handed over
+        assert torch.equal(staged.run_outer(evaluation, branch, giving(up)), expected), point
+        assert_same(staged.down, down, point)
+        assert_same(staged.run_inner(evaluation, branch, down), up, point)
+        assert_same((*down, *up), tuple(kept), point)  # nobody writes to what was handed over
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3.5"])
-def test_an_exchange_in_the_middle_of_the_outer_stage(name: str) -> None:
+def test_what_stands_in_for_the_inner_stage_is_given_the_fresh_boundary(name: str) -> None:
     network = NETWORKS[name]()
     staged = staged_of(network)
     evaluation = evaluation_of(network, 2, *SIZES[name])
     branch = slice(0, 1)
     expected = evaluation.run(branch)
     handed: list[Boundary] = []
-    for cut in staged.cuts[::3]:
-        put_cut(staged, cut, evaluation.sample.shape)
-        staged.run_whole(evaluation, branch, capture=True)
+    for point in staged.split_points[::3]:
+        apply_split(staged, point)
+        staged.run_whole(evaluation, branch)
         down, up = staged.down, staged.up
 
         def swap(fresh: Boundary, result: Boundary = up) -> Boundary:
             handed.append(fresh)
             return result
 
-        assert torch.equal(staged.run_outer(evaluation, branch, exchange=swap), expected), cut
-        assert_same(handed.pop(), down, cut)
+        assert torch.equal(staged.run_outer(evaluation, branch, swap), expected), point
+        assert_same(handed.pop(), down, point)
     assert not handed
 
 
-def assert_same(tensors: Boundary, expected: Boundary, cut: Cut) -> None:
-    assert len(tensors) == len(expected) > 0, cut
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(tensors, expected, strict=True)), cut
+def assert_same(tensors: Boundary, expected: Boundary, point: SplitPoint) -> None:
+    assert len(tensors) == len(expected) > 0, point
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(tensors, expected, strict=True)), point
 
 
 @pytest.mark.parametrize("name", ["sd1.x", "sd3"])
@@ -89,16 +93,16 @@ def test_stale_boundaries_matter(name: str) -> None:
     network = NETWORKS[name]()
     staged = staged_of(network)
     evaluation = evaluation_of(network, 2, *SIZES[name])
-    for cut in staged.cuts[:: 1 if name == "sd3" else 4]:
-        put_cut(staged, cut, evaluation.sample.shape)
-        staged.run_whole(evaluation, slice(0, 1), capture=True)
+    for point in staged.split_points[:: 1 if name == "sd3" else 4]:
+        apply_split(staged, point)
+        staged.run_whole(evaluation, slice(0, 1))
         other_down, other_up = staged.down, staged.up
-        fresh = staged.run_whole(evaluation, slice(1, 2), capture=True)
+        fresh = staged.run_whole(evaluation, slice(1, 2))
         up = staged.up
-        mixed = staged.run_outer(evaluation, slice(1, 2), up=other_up)
-        assert not torch.equal(mixed, fresh), cut
+        mixed = staged.run_outer(evaluation, slice(1, 2), giving(other_up))
+        assert not torch.equal(mixed, fresh), point
         mixed_up = staged.run_inner(evaluation, slice(1, 2), other_down)
-        assert not all(torch.equal(ours, theirs) for ours, theirs in zip(mixed_up, up, strict=True)), cut
+        assert not all(torch.equal(ours, theirs) for ours, theirs in zip(mixed_up, up, strict=True)), point
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -109,39 +113,38 @@ def test_every_layer_runs_in_one_stage(name: str) -> None:
     staged = staged_of(network)
     evaluation = evaluation_of(network, 2, *SIZES[name])
     branch = slice(0, 1)
-    for cut in staged.cuts[:: 1 if name.startswith("sd3") else 4]:
-        put_cut(staged, cut, evaluation.sample.shape)
+    for point in staged.split_points[:: 1 if name.startswith("sd3") else 4]:
+        apply_split(staged, point)
         counts.clear()
-        staged.run_whole(evaluation, branch, capture=True)
+        staged.run_whole(evaluation, branch)
         whole, down, up = counts.copy(), staged.down, staged.up
 
         counts.clear()
-        staged.run_outer(evaluation, branch, up=up)
+        staged.run_outer(evaluation, branch, giving(up))
         outer = counts.copy()
         counts.clear()
         staged.run_inner(evaluation, branch, down)
         inner = counts.copy()
 
-        in_units = {
-            layer: next((unit.name for unit in staged.units if is_in(layer, unit.name)), None) for layer in whole
-        }
-        assert None in in_units.values(), "embeddings and the like belong to no unit"
-        assert {unit for unit in in_units.values() if unit} == {unit.name for unit in staged.units}
-        for layer, unit in in_units.items():
-            runs = (outer[layer], inner[layer])
-            if unit is None:
-                assert runs in ((whole[layer], whole[layer]), (whole[layer], 0)), layer
+        names = [layer.name for layer in staged.layers]
+        owners = {module: next((name for name in names if is_in(module, name)), None) for module in whole}
+        assert None in owners.values(), "embeddings and the like belong to no layer"
+        assert {owner for owner in owners.values() if owner} == set(names)
+        for module, owner in owners.items():
+            runs = (outer[module], inner[module])
+            if owner is None:
+                assert runs in ((whole[module], whole[module]), (whole[module], 0)), module
             else:
-                is_inner = cut.is_inner([other.name for other in staged.units].index(unit))
-                assert runs == ((0, whole[layer]) if is_inner else (whole[layer], 0)), (cut, layer)
+                is_inner = point.is_inner(names.index(owner))
+                assert runs == ((0, whole[module]) if is_inner else (whole[module], 0)), (point, module)
 
 
-def is_in(layer: str, unit: str) -> bool:
-    return layer == unit or layer.startswith(unit + ".")
+def is_in(module: str, layer: str) -> bool:
+    return module == layer or module.startswith(layer + ".")
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_uncut_leaves_nothing_behind(name: str) -> None:
+def test_removing_leaves_nothing_behind(name: str) -> None:
     network = NETWORKS[name]()
     before = vars_of(network)
     staged = staged_of(network)
@@ -149,14 +152,14 @@ def test_uncut_leaves_nothing_behind(name: str) -> None:
     expected = evaluation.run(slice(0, 1))
     staged.measure(evaluation, slice(0, 1))
     assert vars_of(network) == before
-    for cut in staged.cuts[::7]:
-        put_cut(staged, cut, evaluation.sample.shape)
+    for point in staged.split_points[::7]:
+        apply_split(staged, point)
         assert vars_of(network) != before
-        staged.run_whole(evaluation, slice(0, 1), capture=True)
+        staged.run_whole(evaluation, slice(0, 1))
         staged.run_inner(evaluation, slice(0, 1), staged.down)
-    staged.uncut()
+    staged.remove()
     assert vars_of(network) == before
-    assert (staged.plan, staged.shape, staged.down, staged.up) == (None, None, (), ())
+    assert (staged.split, staged.made_for, staged.down, staged.up) == (None, None, (), ())
     assert torch.equal(network(**evaluation.arguments, return_dict=False)[0][:1], evaluation.run()[:1])
     assert torch.equal(evaluation.run(slice(0, 1)), expected)
 
@@ -173,15 +176,16 @@ def vars_of(network: torch.nn.Module) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["sdxl", "sd3"])
 @pytest.mark.parametrize("stage", ["outer", "inner"])
 def test_a_call_after_a_stage_runs_the_whole_network(name: str, stage: str) -> None:
-    """The cut stays in force between steps, and not every call of the network goes through it."""
+    """The split stays in force between steps, and not every call of the network goes through it."""
     network = NETWORKS[name]()
     staged = staged_of(network)
     evaluation = evaluation_of(network, 2, *SIZES[name])
     expected = evaluation.run()
-    put_cut(staged, staged.cuts[len(staged.cuts) // 2], evaluation.sample.shape)
-    staged.run_whole(evaluation, slice(0, 1), capture=True)
+    apply_split(staged, staged.split_points[len(staged.split_points) // 2])
+    staged.run_whole(evaluation, slice(0, 1))
+    up = staged.up
     if stage == "outer":
-        staged.run_outer(evaluation, slice(0, 1), up=staged.up)
+        staged.run_outer(evaluation, slice(0, 1), giving(up))
     else:
         staged.run_inner(evaluation, slice(0, 1), staged.down)
     assert torch.equal(network(**evaluation.arguments, return_dict=False)[0], expected)
@@ -193,13 +197,13 @@ def test_a_call_after_a_stage_that_failed_runs_the_whole_network(stage: str) -> 
     staged = staged_of(network)
     evaluation = evaluation_of(network, 2, 8, 8)
     expected = evaluation.run()
-    put_cut(staged, Cut(entry=0, exit=3), evaluation.sample.shape)
-    staged.run_whole(evaluation, slice(0, 1), capture=True)
+    apply_split(staged, SplitPoint(entry=0, exit=3))
+    staged.run_whole(evaluation, slice(0, 1))
     down, up = staged.down, staged.up
     block = network.transformer_blocks[4 if stage == "outer" else 1].attn
     handle = block.register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="planted"):
-        staged.run_outer(evaluation, slice(0, 1), up=up) if stage == "outer" else staged.run_inner(
+        staged.run_outer(evaluation, slice(0, 1), giving(up)) if stage == "outer" else staged.run_inner(
             evaluation, slice(0, 1), down
         )
     handle.remove()
@@ -215,28 +219,75 @@ def test_measured_costs_cover_the_whole_network(name: str) -> None:
     network = NETWORKS[name]()
     staged = staged_of(network)
     evaluation = evaluation_of(network, 2, *SIZES[name])
-    plans = staged.measure(evaluation, slice(1, 2))
-    assert [plan.cut for plan in plans] == staged.cuts
-    for plan in plans:
-        assert plan.entry == staged.units[plan.cut.entry].name
-        assert plan.exit == staged.units[plan.cut.exit].name
-        assert 0 < plan.outer < 1
-        assert 0 < plan.inner < 1
-        assert plan.outer + plan.inner >= 1 - 1e-9
-        assert plan.seconds == plans[0].seconds > 0
-    for plan in plans[::5]:
-        put_cut(staged, plan.cut, evaluation.sample.shape)
-        staged.run_whole(evaluation, slice(1, 2), capture=True)
-        assert plan.down_bytes == sum(tensor.nbytes for tensor in staged.down)
-        assert plan.up_bytes == sum(tensor.nbytes for tensor in staged.up)
+    splits = staged.measure(evaluation, slice(1, 2))
+    assert [split.point for split in splits] == staged.split_points
+    for split in splits:
+        assert split.entry == staged.layers[split.point.entry].name
+        assert split.exit == staged.layers[split.point.exit].name
+        assert 0 < split.outer < 1
+        assert 0 < split.inner < 1
+        assert split.outer + split.inner >= 1 - 1e-9
+        assert 0 < split.outer_work < 1
+        assert 0 < split.inner_work < 1
+        assert split.outer_work + split.inner_work >= 1 - 1e-9
+        assert split.seconds == splits[0].seconds > 0
+    for split in splits[::5]:
+        apply_split(staged, split.point)
+        staged.run_whole(evaluation, slice(1, 2))
+        assert split.down_bytes == sum(tensor.nbytes for tensor in staged.down)
+        assert split.up_bytes == sum(tensor.nbytes for tensor in staged.up)
 
 
 def test_a_wider_inner_stage_costs_more() -> None:
     network = NETWORKS["sd3"]()
     staged = staged_of(network)
-    plans = staged.measure(evaluation_of(network, 2, 8, 8), slice(0, 1))
-    inner = {plan.cut: plan.inner for plan in plans}
-    for cut, cost in inner.items():
-        for other, other_cost in inner.items():
-            if other.entry <= cut.entry and cut.exit <= other.exit and other != cut:
-                assert other_cost > cost
+    splits = staged.measure(evaluation_of(network, 2, 8, 8), slice(0, 1))
+    inner = {split.point: (split.inner, split.inner_work) for split in splits}
+    for point, (seconds, work) in inner.items():
+        for other, (other_seconds, other_work) in inner.items():
+            if other.entry <= point.entry and point.exit <= other.exit and other != point:
+                assert other_seconds > seconds
+                assert other_work > work
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_two_measurements_count_the_same_work(name: str) -> None:
+    """Times differ from one to the next, so nothing that decides an image may rest on them."""
+    counts = []
+    for _ in range(2):
+        network = NETWORKS[name]()
+        splits = staged_of(network).measure(evaluation_of(network, 2, *SIZES[name]), slice(1, 2))
+        counts.append([(split.outer_work, split.inner_work, split.down_bytes, split.up_bytes) for split in splits])
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("name", ["sdxl", "sd3"])
+def test_a_feature_stands_for_the_inner_result(name: str) -> None:
+    """U-Nets keep the result itself; transformers what their inner blocks add to their input."""
+    network = NETWORKS[name]()
+    staged = staged_of(network)
+    evaluation = evaluation_of(network, 2, *SIZES[name])
+    apply_split(staged, staged.split_points[1])
+    staged.run_whole(evaluation, slice(0, 1))
+    down, up = staged.down, staged.up
+    feature = staged.feature(down, up)
+    if name == "sdxl":
+        assert_same(feature, up, staged.split_points[1])
+    else:
+        expected = tuple(result - given for result, given in zip(up, down, strict=True))
+        assert_same(feature, expected, staged.split_points[1])
+    again = staged.result(down, feature)
+    assert all(torch.allclose(ours, theirs, atol=1e-6) for ours, theirs in zip(again, up, strict=True))
+
+
+def test_boundaries_are_let_go_at_the_end_of_a_call() -> None:
+    network = NETWORKS["sd3"]()
+    staged = staged_of(network)
+    apply_split(staged, staged.split_points[0])
+    staged.run_whole(evaluation_of(network, 2, 8, 8), slice(0, 1))
+    assert staged.down
+    assert staged.up
+    split = staged.split
+    staged.release()
+    assert (staged.down, staged.up) == ((), ())
+    assert staged.split is split  # stays in force

@@ -1,14 +1,26 @@
+"""The status protocol of one run, with a second rank that says what the test lets it say."""
+
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
 
-from hybridiff.distributed.channel import Channel, Status
-from hybridiff.distributed.comm import CommError, LocalComm, RankError
-from hybridiff.report.report import Timeline
+from hybridiff.distributed.channel import Channel
+from hybridiff.distributed.comm import LocalComm
+from hybridiff.distributed.gather import GatherMessages
+from hybridiff.distributed.readback import Readback
+from hybridiff.distributed.status import SLOT, SlotTable, Status
+from hybridiff.errors import CommError, RankError
+from hybridiff.report.timeline import Timeline
+from hybridiff.schedule.kinds import StepKind
+from support.events import FakeEvent
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+STEPS, STEP = 10, 3
 
 
 class Scripted(LocalComm):
@@ -16,121 +28,292 @@ class Scripted(LocalComm):
 
     def __init__(self) -> None:
         super().__init__(2)
-        self.members = (0,)
+        self.local_ranks = (0,)
         self.status = Status.WORKING
+        self.kind = StepKind.FULL
+        self.step: int | None = None  # that of rank 0
+        self.prediction = 10.0
         self.story: Any = (Status.WORKING, "step 3", None)
+        self.answer: Any = None  # to the first object, before its story
         self.log: list[str] = []
         self.dead = False
 
-    def gather(self, packets: Mapping[int, torch.Tensor], out: torch.Tensor) -> None:
+    def all_gather(self, buffers: Mapping[int, torch.Tensor], out: torch.Tensor) -> None:
         self._note("gather")
-        out[0].copy_(packets[0])
-        out[1].fill_(10)
-        out[1, -1] = float(self.status)
+        out[0].copy_(buffers[0])
+        out[1].fill_(self.prediction)
+        out[1, -SLOT:].copy_(buffers[0][-SLOT:])  # the same step, unless told otherwise
+        low_and_high = out[1, -2:].float().tolist()
+        step = int(low_and_high[0] + 128 * low_and_high[1]) if self.step is None else self.step
+        SlotTable(STEPS, out).write(out[1], self.status, self.kind, step)
 
-    def exchange(self, thing: Any) -> list[Any]:
-        self._note("exchange")
-        return [thing, self.story]
+    def all_gather_object(self, thing: Any) -> list[Any]:
+        self._note("objects")
+        answer, self.answer = self.answer, None
+        return [thing, self.story if answer is None else answer]
 
     def _note(self, message: str) -> None:
         self.log.append(message)
         if self.dead:
-            self.broken = True
+            self.fail()
             raise CommError("gone")
 
 
-def open_channel(dtype: torch.dtype = torch.float32) -> tuple[Channel, Scripted]:
+def closed_channel() -> tuple[Channel, Scripted]:
     comm = Scripted()
-    channel = Channel(comm, lambda: "warm-up, step 3", Timeline())
-    channel.open(3, torch.zeros(1, dtype=dtype))
-    return channel, comm
+    return Channel(comm, lambda: "the start of the run", Timeline()), comm
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_a_gather_hands_over_pieces_and_settles_with_scalars(dtype: torch.dtype) -> None:
-    channel, comm = open_channel(dtype)
-    gathered = channel.gather({0: torch.tensor([[1.0, 2.0]], dtype=dtype)})
-    assert gathered.tolist() == [[1, 2, 0], [10, 10, 10]]
-    assert channel.settle(torch.tensor([0.25, -3.5])) == [0.25, -3.5]
-    assert channel.settle() == []
+def open_channel(dtype: torch.dtype = torch.float32, elements: int = 2) -> tuple[Channel, GatherMessages, Scripted]:
+    comm = Scripted()
+    channel = Channel(comm, lambda: f"warm-up, step {channel.step}", Timeline())
+    like = torch.zeros(1, dtype=dtype)
+    messages = GatherMessages(channel, elements, like)
+    channel.open(STEPS, like, {StepKind.FULL: messages, StepKind.REUSE: messages})
+    channel.begin_step(STEP, StepKind.FULL)
+    return channel, messages, comm
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_gather_hands_over_pieces_and_reads_scalars(dtype: torch.dtype) -> None:
+    _, messages, comm = open_channel(dtype)
+    gathered = messages.all_gather({0: torch.tensor([[1.0, 2.0]], dtype=dtype)})
+    assert gathered.tolist() == [[1, 2], [10, 10]]
+    assert messages.read_status(torch.tensor([0.25, -3.5])).values() == [0.25, -3.5]
+    assert messages.read_status().values() == []
     assert comm.log == ["gather"]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_scalars_may_be_read_late_and_twice() -> None:
+    """As `cfg` does: at the next message, and again for the report."""
+    channel, messages, _ = open_channel()
+    messages.all_gather({0: torch.tensor([1.0, 2.0])})
+    first = messages.read_status(torch.tensor([0.25]))
+    channel.begin_step(STEP + 1, StepKind.FULL)
+    messages.all_gather({0: torch.tensor([3.0, 4.0])})
+    second = messages.read_status(torch.tensor([0.5]))
+    assert (second.values(), first.values(), second.values()) == ([0.5], [0.25], [0.5])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("status", list(Status))
-def test_every_status_survives_the_tail(status: Status, dtype: torch.dtype) -> None:
-    channel, comm = open_channel(dtype)
+def test_every_status_is_heard(status: Status, dtype: torch.dtype) -> None:
+    channel, messages, comm = open_channel(dtype)
     comm.status = status
-    channel.gather({0: torch.full((3,), float("nan"), dtype=dtype)})  # bad predictions do not touch the tail
-    if status < Status.FINISHED:
-        channel.settle()
-        assert channel.interrupted is (status is Status.INTERRUPTED)
-    else:
+    messages.all_gather({0: torch.ones(2, dtype=dtype)})
+    if status.is_leaving:
         with pytest.raises(RankError):
-            channel.settle()
+            messages.read_status().values()
+    else:
+        messages.read_status().values()
+        assert channel.interrupted is (status is Status.INTERRUPTED)
+
+
+def test_what_nobody_asked_for_is_heeded_before_the_next_message() -> None:
+    channel, messages, comm = open_channel()
+    comm.status = Status.FAILED
+    comm.story = (Status.FAILED, "warm-up, step 2", "ValueError: dark")
+    messages.all_gather({})
+    messages.read_status()
+    assert comm.log == ["gather"]
+    channel.begin_step(STEP + 1, StepKind.FULL)
+    with pytest.raises(RankError, match=r"^rank 1 failed in warm-up, step 2: ValueError: dark$"):
+        messages.all_gather({})
+    assert comm.log == ["gather", "objects"]  # nothing more is sent
 
 
 def test_an_interrupt_is_not_forgotten() -> None:
-    channel, comm = open_channel()
+    channel, messages, comm = open_channel()
     comm.status = Status.INTERRUPTED
-    channel.beat()
+    messages.heartbeat(torch.zeros(1))
+    messages.read_status()
+    assert not channel.interrupted  # not yet
     comm.status = Status.WORKING
-    channel.beat()
+    messages.heartbeat(torch.zeros(1))
+    messages.read_status().values()
     assert channel.interrupted
 
 
 def test_an_error_of_another_rank_is_told_with_its_place() -> None:
-    channel, comm = open_channel()
+    _, messages, comm = open_channel()
     comm.status = Status.FAILED
     comm.story = (Status.FAILED, "warm-up, step 2", "ValueError: dark")
-    channel.gather({})
+    messages.all_gather({})
     with pytest.raises(RankError, match=r"^rank 1 failed in warm-up, step 2: ValueError: dark$"):
-        channel.settle()
-    assert comm.log == ["gather", "exchange"]
+        messages.read_status().values()
+    assert comm.log == ["gather", "objects"]
 
 
 def test_a_rank_that_left_early_is_named() -> None:
-    channel, comm = open_channel()
+    _, messages, comm = open_channel()
     comm.status = Status.FINISHED
     comm.story = (Status.FINISHED, "warm-up, step 2", None)
-    channel.gather({})
+    messages.all_gather({})
     with pytest.raises(RankError, match="rank 0 goes on; rank 1 left the denoising loop in warm-up, step 2"):
-        channel.settle()
+        messages.read_status().values()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_ranks_at_different_steps(dtype: torch.dtype) -> None:
+    channel, messages, comm = open_channel(dtype)
+    channel.begin_step(7, StepKind.FULL)
+    comm.step = 8
+    messages.all_gather({})
+    sentence = (
+        r"^ranks are at different steps: rank 0 at step 7 \(full\), rank 1 at step 8 \(full\); "
+        "make the same call on every rank$"
+    )
+    with pytest.raises(RankError, match=sentence):
+        messages.read_status().values()
+    assert comm.log == ["gather"]  # every rank reads the same slots, so nothing needs to be told
+
+
+def test_ranks_in_steps_of_different_kinds() -> None:
+    _, messages, comm = open_channel()
+    comm.kind = StepKind.REUSE
+    messages.all_gather({})
+    with pytest.raises(RankError, match=r"rank 0 at step 3 \(full\), rank 1 at step 3 \(reuse\)"):
+        messages.read_status().values()
+
+
+def test_a_rank_that_leaves_need_not_be_at_the_same_step() -> None:
+    """It takes part in the next message that it knows of; why it left is what counts."""
+    _, messages, comm = open_channel()
+    comm.step, comm.status = 8, Status.FAILED
+    comm.story = (Status.FAILED, "parallel, step 6", "ValueError: dark")
+    messages.all_gather({})
+    with pytest.raises(RankError, match="rank 1 failed in parallel, step 6"):
+        messages.read_status().values()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_predictions_that_are_no_numbers(value: float, dtype: torch.dtype) -> None:
+    """They do not touch the status slots, name the rank, and the step in which they were made."""
+    channel, messages, comm = open_channel(dtype)
+    comm.prediction = value
+    messages.all_gather({0: torch.ones(2, dtype=dtype)})
+    reading = messages.read_status()
+    channel.begin_step(STEP + 1, StepKind.FULL)
+    with pytest.raises(RankError, match="rank 1 predicted NaN or infinity in warm-up, step 3; if the network runs in"):
+        reading.values()
+    assert not channel.interrupted
+
+
+def test_a_heartbeat_tells_whether_a_prediction_is_finite() -> None:
+    channel, messages, comm = open_channel()
+    comm.prediction = 0.0
+    messages.heartbeat(torch.tensor([1.0, float("inf"), 2.0]))
+    with pytest.raises(RankError, match="rank 0 predicted NaN or infinity in warm-up, step 3"):
+        messages.read_status().values()
+    assert channel.sent.keys() == {"control"}
+
+
+def test_bytes_of_a_message_and_of_its_status_slots() -> None:
+    channel, messages, _ = open_channel(torch.bfloat16, elements=5)
+    messages.all_gather({})
+    assert channel.sent == {"prediction": 2 * 5 * 2, "control": 2 * SLOT * 2}
 
 
 def test_a_failing_rank_takes_part_in_the_gather_that_others_wait_for() -> None:
-    channel, comm = open_channel()
+    channel, _, comm = open_channel()
     channel.fail(ValueError("mine"))  # raises nothing: the error itself is on its way
     assert channel.status is Status.FAILED
-    assert comm.log == ["gather", "exchange"]
+    assert comm.log == ["gather", "objects"]
 
 
-def test_before_packets_have_a_size_ranks_leave_by_an_exchange() -> None:
-    comm = Scripted()
-    channel = Channel(comm, lambda: "the start of the run", Timeline())
+def test_a_rank_that_fails_after_its_messages_takes_part_in_those_of_the_next_step() -> None:
+    channel, messages, comm = open_channel()
+    messages.all_gather({})
+    messages.read_status()
+    channel.ahead = lambda: (STEP + 4, StepKind.REUSE)
+    channel.fail(ValueError("mine"))
+    assert comm.log == ["gather", "gather", "objects"]
+    assert (channel.step, channel.kind) == (STEP + 4, StepKind.REUSE)
+
+
+def test_a_rank_that_fails_where_another_did_sends_nothing_more() -> None:
+    """The other one waits for the stories already."""
+    channel, messages, comm = open_channel()
+    comm.status = Status.FAILED
+    messages.all_gather({})
+    messages.read_status()
+    channel.fail(ValueError("mine"))
+    assert comm.log == ["gather", "objects"]
+
+
+def test_a_rank_that_fails_where_steps_differ_sends_nothing_more() -> None:
+    """The others read the same slots, and leave by themselves."""
+    channel, messages, comm = open_channel()
+    comm.step = 8
+    messages.all_gather({})
+    messages.read_status()
+    channel.fail(ValueError("mine"))
+    assert comm.log == ["gather"]
+
+
+def test_what_the_last_message_said_is_heeded_at_the_end() -> None:
+    channel, messages, comm = open_channel()
+    comm.prediction = float("nan")
+    messages.all_gather({})
+    messages.read_status()
+    with pytest.raises(RankError, match="rank 1 predicted NaN"):
+        channel.finish()
+
+
+def test_before_buffers_have_a_size_ranks_leave_by_objects() -> None:
+    channel, comm = closed_channel()
     assert not channel.is_open
     comm.story = (Status.FINISHED, None)
     channel.finish()
-    assert comm.log == ["exchange"]
+    assert comm.log == ["objects"]
 
 
 def test_finishing_while_another_goes_on_raises() -> None:
-    channel, _ = open_channel()
+    channel, _, _ = open_channel()
     with pytest.raises(RankError, match="rank 0 left the denoising loop in warm-up, step 3; rank 1 goes on"):
         channel.finish()
 
 
 def test_a_broken_group_is_left_alone() -> None:
-    channel, comm = open_channel()
+    channel, messages, comm = open_channel()
     comm.dead = True
-    with pytest.raises(RankError, match=r"^rank 0 in warm-up, step 3, waiting .*: gone$"):
-        channel.gather({})
+    with pytest.raises(RankError, match=r"^rank 0 in warm-up, step 3, waiting to gather the predictions: gone$"):
+        messages.all_gather({})
     channel.fail(ValueError("mine"))
     assert comm.log == ["gather"]
 
 
-def test_agreeing_returns_what_every_rank_said_while_all_take_part() -> None:
-    comm = Scripted()
-    channel = Channel(comm, lambda: "the start of the run", Timeline())
-    comm.story = (Status.WORKING, "theirs")
-    assert channel.agree("mine", "a test") == ["mine", "theirs"]
+def test_a_status_that_never_arrives_breaks_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On GPUs this is where a lost rank shows: messages are only put into the stream."""
+    never = functools.partial(Readback, make_event=lambda device: FakeEvent(ready_after=None))
+    monkeypatch.setattr("hybridiff.distributed.reading.Readback", never)
+    channel, messages, comm = open_channel()
+    comm.timeout = 0.05
+    messages.all_gather({})
+    messages.read_status()
+    sentence = r"^rank 0 in warm-up, step 3, waiting to hear how the ranks fare: no answer .* within 0\.05 s"
+    with pytest.raises(RankError, match=sentence):
+        channel.heed_unread()
+    assert comm.broken
+    channel.fail(ValueError("mine"))
+    assert comm.log == ["gather"]
+
+
+def test_consensus_returns_what_every_rank_said_while_all_take_part() -> None:
+    channel, comm = closed_channel()
+    comm.answer = (Status.WORKING, "theirs")
+    assert channel.consensus("mine", "a test") == ["mine", "theirs"]
+    comm.answer, comm.story = (Status.FAILED, None), (Status.FAILED, "the start of the run", "ValueError: dark")
+    with pytest.raises(RankError, match="rank 1 failed in the start of the run: ValueError: dark"):
+        channel.consensus("mine", "a test")
+
+
+def test_consensus_first_heeds_what_the_latest_message_said() -> None:
+    channel, messages, comm = open_channel()
+    comm.status, comm.story = Status.FAILED, (Status.FAILED, "warm-up, step 2", "ValueError: dark")
+    messages.all_gather({})
+    messages.read_status()
+    with pytest.raises(RankError, match="rank 1 failed in warm-up, step 2: ValueError: dark"):
+        channel.consensus("mine", "a test")
+    assert comm.log == ["gather", "objects"]

@@ -4,37 +4,61 @@ import pickle
 
 import torch
 
-from hybridiff.distributed.comm import Comm, CommError, LocalComm, RankError
+from hybridiff.distributed.comm import LocalComm
+from hybridiff.distributed.process import world_comm
+from hybridiff.errors import CommError, RankError
 
 
 def test_local_ranks_gather_in_order_of_rank() -> None:
     comm = LocalComm(3)
     out = torch.zeros(3, 2)
-    comm.gather({rank: torch.full((2,), float(rank)) for rank in comm.members}, out)
+    comm.all_gather({rank: torch.full((2,), float(rank)) for rank in comm.local_ranks}, out)
     assert out.tolist() == [[0, 0], [1, 1], [2, 2]]
 
 
-def test_local_ranks_swap_and_hand_out() -> None:
+def test_local_ranks_swap_and_broadcast() -> None:
     comm = LocalComm(2)
     incoming = {0: torch.zeros(1), 1: torch.zeros(1)}
-    comm.swap({0: 1, 1: 0}, {0: torch.tensor([10.0]), 1: torch.tensor([11.0])}, incoming)
+    comm.sendrecv({0: 1, 1: 0}, {0: torch.tensor([10.0]), 1: torch.tensor([11.0])}, incoming)
     assert (incoming[0].item(), incoming[1].item()) == (11, 10)
-    packets = {0: torch.tensor([1.0]), 1: torch.tensor([2.0])}
-    comm.hand_out(1, packets)
-    assert (packets[0].item(), packets[1].item()) == (2, 2)
+    buffers = {0: torch.tensor([1.0]), 1: torch.tensor([2.0])}
+    comm.broadcast(1, buffers)
+    assert (buffers[0].item(), buffers[1].item()) == (2, 2)
 
 
 def test_one_process_plays_all_local_ranks() -> None:
     comm = LocalComm(2)
-    assert comm.members == (0, 1)
+    assert comm.local_ranks == (0, 1)
     assert comm.rank == 0
     assert comm.is_leader
-    assert comm.exchange("thing") == ["thing", "thing"]
+    assert comm.all_gather_object("thing") == ["thing", "thing"]
     assert not comm.broken
 
 
+def test_local_ranks_split_into_groups_that_are_numbered_anew() -> None:
+    first, second, third = LocalComm(5).split([[0, 3], [1, 2], [4]])
+    assert [comm.size if comm else None for comm in (first, second, third)] == [2, 2, 1]
+    assert first is not None
+    assert second is not None
+    out, other = torch.zeros(2, 1), torch.zeros(2, 1)
+    first.all_gather({0: torch.tensor([1.0]), 1: torch.tensor([2.0])}, out)
+    second.all_gather({0: torch.tensor([3.0]), 1: torch.tensor([4.0])}, other)
+    assert (out.tolist(), other.tolist()) == ([[1], [2]], [[3], [4]])
+    first.fail()
+    assert first.broken
+    assert not second.broken
+
+
 def test_without_a_process_group_the_world_is_one_local_rank() -> None:
-    assert Comm.world(timeout=1.0).size == 1
+    comm = world_comm(timeout=1.0)
+    assert isinstance(comm, LocalComm)
+    assert comm.size == 1
+
+
+def test_a_group_that_was_given_up_is_broken() -> None:
+    comm = LocalComm(2)
+    comm.fail()
+    assert comm.broken
 
 
 def test_a_message_that_did_not_come_is_a_rank_error() -> None:

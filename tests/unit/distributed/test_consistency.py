@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import functools
+import pickle
+import threading
+import traceback
 from typing import Any
 
 import numpy as np
@@ -8,19 +12,51 @@ import torch
 from PIL import Image
 
 from hybridiff.distributed.comm import LocalComm
-from hybridiff.distributed.consistency import describe, describe_call, random_state_digest, require_same
+from hybridiff.distributed.consistency import (
+    describe,
+    describe_call,
+    device_identity,
+    random_state_digest,
+    require_same,
+)
+from hybridiff.errors import RankError, UsageError
 from support.pipelines import build, call_arguments
 
 
-class OtherRank(LocalComm):
-    """A second rank that answers every exchange with the same thing."""
+class Answered(LocalComm):
+    """All ranks have said what they say; None as the answers notes down what this one says."""
 
-    def __init__(self, answer: Any) -> None:
-        super().__init__(2)
-        self.answer = answer
+    def __init__(self, answers: list[Any] | None) -> None:
+        super().__init__(len(answers or [None]))
+        self.answers = answers
+        self.said: Any = None
 
-    def exchange(self, thing: Any) -> list[Any]:
-        return [thing, self.answer]
+    def all_gather_object(self, thing: Any) -> list[Any]:
+        self.said = thing
+        return [{}] if self.answers is None else self.answers
+
+
+def said(description: Any) -> Any:
+    """What a rank with this description, or error, tells the others."""
+    comm = Answered(None)
+    try:
+        require_same(comm, description)
+    except Exception:
+        assert comm.said is not None
+    return pickle.loads(pickle.dumps(comm.said))
+
+
+def outcomes(*descriptions: Any) -> list[Any]:
+    """What each rank raises, None where nothing, if these are the ranks' descriptions or errors."""
+    answers = [said(description) for description in descriptions]
+    results: list[Any] = []
+    for description in descriptions:
+        try:
+            require_same(Answered(answers), description)
+            results.append(None)
+        except Exception as error:
+            results.append(error)
+    return results
 
 
 @pytest.mark.parametrize(
@@ -79,41 +115,133 @@ def test_where_a_network_was_read_from_is_not_compared() -> None:
     assert describe_call(pipe, pipe.transformer, {}) != plain
 
 
+class Thing:
+    """Its repr holds its address."""
+
+
+def test_objects_in_different_places_are_described_alike() -> None:
+    assert " at 0x" in repr(Thing())
+    one, other = Thing(), Thing()
+    assert repr(one) != repr(other)
+    assert describe(one) == describe(other)
+    assert describe([{"a": one}]) == describe([{"a": other}])
+    assert describe(one) != describe(threading.Lock())
+    assert describe(functools.partial(print, 1)) == describe(functools.partial(print, 1))
+    assert describe(lambda: 1) == describe(lambda: 1)
+
+
+def test_a_text_that_speaks_of_an_address_is_a_text() -> None:
+    assert describe("a house at 0x12") != describe("a house")
+
+
+def test_what_a_device_computes_depends_on_more_than_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    identity = device_identity(cpu)
+    assert device_identity(cpu) == identity
+    assert torch.__version__ in identity
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: 77)
+        assert device_identity(cpu) != identity
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+        assert device_identity(cpu) != identity
+
+
 def test_ranks_that_agree_pass() -> None:
-    assert require_same(OtherRank({"prompt": "'a'"}), {"prompt": "'a'"}) is None
+    assert outcomes({"prompt": "'a'"}, {"prompt": "'a'"}) == [None, None]
+
+
+def check_usage_errors(results: list[Any], sentence: str) -> None:
+    """Every rank raises the same sentence."""
+    for result in results:
+        assert type(result) is UsageError
+        assert str(result) == sentence
 
 
 def test_a_disagreement_names_the_argument_and_both_values() -> None:
-    sentence = "ranks disagree on prompt: rank 0 has 'a', rank 1 has 'b'; make the same call on every rank"
-    with pytest.raises(ValueError, match=sentence):
-        require_same(OtherRank({"prompt": "'b'"}), {"prompt": "'a'"})
+    sentence = "ranks disagree on prompt: rank 0 has 'a', rank 2 has 'b'; make the same call on every rank"
+    check_usage_errors(outcomes({"prompt": "'a'"}, {"prompt": "'a'"}, {"prompt": "'b'"}), sentence)
 
 
 def test_a_missing_argument_is_a_disagreement() -> None:
-    with pytest.raises(ValueError, match="disagree on steps: rank 0 has nothing, rank 1 has 5"):
-        require_same(OtherRank({"steps": "5"}), {})
+    with pytest.raises(UsageError, match="disagree on steps: rank 0 has nothing, rank 1 has 5"):
+        require_same(Answered([{}, {"steps": "5"}]), {})
 
 
 def test_of_long_texts_the_part_that_differs_is_shown() -> None:
     long = "a very long prompt, " * 50
-    with pytest.raises(ValueError, match="with a ring") as caught:
-        require_same(OtherRank({"prompt": long + "with a cube" + long}), {"prompt": long + "with a ring" + long})
-    assert "with a cube" in str(caught.value)
-    assert len(str(caught.value)) < 400
+    result, _ = outcomes({"prompt": long + "with a ring" + long}, {"prompt": long + "with a cube" + long})
+    assert "with a ring" in str(result)
+    assert "with a cube" in str(result)
+    assert len(str(result)) < 400
 
 
-def test_an_error_of_one_rank_is_raised_by_all_with_its_name() -> None:
-    with pytest.raises(ValueError, match="rank 1 cannot start: no such model"):
-        require_same(OtherRank("no such model"), {})
-    error = KeyError("prompt")
-    with pytest.raises(ValueError, match="rank 0 cannot start: 'prompt'") as caught:
-        require_same(OtherRank({}), error)
-    assert caught.value.__cause__ is error
+def test_a_users_mistake_on_one_rank_is_raised_by_all_with_its_name() -> None:
+    mistake = UsageError("no such model")
+    results = outcomes({}, mistake)
+    check_usage_errors(results, "rank 1 cannot start: no such model")
+    assert results[1].__cause__ is mistake
 
 
-def test_an_error_that_all_ranks_share_is_told_once() -> None:
-    with pytest.raises(ValueError, match=r"^bad value$"):
-        require_same(LocalComm(2), ValueError("bad value"))
+def test_mistakes_of_two_ranks() -> None:
+    results = outcomes(UsageError("one"), {}, UsageError("another"))
+    check_usage_errors(results, "rank 0 cannot start: one; rank 2 cannot start: another")
+
+
+def test_a_mistake_that_all_ranks_share_is_told_once() -> None:
+    check_usage_errors(outcomes(UsageError("bad value"), UsageError("bad value")), "bad value")
+
+
+def failing_description() -> Exception:
+    try:
+        return Exception({}["prompt"])
+    except KeyError as error:
+        return error
+
+
+class Unpicklable(Exception):
+    """As some of CUDA's errors."""
+
+    def __init__(self) -> None:
+        super().__init__("a lost handle")
+        self.handle = threading.Lock()
+
+
+def test_an_error_of_another_kind_stays_what_it_is_and_the_others_hear_of_it() -> None:
+    error = failing_description()
+    mine, other = outcomes(error, {})
+    assert mine is error
+    assert "failing_description" in "".join(traceback.format_exception(mine))
+    assert type(other) is RankError
+    assert str(other) == "rank 0 cannot start: 'prompt'"
+
+
+def test_a_value_error_that_is_no_mistake_of_the_user_stays_what_it_is() -> None:
+    error = ValueError("from deep inside")
+    mine, other = outcomes(error, {})
+    assert mine is error
+    assert type(other) is RankError
+
+
+def test_an_error_that_cannot_be_pickled_leaves_nobody_waiting() -> None:
+    error = Unpicklable()
+    mine, other = outcomes(error, {})
+    assert mine is error
+    assert str(other) == "rank 0 cannot start: a lost handle"
+
+
+def test_errors_of_all_kinds_at_once() -> None:
+    broken = failing_description()
+    mistaken, own, bystander = outcomes(UsageError("no such model"), broken, {})
+    assert own is broken
+    for result in (mistaken, bystander):
+        assert type(result) is RankError
+        assert str(result) == "rank 0 cannot start: no such model; rank 1 cannot start: 'prompt'"
+
+
+def test_errors_of_another_kind_on_all_ranks_stay_what_they_are() -> None:
+    first, second = failing_description(), failing_description()
+    assert outcomes(first, second) == [first, second]
 
 
 def test_the_digest_of_the_global_random_state_follows_it() -> None:
