@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hybridiff import ParallelConfig, parallelize
-from support.failing import GROUP_TIMEOUT, QUICK
+from support.failing import GROUP_TIMEOUT, QUICK, SOON
 from support.jobs import Outcome, attempt, rank
 from support.pipelines import build, draw
 from support.ranks import run_ranks
@@ -33,7 +33,7 @@ REUSE = CACHED | {"step_kind": "reuse"}
     ],
 )
 def test_all_ranks_say_who_is_where(ranks: int, config: dict[str, Any], faulty: int, step: int, places: str) -> None:
-    results = run_ranks(run_with_other_policy, ranks, config, faulty, step, GROUP_TIMEOUT)
+    results = run_ranks(run_with_other_policy, ranks, config, faulty, step)
     told = [f"rank {number} at step {place}" for number, place in enumerate(places.split(", "))]
     for outcome, again in results:
         assert outcome.error == "RankError", outcome
@@ -44,7 +44,7 @@ def test_all_ranks_say_who_is_where(ranks: int, config: dict[str, Any], faulty: 
 
 def test_a_cached_last_step_on_one_rank_alone() -> None:
     """It has left the loop when the other one still waits for a prediction."""
-    for outcome, again in run_ranks(run_with_other_policy, 2, CACHED, 1, 9, GROUP_TIMEOUT):
+    for outcome, again in run_ranks(run_with_other_policy, 2, CACHED, 1, 9):
         assert outcome.error == "RankError"
         assert "rank 0 goes on; rank 1 left the denoising loop in " in outcome.message
         assert outcome.seconds < QUICK
@@ -53,27 +53,27 @@ def test_a_cached_last_step_on_one_rank_alone() -> None:
 
 def test_messages_of_different_forms_end_at_the_deadline() -> None:
     """A swap on one rank and a gather on the other never meet; both say what they waited for."""
-    first, second = run_ranks(run_with_other_phase, 2, 5.0)
+    first, second = run_ranks(run_with_other_phase, 2)
     assert (first.error, second.error) == ("RankError", "RankError")
     assert first.message.startswith("rank 0 in parallel, step 4, waiting to swap the stages' boundaries: ")
     assert second.message.startswith("rank 1 in warm-up, step 4, waiting to gather the predictions: ")
     assert max(first.seconds, second.seconds) < QUICK
 
 
-def run_with_other_policy(config: dict[str, Any], faulty: int, step: int, timeout: float) -> tuple[Outcome, Outcome]:
+def run_with_other_policy(config: dict[str, Any], faulty: int, step: int) -> tuple[Outcome, Outcome]:
     """How a run ends in which one rank does not compute a step in full, and the next one, in which it does."""
     from hybridiff.schedule.fixed import FixedPolicy
 
     kind = FixedPolicy.kind
     if rank() == faulty:
         FixedPolicy.kind = lambda policy, which: policy.step_kind if which == step else kind(policy, which)  # type: ignore[method-assign]
-    parallel = parallelize(build("sd3"), ParallelConfig(outputs="all", timeout=timeout, **config))
+    parallel = parallelize(build("sd3"), ParallelConfig(outputs="all", timeout=GROUP_TIMEOUT, **config))
     outcome = attempt(lambda: draw(parallel, "sd3", **STEPS))
     FixedPolicy.kind = kind  # type: ignore[method-assign]
     return outcome, attempt(lambda: draw(parallel, "sd3", **STEPS))
 
 
-def run_with_other_phase(timeout: float) -> Outcome:
+def run_with_other_phase() -> Outcome:
     """Rank 1 forgets that the parallel phase has begun."""
     from hybridiff.schedule.kinds import Phase, StepKind
     from hybridiff.strategies.published.rule import PublishedPolicy
@@ -83,5 +83,5 @@ def run_with_other_phase(timeout: float) -> Outcome:
             PublishedPolicy.phase = lambda policy, step: Phase.WARM_UP  # type: ignore[method-assign]
             PublishedPolicy.kind = lambda policy, step: StepKind.FULL  # type: ignore[method-assign]
 
-    parallel = parallelize(build("sd3"), ParallelConfig(timeout=timeout, **capped(10, 3, 4, split_point=1)))
+    parallel = parallelize(build("sd3"), ParallelConfig(timeout=SOON, **capped(10, 3, 4, split_point=1)))
     return attempt(lambda: draw(parallel, "sd3", num_inference_steps=10, callback_on_step_end=callback_at(3, forget)))
