@@ -1,4 +1,4 @@
-"""Contract 6 around skipped steps, which have no messages: whatever happens on one rank shows with the next one."""
+"""Contract 6 around cached steps, which have no messages: whatever happens on one rank shows with the next message."""
 
 from __future__ import annotations
 
@@ -16,20 +16,17 @@ from support.failing import GROUP_TIMEOUT, QUICK, Planted, check_fault, run_with
 from support.jobs import Drawn, Outcome, attempt, draw_parallel, rank
 from support.pipelines import build, draw
 from support.ranks import run_ranks
-from support.schedules import callback_at, capped, guidance_until
+from support.schedules import callback_at, capped, guidance_until, split_at
 
 pytestmark = pytest.mark.distributed
 
 STEPS = {"num_inference_steps": 10}
 TWO = {"num_images_per_prompt": 2}
-BY_HAND = {"strategy": "hybrid", "switching": "fixed"}
-SKIP = BY_HAND | {"full_steps": "0-2,6,9"}
-"""Two groups of skipped steps: 3 to 5, 7 and 8."""
-OPEN = BY_HAND | {"full_steps": "0-2,6"}
+CACHED = {"strategy": "hybrid", "full_steps": "0-2,6,9", "step_kind": "cached"}
+"""Two groups of cached steps: 3 to 5, 7 and 8."""
+OPEN = CACHED | {"full_steps": "0-2,6"}
 """The second group lasts to the end."""
-REUSE = SKIP | {"between": "reuse", "cut": 1}
-MIXED = SKIP | {"between": "mixed", "cut": 1}
-"""Steps 3 and 5 are pipelined, step 4 reuses; then step 7 is pipelined, and step 8 reuses."""
+REUSE = CACHED | {"step_kind": "reuse", "calibration": split_at("reuse", 1)}
 
 
 def failing(
@@ -50,20 +47,20 @@ def fail_in_a_run(
 @pytest.mark.parametrize(
     ("ranks", "config", "faulty", "place", "step"),
     [
-        pytest.param(2, SKIP, 0, "callback", 2, id="before the first skipped step"),
-        pytest.param(2, SKIP, 1, "callback", 3, id="in a skipped step"),
-        pytest.param(2, SKIP, 0, "scheduler", 4, id="scheduler in a skipped step"),
-        pytest.param(2, SKIP, 1, "callback", 5, id="in the last of a group"),
-        pytest.param(2, SKIP, 1, "embedding", 6, id="network in the full step after it"),
-        pytest.param(2, SKIP, 0, "callback", 9, id="in the last step"),
+        pytest.param(2, CACHED, 0, "callback", 2, id="before the first cached step"),
+        pytest.param(2, CACHED, 1, "callback", 3, id="in a cached step"),
+        pytest.param(2, CACHED, 0, "scheduler", 4, id="scheduler in a cached step"),
+        pytest.param(2, CACHED, 1, "callback", 5, id="in the last of a group"),
+        pytest.param(2, CACHED, 1, "embedding", 6, id="network in the full step after it"),
+        pytest.param(2, CACHED, 0, "callback", 9, id="in the last step"),
         pytest.param(2, OPEN, 1, "callback", 7, id="no full step to come"),
-        pytest.param(2, OPEN, 0, "scheduler", 9, id="in the last step, skipped"),
-        pytest.param(4, SKIP, 2, "callback", 4, id="one of four"),
+        pytest.param(2, OPEN, 0, "scheduler", 9, id="in the last step, cached"),
+        pytest.param(4, CACHED, 2, "callback", 4, id="one of four"),
         pytest.param(4, REUSE, 3, "outer", 4, id="one of four, network in a reuse step"),
-        pytest.param(2, MIXED, 0, "inner", 5, id="pipelined step after a reuse step"),
-        pytest.param(2, MIXED, 1, "callback", 3, id="between pipelined and reuse step"),
-        pytest.param(2, MIXED, 0, "callback", 4, id="between reuse and pipelined step"),
-        pytest.param(2, MIXED, 1, "outer", 8, id="reuse step after a pipelined step"),
+        pytest.param(2, REUSE, 0, "callback", 3, id="callback in a reuse step"),
+        pytest.param(2, REUSE, 1, "embedding", 5, id="network in the last reuse step of a group"),
+        pytest.param(2, REUSE, 0, "scheduler", 8, id="scheduler in a reuse step"),
+        pytest.param(2, REUSE, 1, "outer", 6, id="network in a full step after reuse steps"),
     ],
 )
 def test_an_error_on_one_rank(ranks: int, config: dict[str, Any], faulty: int, place: str, step: int) -> None:
@@ -72,11 +69,11 @@ def test_an_error_on_one_rank(ranks: int, config: dict[str, Any], faulty: int, p
 
 
 def place_of(config: dict[str, Any], step: int) -> str:
-    """The phase of a step after tau1: the stage lasts to the last step that is not full."""
+    """The phase of a step after tau1: the phase lasts to the last step that is not full."""
     return "connect" if step > (9 if config is OPEN else 8) else "parallel"
 
 
-def test_errors_on_both_ranks_in_different_skipped_steps() -> None:
+def test_errors_on_both_ranks_in_different_cached_steps() -> None:
     for number, outcome in enumerate(run_ranks(run_with_two_faults, 2)):
         assert (outcome.error, outcome.message) == ("Planted", f"rank {number}")
         assert outcome.seconds < QUICK
@@ -86,7 +83,7 @@ def run_with_two_faults() -> Outcome:
     def fail(_: Any) -> None:
         raise Planted(f"rank {rank()}")
 
-    parallel = parallelize(build("sd3"), ParallelConfig(timeout=GROUP_TIMEOUT, **SKIP))
+    parallel = parallelize(build("sd3"), ParallelConfig(timeout=GROUP_TIMEOUT, **CACHED))
     return attempt(lambda: draw(parallel, "sd3", **STEPS, callback_on_step_end=callback_at(3 + rank(), fail)))
 
 
@@ -94,9 +91,9 @@ def run_with_two_faults() -> Outcome:
 @pytest.mark.parametrize(
     ("config", "step"),
     [
-        pytest.param(SKIP, 4, id="skipped"),
-        pytest.param(MIXED, 4, id="before a pipelined step of a mixed stage"),
-        pytest.param(capped(10, 3, 4, cut=1), 5, id="pipelined"),
+        pytest.param(CACHED, 4, id="cached"),
+        pytest.param(REUSE, 4, id="reuse"),
+        pytest.param(capped(10, 3, 4, split_point=1), 5, id="pipelined"),
     ],
 )
 def test_an_error_in_the_step_whose_callback_ends_guidance(config: dict[str, Any], step: int, faulty: int) -> None:
@@ -122,7 +119,7 @@ def fail_where_guidance_ends(config: dict[str, Any], last: int, faulty: int) -> 
     return attempt(lambda: draw(parallel, "sd3", **STEPS, **(ending | {"callback_on_step_end": callback})))
 
 
-@pytest.mark.parametrize(("config", "last"), [(SKIP, 4), (MIXED, 4)], ids=["skipped", "mixed"])
+@pytest.mark.parametrize(("config", "last"), [(CACHED, 4), (REUSE, 4)], ids=["cached", "reuse"])
 def test_guidance_that_ends_on_all_ranks(config: dict[str, Any], last: int) -> None:
     simulated = draw_until_guidance_ends(config, last, True)
     for drawn in run_ranks(draw_until_guidance_ends, 2, config, last, False):
@@ -138,9 +135,9 @@ def draw_until_guidance_ends(config: dict[str, Any], last: int, simulate: bool) 
 @pytest.mark.parametrize(
     ("config", "leaving", "step"),
     [
-        pytest.param(SKIP, 0, 3, id="rank 0 in a skipped step"),
-        pytest.param(SKIP, 1, 5, id="rank 1 in the last of a group"),
-        pytest.param(MIXED, 1, 4, id="rank 1 before a pipelined step"),
+        pytest.param(CACHED, 0, 3, id="rank 0 in a cached step"),
+        pytest.param(CACHED, 1, 5, id="rank 1 in the last of a group"),
+        pytest.param(REUSE, 1, 4, id="rank 1 in a reuse step"),
     ],
 )
 def test_ranks_that_part_ways(config: dict[str, Any], leaving: int, step: int) -> None:
@@ -161,7 +158,7 @@ def run_with_one_leaving(config: dict[str, Any], leaving: int, step: int) -> Out
     return attempt(lambda: draw(parallel, "sd3", **STEPS, callback_on_step_end=callback_at(step, leave)))
 
 
-def test_a_rank_that_dies_in_a_skipped_step() -> None:
+def test_a_rank_that_dies_in_a_cached_step() -> None:
     survivor, dead = run_ranks(run_until_death, 2, may_die=[1])
     assert dead is None
     assert survivor.error == "RankError"
@@ -174,7 +171,7 @@ def run_until_death() -> Outcome:
         if rank() == 1:
             os._exit(3)
 
-    parallel = parallelize(build("sd3"), ParallelConfig(timeout=GROUP_TIMEOUT, **SKIP))
+    parallel = parallelize(build("sd3"), ParallelConfig(timeout=GROUP_TIMEOUT, **CACHED))
     return attempt(lambda: draw(parallel, "sd3", **STEPS, callback_on_step_end=callback_at(4, die)))
 
 
@@ -182,10 +179,11 @@ def run_until_death() -> Outcome:
 @pytest.mark.parametrize(
     ("config", "last", "steps"),
     [
-        pytest.param(SKIP, 3, 7, id="in a skipped step: all hear of it in the next full one"),
-        pytest.param(SKIP, 5, 7, id="in the last of a group"),
+        pytest.param(CACHED, 3, 7, id="in a cached step: all hear of it in the next full one"),
+        pytest.param(CACHED, 5, 7, id="in the last of a group"),
         pytest.param(OPEN, 7, 10, id="no full step to come"),
-        pytest.param(MIXED, 3, 5, id="mixed: in the next step"),
+        pytest.param(REUSE, 3, 6, id="in a reuse step: told in the next one, read in the one after it"),
+        pytest.param(REUSE, 5, 7, id="before a full step, which is read at once"),
     ],
 )
 def test_an_interrupt_on_one_rank_stops_all_after_the_same_step(
@@ -217,16 +215,16 @@ def run_with_interrupt(config: dict[str, Any], last: int, asking: int) -> Any:
 def test_ranks_with_different_calibrations_are_refused(tmp_path: Path) -> None:
     """The same file name, and on each rank's machine another file."""
     for outcome in run_ranks(run_with_own_calibration, 2, str(tmp_path)):
-        assert outcome.error == "ValueError"
+        assert outcome.error == "UsageError"
         assert outcome.message.startswith("ranks disagree on settings of the model: rank 0 has ")
-        assert "catch_up=0.5" in outcome.message
+        assert "correction=0.5" in outcome.message
         assert outcome.message.endswith("make the same call on every rank")
 
 
 def run_with_own_calibration(folder: str) -> Outcome:
     home = Path(folder) / str(rank())
     home.mkdir()
-    calibration_file(home, replace(ENTRY, catch_up=0.25 * (1 + rank())))
+    calibration_file(home, replace(ENTRY, correction=0.25 * (1 + rank())))
     os.environ["HOME"] = str(home)
     config = ParallelConfig(strategy="hybrid", calibration="~/calibration.json")
     return attempt(lambda: parallelize(build("sd3"), config))

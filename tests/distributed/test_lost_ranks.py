@@ -15,7 +15,7 @@ from hybridiff import ParallelConfig, parallelize
 from hybridiff.distributed import reading
 from hybridiff.distributed.readback import Readback
 from support.events import FakeEvent
-from support.failing import GROUP_TIMEOUT, QUICK, Planted
+from support.failing import GROUP_TIMEOUT, QUICK, SOON, Planted
 from support.jobs import Outcome, attempt, draw_parallel, rank
 from support.oracles import drawn_one_part_after_another
 from support.pipelines import build, denoiser_of, draw
@@ -25,8 +25,6 @@ from support.schedules import callback_at, capped
 pytestmark = pytest.mark.distributed
 
 NAME = "sdxl two levels"
-SOON = 5.0
-"""A deadline that is meant to pass: long enough for ranks on a busy machine that are all there."""
 
 
 @pytest.mark.parametrize(("ranks", "way"), [(2, "exit"), (2, "kill"), (4, "kill")])

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from hybridiff import ParallelConfig, parallelize
-from hybridiff.distributed.comm import ProcessComm
+from hybridiff.distributed.process import ProcessComm
+from hybridiff.distributed.status import SLOT
+from support.by_hand import level_split
 from support.networks import count_layers
 from support.pipelines import build, denoiser_of, draw
 from support.ranks import run_ranks
-from support.schedules import capped
+from support.schedules import capped, split_at
 
 pytestmark = pytest.mark.distributed
 
@@ -31,24 +33,26 @@ class RecordingComm(ProcessComm):
         super().__init__(timeout)
         self.messages: list[tuple[str, int]] = []
 
-    def gather(self, packets: Mapping[int, torch.Tensor], out: torch.Tensor) -> None:
-        self.messages.append(("gather", packets[self.rank].nbytes * (self.size - 1)))
-        super().gather(packets, out)
+    def all_gather(self, buffers: Mapping[int, torch.Tensor], out: torch.Tensor) -> None:
+        self.messages.append(("gather", buffers[self.rank].nbytes * (self.size - 1)))
+        super().all_gather(buffers, out)
 
-    def swap(self, peers: Any, outgoing: Mapping[int, torch.Tensor], incoming: Any) -> None:
-        self.messages.append(("swap", outgoing[self.rank].nbytes))
-        super().swap(peers, outgoing, incoming)
+    def sendrecv(self, peers: Any, outgoing: Mapping[int, torch.Tensor], incoming: Any) -> None:
+        self.messages.append(("sendrecv", outgoing[self.rank].nbytes))
+        super().sendrecv(peers, outgoing, incoming)
 
-    def hand_out(self, source: int, packets: Mapping[int, torch.Tensor]) -> None:
-        self.messages.append(("hand out", packets[self.rank].nbytes if self.rank == source else 0))
-        super().hand_out(source, packets)
+    def broadcast(self, source: int, buffers: Mapping[int, torch.Tensor]) -> None:
+        self.messages.append(("broadcast", buffers[self.rank].nbytes if self.rank == source else 0))
+        super().broadcast(source, buffers)
 
-    def exchange(self, thing: Any) -> Any:
-        self.messages.append(("exchange", 0))
-        return super().exchange(thing)
+    def all_gather_object(self, thing: Any) -> Any:
+        self.messages.append(("objects", 0))
+        return super().all_gather_object(thing)
 
 
-def watch(name: str, config: dict[str, Any], pictures: int) -> list[dict[str, Any]]:
+def watch(
+    name: str, config: dict[str, Any], images: int, changes: dict[str, Any] | None = None
+) -> list[dict[str, Any]]:
     """What one rank did in each step of its second run; the first one may have measured the network."""
     pipe = build(name)
     counts = count_layers(denoiser_of(pipe))
@@ -61,7 +65,7 @@ def watch(name: str, config: dict[str, Any], pictures: int) -> list[dict[str, An
         comm.messages.clear()
         return tensors
 
-    changes: dict[str, Any] = {"num_inference_steps": STEPS, "num_images_per_prompt": pictures}
+    changes = {"num_inference_steps": STEPS, "num_images_per_prompt": images} | (changes or {})
     parallel = parallelize(pipe, ParallelConfig(outputs="all", **config), comm=comm)
     draw(parallel, name, **changes)
     counts.clear()
@@ -74,18 +78,20 @@ def watch(name: str, config: dict[str, Any], pictures: int) -> list[dict[str, An
 
 
 CASES = [
-    # name, cut, pictures, elements of the boundaries a picture: what goes down, what comes back
-    pytest.param("sdxl", None, 1, (16 * 8 * 8, 16 * 16 * 16), id="U-Net, cut below the finest level"),
-    pytest.param("sd15", None, 2, (16 * 8 * 8, 16 * 16 * 16), id="U-Net, two pictures"),
-    pytest.param("sd3", 1, 1, ((64 + 24) * 16,) * 2, id="transformer: picture and text cross"),
-    pytest.param("sd3.5", 2, 2, ((64 + 24) * 16,) * 2, id="transformer, two pictures"),
+    # name, split point, images, elements of the boundaries per image: what goes down, what comes back
+    pytest.param("sdxl", None, 1, (16 * 8 * 8, 16 * 16 * 16), id="U-Net, split below the finest level"),
+    pytest.param("sd15", None, 2, (16 * 8 * 8, 16 * 16 * 16), id="U-Net, two images"),
+    pytest.param("sd3", 1, 1, ((64 + 24) * 16,) * 2, id="transformer: image and text cross"),
+    pytest.param("sd3.5", 2, 2, ((64 + 24) * 16,) * 2, id="transformer, two images"),
 ]
 
 
-@pytest.mark.parametrize(("name", "cut", "pictures", "boundaries"), CASES)
-def test_layers_messages_and_bytes(name: str, cut: int | None, pictures: int, boundaries: tuple[int, int]) -> None:
-    config = capped(STEPS, TAU1, PARALLEL_STEPS, cut=_level_cut(name) if cut is None else cut)
-    first, second = run_ranks(watch, 2, name, config, pictures)
+@pytest.mark.parametrize(("name", "split_point", "images", "boundaries"), CASES)
+def test_layers_messages_and_bytes(
+    name: str, split_point: int | None, images: int, boundaries: tuple[int, int]
+) -> None:
+    config = capped(STEPS, TAU1, PARALLEL_STEPS, _finest_level(name) if split_point is None else split_point)
+    first, second = run_ranks(watch, 2, name, config, images)
     whole = first[TAU1]["layers"]
     blocks = {layer for layer in whole if layer.startswith(BLOCKS)}
     for step in range(STEPS):
@@ -102,17 +108,17 @@ def test_layers_messages_and_bytes(name: str, cut: int | None, pictures: int, bo
 
         # The same messages in the same order on both.
         kinds = [[kind for kind, _ in rank["messages"]] for rank in (ours, theirs)]
-        expected = ["swap", "hand out"] if is_pipelined else ["gather"]
+        expected = MESSAGES["pipelined" if is_pipelined else "full"]
         assert kinds[0] == kinds[1]
-        assert [kind for kind in kinds[0] if kind != "exchange"] == expected
-        assert "exchange" not in kinds[0] or step == 0  # agreements come before the first step only
+        assert [kind for kind in kinds[0] if kind != "objects"] == expected
+        assert "objects" not in kinds[0] or step == 0  # agreements come before the first step only
 
-        # The boundaries and one prediction, or two predictions; a number a packet says how the rank fares.
-        prediction = 4 * 16 * 16 * pictures * FLOAT
+        # The boundaries and one prediction, or two predictions; a slot in each buffer says how the rank fares.
+        prediction, slot = 4 * 16 * 16 * images * FLOAT, SLOT * FLOAT
         if is_pipelined:
-            purposes = {"boundary": sum(boundaries) * pictures * FLOAT, "prediction": prediction, "control": 3 * FLOAT}
+            purposes = {"boundary": sum(boundaries) * images * FLOAT, "prediction": prediction, "control": 3 * slot}
         else:
-            purposes = {"prediction": 2 * prediction, "control": 2 * FLOAT}
+            purposes = {"prediction": 2 * prediction, "control": 2 * slot}
         assert ours["bytes"] == theirs["bytes"] == purposes
         assert sum(size for rank in (ours, theirs) for _, size in rank["messages"]) == sum(purposes.values())
 
@@ -123,53 +129,59 @@ def test_layers_messages_and_bytes(name: str, cut: int | None, pictures: int, bo
     assert any(layer.startswith(middle) and times for layer, times in inner.items())
 
 
-MESSAGES = {"full": ["gather"], "skipped": [], "reuse": ["gather"], "pipelined": ["swap", "hand out"]}
+MESSAGES = {"full": ["gather"], "cached": [], "reuse": ["gather"], "pipelined": ["sendrecv", "broadcast"]}
 
 
 @pytest.mark.parametrize(
-    ("name", "ranks", "between", "kinds"),
+    ("name", "ranks", "step_kind", "kinds"),
     [
-        ("sd15", 2, "skipped", "ffsfssfs"),
-        ("sd3", 4, "skipped", "ffsfssfs"),
-        ("sd15", 2, "mixed", "ffpfprfp"),
+        ("sd15", 2, "cached", "ffcfccfc"),
+        ("sd3", 4, "cached", "ffcfccfc"),
+        ("sd15", 2, "reuse", "ffrfrrfr"),
         ("sd3", 4, "reuse", "ffrfrrfr"),
     ],
 )
-def test_steps_of_all_kinds(name: str, ranks: int, between: str, kinds: str) -> None:
-    """A skipped step runs no layer and sends nothing, and around it everything is in order."""
-    config = {"strategy": "hybrid", "switching": "fixed", "full_steps": "0,1,3,6", "between": between}
-    seen = run_ranks(watch, ranks, name, config | {"cut": _level_cut(name) if name == "sd15" else 1}, ranks // 2)
+def test_steps_of_all_kinds(name: str, ranks: int, step_kind: str, kinds: str) -> None:
+    """A cached step runs no layer and sends nothing, and around it everything is in order."""
+    split_point = _finest_level(name) if name == "sd15" else 1
+    config = {"strategy": "hybrid", "full_steps": "0,1,3,6", "step_kind": step_kind}
+    seen = run_ranks(watch, ranks, name, config | {"calibration": split_at("reuse", split_point)}, ranks // 2)
     whole = seen[0][1]["layers"]
+    everything = {layer for layer in whole if layer.startswith(BLOCKS)}
     for step, letter in enumerate(kinds):
         here = [rank[step] for rank in seen]
         assert {one["kind"][0] for one in here} == {letter}
-        messages = [[kind for kind, _ in one["messages"] if kind != "exchange" or step] for one in here]
+        messages = [[kind for kind, _ in one["messages"] if kind != "objects" or step] for one in here]
         assert messages == [MESSAGES[here[0]["kind"]]] * ranks
         assert all(one["bytes"] == here[0]["bytes"] for one in here)
         assert sum(size for one in here for _, size in one["messages"]) == sum(here[0]["bytes"].values())
 
         blocks = [{layer for layer in one["layers"] if layer.startswith(BLOCKS)} for one in here]
-        everything = {layer for layer in whole if layer.startswith(BLOCKS)}
-        if letter == "s":
+        if letter == "c":
             assert not any(one["layers"] for one in here)
         elif letter == "f":
             assert blocks == [everything] * ranks
-        elif letter == "r":
+        else:
             assert blocks[0] < everything
             assert blocks == [blocks[0]] * ranks
-            outer = blocks[0]
-        else:
-            assert blocks[0] | blocks[1] == everything
-            assert not blocks[0] & blocks[1]
-    if between == "mixed":
-        assert outer == blocks[1]  # of the last step, which is pipelined: the stage that reuse steps run
 
 
-def _level_cut(name: str) -> int:
-    """Index of the cut that leaves the finest level outside."""
-    from hybridiff.denoiser.adapters import unet
+@pytest.mark.parametrize(
+    ("changes", "config", "purposes"),
+    [
+        pytest.param({}, {"strategy": "serial"}, {"control": 2 * (1 + SLOT) * FLOAT}, id="serial"),
+        pytest.param({"guidance_scale": 1.0}, {}, {"control": 2 * (1 + SLOT) * FLOAT}, id="one image, unguided"),
+    ],
+)
+def test_where_nothing_is_shared_a_heartbeat_says_how_ranks_fare(
+    changes: dict[str, Any], config: dict[str, Any], purposes: dict[str, int]
+) -> None:
+    for steps in run_ranks(watch, 2, "sd3", config, 1, changes):
+        assert [step["bytes"] for step in steps] == [purposes] * STEPS
+        assert [[kind for kind, _ in step["messages"] if kind != "objects"] for step in steps] == [["gather"]] * STEPS
+        assert all(size * 2 == purposes["control"] for step in steps for kind, size in step["messages"] if size)
 
-    network = build(name).unet
-    names = [unit.name for unit in unet.list_units(network)]
-    ends = [(names[cut.entry], names[cut.exit]) for cut in unet.list_cuts(network)]
-    return ends.index(("down_blocks.0.downsamplers.0", "up_blocks.1.upsamplers.0"))
+
+def _finest_level(name: str) -> int:
+    """Index of the split point that leaves the finest level outside."""
+    return level_split(build(name).unet, 1)

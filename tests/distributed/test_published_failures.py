@@ -1,4 +1,4 @@
-"""Contract 6 in the parallel stage: whatever happens on one rank, both raise, quickly, and say where and why."""
+"""Contract 6 in pipelined steps: whatever happens on one rank, both raise, quickly, and say where and why."""
 
 from __future__ import annotations
 
@@ -21,15 +21,9 @@ TAU1, PARALLEL_STEPS = 3, 4
 INNER_RANK, OUTER_RANK = 0, 1
 
 
-def config_of(last: int, exchange: str = "published") -> dict[str, Any]:
+def config_of(last: int) -> dict[str, Any]:
     """A config whose pipelined steps end with step `last`."""
-    config = capped(10, TAU1, last - TAU1, cut=1)
-    return config | (carried(last) if exchange == "carry" else {})
-
-
-def carried(last: int) -> dict[str, Any]:
-    schedule = {"tau1": TAU1, "tau2": last, "full_interval": 0}
-    return {"switching": "fixed", "between": "pipelined", "parallel_guidance": "carry", **schedule}
+    return capped(10, TAU1, last - TAU1, split_point=1)
 
 
 def check(results: list[tuple[Outcome, Outcome]], faulty: int, place: str, step: int, expected: torch.Tensor) -> None:
@@ -38,14 +32,14 @@ def check(results: list[tuple[Outcome, Outcome]], faulty: int, place: str, step:
 
 
 def fail_in_a_run(
-    name: str, faulty: int, place: str, step: int, last: int = TAU1 + PARALLEL_STEPS, exchange: str = "published"
+    name: str, faulty: int, place: str, step: int, last: int = TAU1 + PARALLEL_STEPS
 ) -> tuple[Outcome, Outcome]:
-    return run_with_fault(name, faulty, place, step, config_of(last, exchange), **STEPS)
+    return run_with_fault(name, faulty, place, step, config_of(last), **STEPS)
 
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, torch.Tensor]:
-    config = capped(10, TAU1, PARALLEL_STEPS, cut=1)
+    config = capped(10, TAU1, PARALLEL_STEPS, split_point=1)
     return {name: draw_parallel(name, STEPS, simulate=True, **config)[0].latents for name in ("sd15", "sd3")}
 
 
@@ -60,12 +54,14 @@ def expected() -> dict[str, torch.Tensor]:
         pytest.param("sd3", OUTER_RANK, "outer", 7, id="outer stage, last pipelined step"),
         pytest.param("sd3", INNER_RANK, "embedding", 5, id="before the inner stage"),
         pytest.param("sd3", OUTER_RANK, "embedding", 5, id="before the outer stage"),
-        pytest.param("sd3", INNER_RANK, "callback", 3, id="callback before the stage, rank 0"),
-        pytest.param("sd3", OUTER_RANK, "callback", 3, id="callback before the stage, rank 1"),
+        pytest.param("sd3", INNER_RANK, "callback", 3, id="callback before the phase, rank 0"),
+        pytest.param("sd3", OUTER_RANK, "callback", 3, id="callback before the phase, rank 1"),
         pytest.param("sd3", INNER_RANK, "callback", 5, id="callback, rank 0"),
         pytest.param("sd3", OUTER_RANK, "callback", 5, id="callback, rank 1"),
         pytest.param("sd3", INNER_RANK, "callback", 7, id="callback at the last pipelined step, rank 0"),
         pytest.param("sd3", OUTER_RANK, "callback", 7, id="callback at the last pipelined step, rank 1"),
+        pytest.param("sd3", INNER_RANK, "embedding", 8, id="full step after the phase, rank 0"),
+        pytest.param("sd3", OUTER_RANK, "outer", 8, id="full step after the phase, rank 1"),
         pytest.param("sd3", INNER_RANK, "scheduler", 6, id="scheduler, rank 0"),
         pytest.param("sd3", OUTER_RANK, "scheduler", 6, id="scheduler, rank 1"),
     ],
@@ -75,19 +71,9 @@ def test_an_error_on_one_rank(name: str, faulty: int, place: str, step: int, exp
     check(results, faulty, place, step, expected[name])
 
 
-@pytest.mark.parametrize("step", [4, 6, 7])
-@pytest.mark.parametrize(("faulty", "place"), [(INNER_RANK, "inner"), (OUTER_RANK, "outer"), (OUTER_RANK, "embedding")])
-def test_an_error_in_a_guided_pipelined_step(faulty: int, place: str, step: int) -> None:
-    """The swap lies within the outer stage: the layers before it fail before it, those after it behind it."""
-    last = TAU1 + PARALLEL_STEPS
-    results = run_ranks(fail_in_a_run, 2, "sd3", faulty, place, step, last, "carry")
-    drawn = draw_parallel("sd3", STEPS, simulate=True, cut=1, strategy="hybrid", **carried(last))[0].latents
-    check(results, faulty, place, step, drawn)
-
-
 @pytest.mark.parametrize(("faulty", "place"), [(INNER_RANK, "inner"), (OUTER_RANK, "outer"), (0, "callback")])
 def test_an_error_in_the_very_last_step(faulty: int, place: str) -> None:
-    """The stage ends with the run: the other rank is on its way out."""
+    """The phase ends with the run: the other rank is on its way out."""
     for number, (outcome, again) in enumerate(run_ranks(fail_in_a_run, 2, "sd3", faulty, place, 9, 9)):
         if number == faulty:
             assert (outcome.error, outcome.message) == ("Planted", place)
@@ -112,7 +98,7 @@ def run_with_two_faults() -> tuple[Outcome, Outcome]:
 
 
 @pytest.mark.parametrize("leaving", [INNER_RANK, OUTER_RANK])
-@pytest.mark.parametrize("step", [3, 5, 7], ids=["before the stage", "within", "at its last step"])
+@pytest.mark.parametrize("step", [3, 5, 7], ids=["before the phase", "within", "at its last step"])
 def test_ranks_that_part_ways(leaving: int, step: int) -> None:
     """One rank leaves the loop without a word of it."""
     for outcome in run_ranks(run_with_one_leaving, 2, leaving, step):
@@ -127,14 +113,14 @@ def run_with_one_leaving(leaving: int, step: int) -> Outcome:
         if rank() == leaving:
             pipe.__class__ = type("Interrupted", (type(pipe),), {"interrupt": property(lambda self: True)})
 
-    config = capped(10, TAU1, PARALLEL_STEPS, cut=1, timeout=GROUP_TIMEOUT)
+    config = capped(10, TAU1, PARALLEL_STEPS, split_point=1, timeout=GROUP_TIMEOUT)
     parallel = parallelize(build("sd3"), ParallelConfig(**config))
     return attempt(lambda: draw(parallel, "sd3", **STEPS, callback_on_step_end=callback_at(step, leave)))
 
 
 @pytest.mark.parametrize("faulty", [0, 1])
 def test_an_error_while_the_network_is_measured(faulty: int) -> None:
-    """Before the packets have a size."""
+    """Before the buffers have a size."""
     for number, (outcome, again) in enumerate(run_ranks(run_with_fault_in_measurement, 2, faulty)):
         if number == faulty:
             assert (outcome.error, outcome.message) == ("Planted", "measurement")

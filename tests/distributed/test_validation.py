@@ -9,7 +9,8 @@ import diffusers
 import pytest
 import torch
 
-from hybridiff import ParallelConfig, parallelize
+from hybridiff import ParallelConfig, UsageError, parallelize
+from support.failing import SOON, Planted
 from support.jobs import Outcome, attempt, rank
 from support.pipelines import SCHEDULERS, build, call_arguments, draw, picture
 from support.ranks import run_ranks
@@ -42,7 +43,7 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "steps": ({"num_inference_steps": 5}, "num_inference_steps: rank 0 has 4, rank 1 has 5"),
     "guidance": ({"guidance_scale": 4.0}, "guidance_scale: rank 0 has 5.0, rank 1 has 4.0"),
     "height": ({"height": 64}, "height: rank 0 has 32, rank 1 has 64"),
-    "pictures": ({"num_images_per_prompt": 2}, "num_images_per_prompt: rank 0 has nothing, rank 1 has 2"),
+    "images": ({"num_images_per_prompt": 2}, "num_images_per_prompt: rank 0 has nothing, rank 1 has 2"),
     "seed": ({"seed": 4}, "generator: rank 0 has generator with seed 3"),
     "no generator": ({"generator": None}, "generator: rank 0 has generator with seed 3"),
     "latents": (
@@ -50,6 +51,9 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
         "latents: rank 0 has nothing, rank 1 has tensor (1, 4, 16, 16)",
     ),
     "unknown argument": ({"promt": "a"}, "promt: rank 0 has nothing, rank 1 has 'a'"),
+    "NaN": ({"guidance_scale": float("nan")}, "rank 1 cannot start: guidance_scale must be a finite number, got nan"),
+    "no steps": ({"num_inference_steps": 0}, "rank 1 cannot start: num_inference_steps must be an integer from 1 to "),
+    "huge height": ({"height": 10**7}, "rank 1 cannot start: height must be at most "),
 }
 
 
@@ -70,9 +74,11 @@ def call_differently(changes: dict[str, Any]) -> tuple[Outcome, int]:
 
 
 def test_an_argument_that_the_pipeline_does_not_know() -> None:
-    check_refusals(
-        run_ranks(call_sd3_with_unknown_argument, 2), "rank 1 cannot start: got an unexpected keyword argument 'promt'"
+    sentence = (
+        "rank 1 cannot start: StableDiffusion3Pipeline cannot be called that way: "
+        "got an unexpected keyword argument 'promt'"
     )
+    check_refusals(run_ranks(call_sd3_with_unknown_argument, 2), sentence)
 
 
 def call_sd3_with_unknown_argument() -> tuple[Outcome, int]:
@@ -86,7 +92,7 @@ def check_refusals(results: list[tuple[Outcome, int]], sentence: str) -> None:
     """Every rank refused, in the same words, and ran no network."""
     outcomes = [outcome for outcome, _ in results]
     for outcome, networks_run in results:
-        assert outcome.error == "ValueError", outcome
+        assert outcome.error == "UsageError", outcome
         assert sentence in outcome.message
         assert outcome.message == outcomes[0].message
         assert networks_run == 0
@@ -119,17 +125,34 @@ def call_different_pipelines(case: str) -> tuple[Outcome, int]:
     return attempt(lambda: draw(parallelize(pipe), NAME)), networks_run()
 
 
-def test_the_same_picture_passes_and_another_does_not() -> None:
-    results = run_ranks(call_with_pictures, 2)
+def test_the_same_image_passes_and_another_does_not() -> None:
+    results = run_ranks(call_with_images, 2)
     assert [same.error for same, _ in results] == [None, None]
-    assert all(other.error == "ValueError" and "ranks disagree on image" in other.message for _, other in results)
+    assert all(other.error == "UsageError" and "ranks disagree on image" in other.message for _, other in results)
 
 
-def call_with_pictures() -> tuple[Outcome, Outcome]:
+def call_with_images() -> tuple[Outcome, Outcome]:
     name = "sdxl img2img"
     parallel = parallelize(build(name), ParallelConfig(outputs="all"))
     other = picture().rotate(90 * rank())
     return attempt(lambda: draw(parallel, name)), attempt(lambda: draw(parallel, name, image=other))
+
+
+class Thing:
+    """An object that says where it lies in memory."""
+
+    def __repr__(self) -> str:
+        return f"<Thing object at {hex(0x7F00 + rank())}>"
+
+
+def test_the_same_object_elsewhere_in_memory_passes() -> None:
+    first, second = run_ranks(call_with_thing, 2)
+    assert torch.equal(first, second)
+
+
+def call_with_thing() -> torch.Tensor:
+    parallel = parallelize(build("sd3"), ParallelConfig(outputs="all"))
+    return draw(parallel, "sd3", joint_attention_kwargs={"thing": Thing()})
 
 
 # (ranks, config of rank 0, what rank 1 has otherwise, sentence)
@@ -155,7 +178,7 @@ def test_configs_that_do_not_fit(case: str) -> None:
     outcomes = run_ranks(parallelize_with, ranks, config, other)
     assert len(outcomes) == ranks
     for outcome in outcomes:
-        assert outcome.error == "ValueError", outcome
+        assert outcome.error == "UsageError", outcome
         assert sentence in outcome.message
         assert outcome.message == outcomes[0].message
 
@@ -169,7 +192,7 @@ def parallelize_with(config: dict[str, Any], other: dict[str, Any]) -> Outcome:
 
 def test_a_pipeline_without_a_denoiser_on_one_rank() -> None:
     for outcome in run_ranks(parallelize_without_denoiser, 2):
-        assert outcome.error == "ValueError"
+        assert outcome.error == "UsageError"
         assert outcome.message == (
             "rank 1 cannot start: StableDiffusionXLPipeline has no denoiser: neither a unet nor a transformer"
         )
@@ -182,9 +205,32 @@ def parallelize_without_denoiser() -> Outcome:
     return attempt(lambda: parallelize(pipe))
 
 
+@pytest.mark.parametrize("moment", ["parallelize", "call"])
+def test_an_error_that_is_nobodys_mistake_stays_what_it_is(moment: str) -> None:
+    """The rank that has it raises it with its traceback; the other one, that it cannot start."""
+    other, mine = run_ranks(fail_before_the_start, 2, moment)
+    assert (mine.error, mine.message) == ("Planted", moment)
+    assert (other.error, other.message) == ("RankError", f"rank 1 cannot start: {moment}")
+
+
+def fail_before_the_start(moment: str) -> Outcome:
+    from hybridiff import agreement
+
+    def fail(*_: Any) -> None:
+        raise Planted(moment)
+
+    pipe = build(NAME)
+    if rank() == 1 and moment == "parallelize":
+        agreement.find_denoiser = fail
+    parallel = None if moment == "parallelize" else parallelize(pipe)
+    if rank() == 1:
+        agreement.describe_call = fail
+    return attempt(lambda: parallelize(pipe) if parallel is None else draw(parallel, NAME))
+
+
 def test_a_detached_pipeline() -> None:
     for outcome, networks_run in run_ranks(call_detached, 2):
-        assert outcome.error == "ValueError"
+        assert outcome.error == "UsageError"
         assert outcome.message == "this pipeline was detached; call parallelize(pipe) again"
         assert networks_run == 0
 
@@ -200,11 +246,11 @@ def call_detached() -> tuple[Outcome, int]:
 def test_a_rank_that_does_not_come() -> None:
     outcome = run_ranks(call_on_rank_0_only, 2, may_die=[1])[0]
     assert outcome.error == "RankError"
-    assert "no answer from the other ranks within 2 s" in outcome.message
+    assert f"no answer from the other ranks within {SOON:g} s" in outcome.message
 
 
 def call_on_rank_0_only() -> Outcome:
-    parallel = parallelize(build(NAME), ParallelConfig(timeout=2.0))
+    parallel = parallelize(build(NAME), ParallelConfig(timeout=SOON))
     if rank() == 1:
         return attempt(lambda: torch.distributed.recv(torch.zeros(1), 0))  # waits for something else
     return attempt(lambda: parallel(**call_arguments(NAME)))
@@ -225,12 +271,12 @@ def test_pipelines_that_do_not_fit(pipeline: str, sentence: str) -> None:
     wanted = getattr(diffusers, pipeline)._get_signature_keys(getattr(diffusers, pipeline))[0]
     components = donor.components | parts
     pipe = getattr(diffusers, pipeline)(**{name: components[name] for name in wanted if name in components})
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(UsageError, match=sentence):
         parallelize(pipe, ParallelConfig(simulate=True))
 
 
 def test_a_denoiser_of_an_unknown_family() -> None:
     pipe = build(NAME)
     pipe.unet = pipe.vae
-    with pytest.raises(ValueError, match=r"denoises with AutoencoderKL; supported: UNet2DConditionModel, SD3"):
+    with pytest.raises(UsageError, match=r"denoises with AutoencoderKL; supported: UNet2DConditionModel, SD3"):
         parallelize(pipe, ParallelConfig(simulate=True))

@@ -13,6 +13,7 @@ from support.pipelines import build, draw
 from support.schedules import callback_at
 
 GROUP_TIMEOUT = 60.0  # no rank is to wait that long
+SOON = 5.0  # a deadline that is meant to pass, long enough for ranks on a busy machine that are all there
 QUICK = 30.0  # far below the deadline, far above what a run takes on a busy machine
 
 

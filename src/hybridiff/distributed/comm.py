@@ -78,7 +78,7 @@ class Comm(ABC):
 
     @abstractmethod
     def split(self, groups: Sequence[Sequence[int]]) -> list[Comm | None]:
-        """A group of its own for each list of ranks, who are numbered anew from 0; to be called by all ranks alike.
+        """A group of its own for each list of ranks, numbered anew from 0 in rising order; all ranks call it alike.
 
         Returns:
             One per list; None where this process plays none of its ranks.

@@ -32,7 +32,7 @@ class ProcessComm(Comm):
 
     def __init__(self, timeout: float, ranks: Sequence[int] | None = None) -> None:
         super().__init__()
-        self._world_ranks = list(range(dist.get_world_size())) if ranks is None else list(ranks)
+        self._world_ranks = list(range(dist.get_world_size())) if ranks is None else sorted(ranks)
         self.timeout = timeout
         self.size = len(self._world_ranks)
         self._on_host = dist.get_backend() == "gloo" or not torch.cuda.is_available()

@@ -77,7 +77,7 @@ def check_candidates(step_kinds: Sequence[str]) -> None:
         UsageError: with the names that would do.
     """
     for kind in step_kinds:
-        require_known("step_kind", kind, STEP_KINDS)
+        require_known("step kind", kind, STEP_KINDS)
 
 
 def check_order(scheduler: Any) -> None:

@@ -81,7 +81,7 @@ def calibration_figure(model: str, entry: Entry) -> Figure:
     _draw_curve(discrepancy, entry, "discrepancy", "discrepancy of the branches", first=0)
     cap = entry.published.tau_cap
     discrepancy.axvline(cap, color=MARK_COLOR, linestyle="--", linewidth=1.2, label=f"tau_cap = {cap}")
-    discrepancy.legend(frameon=False, fontsize=9)
+    discrepancy.legend(fontsize=9, loc="upper right", framealpha=1, edgecolor="white")
     _draw_curve(drift, entry, "drift", "drift from one step to the next", first=1)
     _draw_sweeps(plane, entry)
     discrepancy.set_title(
@@ -125,7 +125,7 @@ def _mark_published(axes: Any, rows: Sequence[dict[str, Any]]) -> None:
         speed, fidelity = best["ideal_speedup"], best["psnr"]
         label = f"published at its best:\n{speed:.2f}x, {fidelity:.1f} dB"
         axes.axhline(fidelity, color=color, linestyle=":", linewidth=1.2, zorder=0)
-        axes.plot([speed], [fidelity], marker="*", markersize=15, color=color, linewidth=0, label=label)
+        axes.plot([speed], [fidelity], marker="*", markersize=13, color=color, linewidth=0, label=label)
 
 
 def _draw_curve(axes: Any, entry: Entry, name: str, label: str, first: int) -> None:
@@ -159,7 +159,7 @@ def _draw_sweeps(axes: Any, entry: Entry) -> None:
 
 
 def _label_plane(axes: Any) -> None:
-    ylabel = f"PSNR against the image of one device, dB; at most {MOST_DECIBELS:g}"
+    ylabel = f"PSNR against one device, dB, at most {MOST_DECIBELS:g}"
     axes.set(xlabel="ideal speed-up over one device", ylabel=ylabel, axisbelow=True)
     axes.xaxis.set_major_formatter("{x:g}x")
     axes.grid(color="#e6e6e6", linewidth=0.8)

@@ -121,17 +121,14 @@ def format_inspection(found: Inspection, every_split: bool = False) -> str:
 
 
 def _stages(layers: list[str], split: Split) -> list[str]:
-    before, inner, after = (
-        layers[: split.point.entry + 1],
-        layers[split.point.entry + 1 : split.point.exit + 1],
-        layers[split.point.exit + 1 :],
-    )
-    last = f", {after[0]} .. {after[-1]}" if after else ""
+    entry, exit_ = split.point.entry, split.point.exit
+    last = f", {layers[exit_ + 1]} .. {layers[-1]}" if exit_ + 1 < len(layers) else ""
+    outer = f"  outer stage, {split.outer:.1%} of the time, {split.outer_work:.1%} of the work"
+    inner = f"  inner stage, {split.inner:.1%} of the time, {split.inner_work:.1%} of the work"
     down, up = _size(split.down_bytes), _size(split.up_bytes)
     return [
-        f"  outer stage, {split.outer:.1%} of the time, {split.outer_work:.1%} of the work: "
-        f"{before[0]} .. {before[-1]}{last}, and what lies around the layers",
-        f"  inner stage, {split.inner:.1%} of the time, {split.inner_work:.1%} of the work: {inner[0]} .. {inner[-1]}",
+        f"{outer}: {layers[0]} .. {split.entry}{last}, and what lies around the layers",
+        f"{inner}: {layers[entry + 1]} .. {split.exit}",
         f"  crosses a step: {down} down after {split.entry}, {up} up after {split.exit}",
     ]
 

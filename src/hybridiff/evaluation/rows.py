@@ -17,8 +17,9 @@ class ImageResult:
 
     Attributes:
         psnr: In dB on float pixels, at most 100.
-        ssim: Structural similarity, at most 1; None where torchmetrics is not installed (hybridiff[eval]).
-        is_right: Whether colours, position and background are the caption's; None for prompts that are no captions.
+        ssim: See `metrics.structural_similarity`.
+        is_right: Whether colours, position and background are the caption's; None for prompts that are no captions,
+            and where hybridiff[eval] is not installed.
         run: How the run went.
     """
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import ParallelConfig, PublishedSettings
+from ..config import ParallelConfig, PublishedSettings, quality_value
 from ..denoiser.adapters import find_denoiser
 from ..schedule.calibration import Band, Calibration, Entry
 from ..schedule.presets import GuidedSettings, ModelSettings
@@ -113,4 +113,6 @@ def _thresholds(config: ParallelConfig, pipe: Any, steps: int) -> dict[str, Any]
         return {}
     guided = GuidedSettings.choose(config, settings.entry(scheduler, steps), steps)
     found = {"step_kind": guided.step_kind.value, "correction": guided.correction}
-    return found if config.full_steps else found | {"tolerance": guided.tolerance, "longest": guided.longest}
+    if config.full_steps is not None or quality_value(config.quality) == 1.0:
+        return found
+    return found | {"tolerance": guided.tolerance, "longest": guided.longest}

@@ -20,7 +20,7 @@ HEAD = ("method", "setting", "speed-up", "PSNR", "worst tenth", "SSIM", "right",
 
 _EXPLANATION = """\
 Ideal speed-up and PSNR (dB, at most 100 an image) against one device; worst tenth: mean PSNR of the worst tenth of the
-prompts; right: share of captions whose image is right; full steps: fewest-median-most over the prompts."""
+prompts; full steps: fewest-median-most over the prompts; right: share of captions whose image is right."""
 
 
 def format_study(study: Study) -> str:
@@ -35,7 +35,7 @@ def format_markdown(study: Study) -> str:
     return "\n".join(
         [
             f"# {', '.join(head)}, {len(run['prompts'])} prompts\n",
-            _EXPLANATION + ("" if right is None else f" On one device {right:.0%} of the captions are right.") + "\n",
+            _EXPLANATION + ("" if right is None else f"\nOn one device {right:.0%} are right.") + "\n",
             f"    {study.made_with.get('command', '')}\n",
             "## At equal speed\n",
             "PSNR in dB of each method at its best settings; between settings along straight lines.\n",

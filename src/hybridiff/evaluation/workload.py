@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..distributed.placement import Placement
 from ..errors import UsageError
 from ..models.loading import find_model, load_pipeline
 from ..models.tiny import EMBEDDED, GUIDANCE
@@ -54,8 +55,7 @@ class Workload:
         Raises:
             UsageError: something does not fit; no network has run.
         """
-        from ..distributed.placement import Placement
-
+        place = Placement.resolve(1, device, simulate=True)
         folder = find_model(model, variant)
         arguments = recommended(model) | arguments
         folder.check_call(arguments)
@@ -64,8 +64,7 @@ class Workload:
             raise UsageError(
                 f"guidance_scale must be above 1, got {guidance:g}: without guidance there is one branch only"
             )
-        place = Placement.resolve(1, device, simulate=True).device
-        pipe = load_pipeline(folder.path, place, dtype, scheduler=scheduler, variant=variant)
+        pipe = load_pipeline(folder.path, place.device, dtype, scheduler=scheduler, variant=variant)
         pipe.set_progress_bar_config(disable=True)
         workload = cls(model, pipe, _call_defaults(pipe) | arguments)
         if workload.steps < LEAST_STEPS:

@@ -63,7 +63,7 @@ def test_bad_input_is_one_line_before_any_network_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hybridiff.evaluation.frontier._draw", lambda *_: pytest.fail("something was generated"))
+    monkeypatch.setattr("hybridiff.evaluation.frontier.generate", lambda *_: pytest.fail("something was generated"))
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert message in captured.err
