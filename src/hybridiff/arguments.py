@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from .config import check_limits
@@ -41,8 +42,9 @@ def check_arguments(arguments: Mapping[str, Any], sizes: SizeLimits) -> None:
         UsageError: with the value and what would do.
     """
     for name, value in arguments.items():
-        for number in value if isinstance(value, (list, tuple)) else (value,):
-            if isinstance(number, float) and not math.isfinite(number):
+        numbers = value.tolist() if getattr(value, "ndim", 0) == 1 else value
+        for number in numbers if isinstance(numbers, (list, tuple)) else (numbers,):
+            if isinstance(number, Real) and not isinstance(number, Integral) and not math.isfinite(number):
                 raise UsageError(f"{name} must be a finite number, got {value}")
     for name, most in _COUNTS.items():
         _check_integer(name, arguments.get(name), most)
@@ -50,19 +52,22 @@ def check_arguments(arguments: Mapping[str, Any], sizes: SizeLimits) -> None:
         _check_size(name, arguments.get(name), sizes)
     for name in _NOT_NEGATIVE:
         value = arguments.get(name)
-        if isinstance(value, (int, float)):
-            check_limits(name, value, least=0, most=1e6)
+        if isinstance(value, Real):  # numpy's too
+            check_limits(name, float(value), least=0, most=1e6)
 
 
 def _check_integer(name: str, value: Any, most: int) -> None:
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most):
+    if value is not None and (
+        not isinstance(value, Integral) or isinstance(value, bool) or not 1 <= int(value) <= most
+    ):
         raise UsageError(f"{name} must be an integer from 1 to {most}, got {value!r}")
 
 
 def _check_size(name: str, value: Any, sizes: SizeLimits) -> None:
     if value is None:
         return
-    if not isinstance(value, int) or value < 1 or value % sizes.multiple:
-        raise UsageError(f"{name} must be a positive multiple of {sizes.multiple} for {sizes.model}, got {value!r}")
-    if value > sizes.largest:
+    if not isinstance(value, Integral) or int(value) < 1 or int(value) % sizes.multiple:
+        what = "integer" if sizes.multiple == 1 else f"multiple of {sizes.multiple}"
+        raise UsageError(f"{name} must be a positive {what} for {sizes.model}, got {value!r}")
+    if int(value) > sizes.largest:
         raise UsageError(f"{name} must be at most {sizes.largest} pixels for {sizes.model}, got {value}")

@@ -10,6 +10,7 @@ from typing import Any
 
 from .agreement import agree_on_call, agree_on_setup
 from .config import ParallelConfig
+from .denoiser.adapters import ADAPTERS
 from .denoiser.hooks import AttachedHook, DenoiserHook
 from .distributed.comm import Comm, LocalComm
 from .distributed.placement import join_torchrun, leave_process_group
@@ -151,7 +152,7 @@ class ParallelPipeline:
 
 def _detach_earlier(pipe: Any) -> None:
     """Take the place of an earlier `parallelize` of the same network, such as one whose ranks are gone."""
-    for attribute in ("unet", "transformer"):
+    for attribute in {adapter.attribute for adapter in ADAPTERS}:
         network = getattr(pipe, attribute, None)
         registry = getattr(getattr(network, "_orig_mod", network), "_diffusers_hook", None)
         earlier = registry.get_hook(_HOOK_NAME) if registry is not None else None

@@ -32,7 +32,7 @@ def blocks(language: str) -> list[str]:
 def run(command: list[str], folder: Path) -> str:
     search_path = os.pathsep.join(filter(None, [str(ROOT / "src"), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {"PYTHONPATH": search_path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=170, check=False)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=170)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from hybridiff.denoiser.adapters.sd3 import SD3Adapter
 from hybridiff.denoiser.adapters.unet import UNetAdapter
 from hybridiff.denoiser.split import SplitPoint
 
@@ -152,3 +153,8 @@ def level_split(network: Any, levels: int) -> int:
     deep = len(network.down_blocks) - levels
     entry, exit_ = f"down_blocks.{levels - 1}.downsamplers.0", f"up_blocks.{deep - 1}.upsamplers.0"
     return UNetAdapter().split_points(network).index(SplitPoint(names.index(entry), names.index(exit_)))
+
+
+def block_split(network: Any, entry: int, exit_: int) -> int:
+    """Index of the split point of a transformer whose blocks after `entry`, up to `exit_`, are the inner stage."""
+    return SD3Adapter().split_points(network).index(SplitPoint(entry, exit_))

@@ -1,14 +1,21 @@
-"""The guided rule said in another way: from everything that full steps have shown, all at once."""
+"""The guided rule said in another way, from everything that full steps have shown at once; and generations to try."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hybridiff import Phase, StepKind
+from hybridiff.schedule.kinds import Policy
+
 Shown = tuple[int, Any, Any]
 """What a full step showed: the step, its discrepancy, and the drift since the full step before."""
+
+Drift = Callable[[int, int], Any]
+"""The drift between two steps."""
 
 
 @dataclass
@@ -58,10 +65,33 @@ class GuidedByHand:
                 return steps[first], steps[place]
         return steps[first], steps[-1] if steps[-1] == len(self.weights) - 1 else None
 
-    def run(self, discrepancies: Sequence[Any], drift: Callable[[int, int], Any]) -> list[Shown]:
+    def run(self, discrepancies: Sequence[Any], drift: Drift) -> list[Shown]:
         """All full steps of a generation, given the drift between any two steps."""
         shown: list[Shown] = [(0, discrepancies[0], float("nan"))]
         while shown[-1][0] < len(self.weights) - 1:
             step = self.next_full(shown)
             shown.append((step, discrepancies[step], drift(shown[-1][0], step)))
         return shown
+
+
+def generate(policy: Policy, discrepancies: Sequence[Any], drift: Drift) -> tuple[list[Shown], list[Phase]]:
+    """A generation: what its full steps showed, and the phase of every step as it was before the step ran."""
+    shown: list[Shown] = []
+    phases = []
+    for step, discrepancy in enumerate(discrepancies):
+        phases.append(policy.phase(step))
+        if policy.kind(step) is StepKind.FULL:
+            moved = drift(shown[-1][0], step) if shown else math.nan
+            shown.append((step, discrepancy, moved))
+            policy.observe(*shown[-1])
+    return shown, phases
+
+
+def steady(speed: Any) -> Drift:
+    """Predictions that move by the same amount in every step."""
+    return lambda before, after: speed * (after - before)
+
+
+def path(moves: Sequence[Any]) -> Drift:
+    """Predictions that move by as much as is said for each step."""
+    return lambda before, after: sum(moves[before + 1 : after + 1])

@@ -2,112 +2,198 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from typing import Any
 
 import pytest
 
-from hybridiff import ParallelConfig
-from hybridiff.config import BETWEEN, STRATEGIES, check_ranks, parse_steps
-from hybridiff.schedule.kinds import BETWEEN as KINDS
+from hybridiff import ParallelConfig, PublishedSettings, UsageError
+from hybridiff.config import (
+    LONGEST_TIMEOUT,
+    STEP_KINDS,
+    STRATEGIES,
+    check_limits,
+    check_ranks,
+    field_types,
+    parse_steps,
+    quality_value,
+)
+from hybridiff.schedule.kinds import StepKind
 from hybridiff.strategies import STRATEGIES as CLASSES
 
 
-def test_every_strategy_of_the_config_exists() -> None:
+def test_every_strategy_and_step_kind_of_the_config_exists() -> None:
     assert set(STRATEGIES) == set(CLASSES)
     assert all(CLASSES[name].name == name for name in STRATEGIES)
-    assert set(BETWEEN) == set(KINDS)
+    assert set(STEP_KINDS) < {kind.value for kind in StepKind}
+
+
+@pytest.mark.parametrize("documented", [ParallelConfig, PublishedSettings])
+def test_every_field_says_what_it_is_for(documented: Any) -> None:
+    texts = [entry.metadata["help"] for entry in dataclasses.fields(documented)]
+    assert all(texts)
+    assert len(set(texts)) == len(texts)
+    assert not any(text.endswith(".") for text in texts)
 
 
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"strategy": "magic"}, "unknown strategy 'magic'; choose one of serial, cfg"),
+        ({"strategy": "magic"}, "unknown strategy 'magic'; choose one of serial, cfg, hybrid, published"),
+        ({"strategy": "reuse"}, "unknown strategy 'reuse'; choose one of serial, cfg, hybrid, published"),
+        ({"strategy": 3}, "unknown strategy 3; choose one of"),
         ({"outputs": "some"}, "unknown outputs 'some'; choose one of leader, all"),
-        ({"devices": 0}, "devices must be at least 1, got 0"),
-        ({"timeout": 0.0}, "timeout must be a positive number of seconds, got 0.0"),
-        ({"timeout": -1.0}, "timeout must be a positive number of seconds, got -1.0"),
-        ({"timeout": float("nan")}, "timeout must be a positive number of seconds, got nan"),
-        ({"switching": "magic"}, "unknown switching 'magic'; choose one of guided, published, fixed"),
-        ({"between": "full"}, "unknown between 'full'; choose one of skipped, reuse, pipelined, mixed"),
-        ({"forecast": "cubic"}, "unknown forecast 'cubic'; choose one of hold, linear, quadratic"),
+        ({"outputs": None}, "unknown outputs None; choose one of"),
+        ({"step_kind": "full"}, "unknown step_kind 'full'; choose one of cached, reuse"),
+        ({"step_kind": "pipelined"}, "unknown step_kind 'pipelined'; choose one of cached, reuse"),
         ({"quality": "best"}, "quality must be draft, balanced, high, exact or a number from 0 to 1, got 'best'"),
         ({"quality": 1.01}, "quality must be .* from 0 to 1, got 1.01"),
-        ({"quality": float("nan")}, "quality must be .* from 0 to 1, got nan"),
+        ({"quality": -0.01}, "quality must be .* from 0 to 1, got -0.01"),
+        ({"quality": math.nan}, "quality must be .* from 0 to 1, got nan"),
+        ({"quality": "nan"}, "quality must be .* from 0 to 1, got 'nan'"),
+        ({"quality": math.inf}, "quality must be .* from 0 to 1, got inf"),
         ({"quality": None}, "quality must be .* from 0 to 1, got None"),
-        ({"tolerance": -0.1}, "tolerance must be a number of at least 0, got -0.1"),
-        ({"settled": float("nan")}, "settled must be a number of at least 0, got nan"),
-        ({"catch_up": float("inf")}, "catch_up must be a number of at least 0, got inf"),
-        ({"longest_interval": 0}, "longest_interval must be at least 1, got 0"),
-        ({"patience": 0}, "patience must be at least 1, got 0"),
-        ({"full_steps": "0-4;8"}, "full_steps must look like 0-4,8,11, got '0-4;8'"),
-        ({"outer_share": 1.0}, "outer_share must lie between 0 and 1, got 1.0"),
-        ({"strategy": 3}, "unknown strategy 3; choose one of"),
-        ({"outputs": None}, "unknown outputs None; choose one of"),
-        ({"tau1": "5"}, "tau1 must be a whole number, got '5'"),
-        ({"tau1": 5.0}, r"tau1 must be a whole number, got 5\.0"),
-        ({"devices": True}, "devices must be a whole number, got True"),
+        ({"quality": True}, "quality must be .* from 0 to 1, got True"),
+        ({"quality": [0.5]}, r"quality must be .* from 0 to 1, got \[0.5\]"),
+        ({"devices": 0}, "devices must be at least 1, got 0"),
+        ({"devices": -2}, "devices must be at least 1, got -2"),
+        ({"devices": 10**6}, "devices must be at most 4096, got 1e"),
+        ({"devices": 2.0}, r"devices must be an integer, got 2\.0"),
+        ({"devices": math.nan}, "devices must be an integer, got nan"),
+        ({"devices": "2"}, "devices must be an integer, got '2'"),
+        ({"devices": True}, "devices must be an integer, got True"),
+        ({"timeout": 0.0}, "timeout must be above 0, got 0"),
+        ({"timeout": -1.0}, "timeout must be above 0, got -1"),
+        ({"timeout": math.nan}, "timeout must be a finite number, got nan"),
+        ({"timeout": math.inf}, "timeout must be a finite number, got inf"),
+        ({"timeout": -math.inf}, "timeout must be a finite number, got -inf"),
+        ({"timeout": 1e12}, "timeout must be at most 604800, got 1e"),
         ({"timeout": None}, "timeout must be a number, got None"),
+        ({"tolerance": -0.1}, "tolerance must be at least 0, got -0.1"),
+        ({"tolerance": math.nan}, "tolerance must be a finite number, got nan"),
+        ({"tolerance": math.inf}, "tolerance must be a finite number, got inf"),
         ({"tolerance": "0.1"}, "tolerance must be a number, got '0.1'"),
-        ({"quality": True}, "quality must be text or a number, got True"),
+        ({"tolerance": False}, "tolerance must be a number, got False"),
+        ({"full_steps": "0-4;8"}, "full_steps must look like 0-4,8,11, got '0-4;8'"),
         ({"full_steps": 5}, "full_steps must be text, got 5"),
-        ({"calibration": ["a.json"]}, "calibration must be text, got"),
         ({"simulate": "yes"}, "simulate must be true or false, got 'yes'"),
+        ({"simulate": 1}, "simulate must be true or false, got 1"),
+        ({"trace": None}, "trace must be true or false, got None"),
+        ({"published": None}, "published must be PublishedSettings, got None"),
+        ({"published": {"tau_cap": 3}}, r"published must be PublishedSettings, got \{'tau_cap': 3\}"),
     ],
+    ids=str,
 )
-def test_bad_values_are_refused(values: dict[str, object], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        ParallelConfig(**values)  # type: ignore[arg-type]
-
-
-def test_a_whole_number_will_do_for_any_number() -> None:
-    assert ParallelConfig(timeout=60, tolerance=1, slope_threshold=0, quality=1).timeout == 60
-
-
-def test_it_is_frozen_plain_data() -> None:
-    config = ParallelConfig(strategy="serial", devices=2)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        config.devices = 3  # type: ignore[misc]
-    assert ParallelConfig(**json.loads(json.dumps(config.to_dict()))) == config
+def test_bad_values_are_refused(values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageError, match=f"^{sentence}"):
+        ParallelConfig(**values)
 
 
 @pytest.mark.parametrize(
-    ("config", "allowed"),
+    ("values", "sentence"),
     [
-        ({"strategy": "serial"}, {1, 2, 3, 4, 5, 6}),
-        ({"strategy": "cfg"}, {2, 4, 6}),
-        ({"strategy": "reuse"}, {1, 2, 4, 6}),
-        ({"strategy": "reuse", "between": "mixed"}, {2}),
-        ({"strategy": "reuse", "switching": "published"}, {1, 2, 4, 6}),
-        ({"strategy": "hybrid"}, {1, 2, 4, 6}),
-        ({"strategy": "hybrid", "between": "skipped"}, {1, 2, 4, 6}),
-        ({"strategy": "hybrid", "between": "reuse"}, {1, 2, 4, 6}),
-        ({"strategy": "hybrid", "between": "pipelined"}, {2}),
-        ({"strategy": "hybrid", "between": "mixed"}, {2}),
-        ({"strategy": "hybrid", "switching": "published"}, {2}),
-        ({"strategy": "hybrid", "switching": "published", "between": "skipped"}, {1, 2, 4, 6}),
+        *[
+            ({name: value}, f"{name} must be {words}")
+            for name in ("slope_window", "parallel_steps", "tau_cap")
+            for value, words in [
+                (0, "at least 1, got 0"),
+                (-3, "at least 1, got -3"),
+                (2.5, r"an integer, got 2\.5"),
+                (math.nan, "an integer, got nan"),
+                (math.inf, "an integer, got inf"),
+                ("4", "an integer, got '4'"),
+                (True, "an integer, got True"),
+            ]
+        ],
+        ({"slope_threshold": 0.0}, "slope_threshold must be above 0, got 0"),
+        ({"slope_threshold": -1e-3}, "slope_threshold must be above 0, got -0.001"),
+        ({"slope_threshold": math.nan}, "slope_threshold must be a finite number, got nan"),
+        ({"slope_threshold": math.inf}, "slope_threshold must be a finite number, got inf"),
+        ({"slope_threshold": "small"}, "slope_threshold must be a number, got 'small'"),
     ],
-    ids=lambda value: " ".join(value.values()) if isinstance(value, dict) else "",
+    ids=str,
 )
-def test_numbers_of_ranks(config: dict[str, str], allowed: set[int]) -> None:
+def test_bad_settings_of_the_published_rule_are_refused(values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageError, match=f"^{sentence}$"):
+        PublishedSettings(**values)
+
+
+def test_numeric_fields_cannot_be_forgotten() -> None:
+    """Every field that takes a number has limits, or a check of its own; none takes what is not finite."""
+    numeric = {
+        (documented, name): float if float in types else int
+        for documented in (ParallelConfig, PublishedSettings)
+        for name, types in field_types(documented).items()
+        if {int, float} & set(types)
+    }
+    assert {name for _, name in numeric} == {
+        "devices",
+        "quality",
+        "tolerance",
+        "timeout",
+        "slope_window",
+        "slope_threshold",
+        "parallel_steps",
+        "tau_cap",
+    }
+    for (documented, name), _ in numeric.items():
+        for value in (math.nan, math.inf, -math.inf, -1):
+            with pytest.raises(UsageError, match=name):
+                documented(**{name: value})
+
+
+def test_an_integer_will_do_for_any_number() -> None:
+    assert ParallelConfig(timeout=60, tolerance=1, quality=1).timeout == 60
+    assert PublishedSettings(slope_threshold=1).slope_threshold == 1
+
+
+def test_the_limits_themselves_are_allowed() -> None:
+    assert ParallelConfig(timeout=LONGEST_TIMEOUT, tolerance=0.0, devices=4096, quality=0.0).devices == 4096
+    check_limits("x", 1.0, least=1.0, most=1.0)
+    with pytest.raises(UsageError, match="x must be above 1, got 1"):
+        check_limits("x", 1.0, above=1.0)
+
+
+def test_it_is_frozen_plain_data() -> None:
+    config = ParallelConfig(strategy="published", devices=2, published=PublishedSettings(tau_cap=4))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.devices = 3  # type: ignore[misc]
+    read = json.loads(json.dumps(config.to_dict()))
+    assert ParallelConfig(**read | {"published": PublishedSettings(**read["published"])}) == config
+
+
+@pytest.mark.parametrize(
+    ("strategy", "allowed"),
+    [
+        ("serial", {1, 2, 3, 4, 5, 6}),
+        ("cfg", {2, 4, 6}),
+        ("hybrid", {1, 2, 4, 6}),
+        ("published", {2}),
+    ],
+)
+@pytest.mark.parametrize("step_kind", [None, "cached", "reuse"])
+def test_numbers_of_ranks(strategy: str, step_kind: str | None, allowed: set[int]) -> None:
+    config = ParallelConfig(strategy=strategy, step_kind=step_kind)
     for ranks in range(1, 7):
         if ranks in allowed:
-            check_ranks(ParallelConfig(**config), ranks)  # type: ignore[arg-type]
+            check_ranks(config, ranks)
         else:
-            with pytest.raises(ValueError, match=f"need.* 2 .*ranks.*got {ranks}; use "):
-                check_ranks(ParallelConfig(**config), ranks)  # type: ignore[arg-type]
+            with pytest.raises(UsageError, match=f"needs .*2 ranks.*got {ranks}; use "):
+                check_ranks(config, ranks)
 
 
 def test_the_sentences_about_ranks_name_the_remedy() -> None:
-    with pytest.raises(ValueError, match=r"'cfg' needs a multiple of 2 ranks.*got 3; use 4 \(--devices 4"):
+    with pytest.raises(UsageError, match=r"'cfg' needs a multiple of 2 ranks.*got 3; use 4 \(--devices 4"):
         check_ranks(ParallelConfig(), 3)
-    with pytest.raises(ValueError, match="pipelined steps need 2 ranks, got 4; use --devices 2, or --between skipped"):
-        check_ranks(ParallelConfig(strategy="hybrid", between="mixed"), 4)
+    with pytest.raises(UsageError, match="'published' needs 2 ranks, got 4; use --devices 2, or strategy 'hybrid'"):
+        check_ranks(ParallelConfig(strategy="published"), 4)
 
 
 @pytest.mark.parametrize(
     ("quality", "value"), [("draft", 0.25), ("balanced", 0.5), ("high", 0.75), ("exact", 1.0), (0, 0.0), ("0.9", 0.9)]
 )
 def test_qualities_by_name_and_number(quality: str | float, value: float) -> None:
-    assert ParallelConfig(quality=quality).quality_value == value
+    assert quality_value(ParallelConfig(quality=quality).quality) == value
 
 
 @pytest.mark.parametrize(
@@ -118,15 +204,27 @@ def test_steps_as_text(text: str, steps: list[int]) -> None:
     assert parse_steps(text) == steps
 
 
-@pytest.mark.parametrize("text", ["", ",", "0,", "a", "1.5", "-1", "0-", "-4", "0--4", "0-4-8", "4-0"])
+@pytest.mark.parametrize(
+    "text", ["", ",", "0,", "a", "1.5", "-1", "0-", "-4", "0--4", "0-4-8", "4-0", "nan", "0-100000", "0-99999999999"]
+)
 def test_text_that_names_no_steps(text: str) -> None:
-    with pytest.raises(ValueError, match=f"full_steps must look like 0-4,8,11, got '{text}'"):
+    with pytest.raises(UsageError, match=f"full_steps must look like 0-4,8,11, got '{text}'"):
         parse_steps(text)
 
 
-def test_naming_steps_implies_a_fixed_schedule() -> None:
-    assert ParallelConfig(strategy="hybrid").rule == "guided"
-    assert ParallelConfig(strategy="reuse").rule == "fixed"
-    assert ParallelConfig(strategy="hybrid", full_steps="0-4,8").rule == "fixed"
-    assert ParallelConfig(strategy="hybrid", full_interval=3).rule == "fixed"
-    assert ParallelConfig(strategy="hybrid", switching="published", tau1=3).rule == "published"
+PRESET = PublishedSettings(12, 4e-4, 5, 15)
+
+
+def test_what_the_user_says_of_the_published_rule_beats_the_preset() -> None:
+    assert PublishedSettings().or_else(PRESET) == PRESET
+    assert PublishedSettings(slope_window=9, tau_cap=4).or_else(PRESET) == dataclasses.replace(
+        PRESET, slope_window=9, tau_cap=4
+    )
+    whole = PublishedSettings(1, 0.5, 7, 2)
+    assert whole.or_else(PRESET) == whole
+    assert whole.values == (1, 0.5, 7, 2)
+
+
+def test_fifty_steps_change_nothing() -> None:
+    assert PRESET.scaled(50) == PRESET
+    assert PRESET.scaled(30, given_for=30) == PRESET

@@ -1,78 +1,43 @@
 """The same scene with every embedded model on one device and on several: how fast, and how alike."""
 
-from __future__ import annotations
-
 import contextlib
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-import numpy as np
-
+from ..arguments import MOST_STEPS
 from ..config import ParallelConfig
-from ..evaluation.metrics import psnr
-from ..launch.engine import Engine
-from ..launch.protocol import Generation
 from ..models.tiny import EMBEDDED, GUIDANCE
-from .output import Output
+from ..utils.tables import align
+from .flags import flag, number, setting
+from .options import WHAT, WHERE, Device, Dtype
+
+if TYPE_CHECKING:
+    from ..launch.engine import Engine
+    from ..launch.protocol import Generation
 
 PROMPT = "a large red ring at the left on a white background"
-
-PICTURES = 4
-"""Drawn at once, so that the embedded models, which are small, keep a core busy."""
-
+IMAGES = 4
+"""Generated at once, so that the embedded models, which are small, keep a core busy."""
 WARM_UP_STEPS = 4
 
 
-@dataclass(frozen=True)
-class DemoRun:
-    """One way to generate the scene.
-
-    Attributes:
-        strategy: Name of the strategy.
-        devices: Number of ranks.
-        switching: The rule by which `hybrid` switches; its default unless given.
-    """
+class DemoRun(NamedTuple):
+    """One way to generate the scene: a strategy on a number of ranks."""
 
     strategy: str
     devices: int
-    switching: str | None = None
-
-    @property
-    def name(self) -> str:
-        """What the table and the files call it."""
-        return self.strategy if self.switching is None else f"{self.strategy}-{self.switching}"
-
-    @property
-    def config(self) -> ParallelConfig:
-        """The way as the ranks are told."""
-        return ParallelConfig(strategy=self.strategy, switching=self.switching)
 
 
-RUNS = (
-    DemoRun("serial", 1),
-    DemoRun("hybrid", 1),
-    DemoRun("cfg", 2),
-    DemoRun("hybrid", 2, "published"),
-    DemoRun("hybrid", 2),
-)
+RUNS = (DemoRun("serial", 1), DemoRun("hybrid", 1), DemoRun("cfg", 2), DemoRun("published", 2), DemoRun("hybrid", 2))
 """The first is the reference of the others. On one device `hybrid` shows what is saved without adding a device."""
 
 
-@dataclass(frozen=True)
-class DemoRow:
-    """What one way gave for one model.
-
-    Attributes:
-        model: The embedded model.
-        run: How it ran.
-        seconds: Median of the repeats, for the whole call.
-        speed_up: Against the first way.
-        psnr: Of the pictures against the first way's, in dB.
-        path: The pictures on one sheet.
-    """
+class DemoRow(NamedTuple):
+    """What one way gave for one model: median seconds of a call, fidelity to the first way in dB, a sheet of images."""
 
     model: str
     run: DemoRun
@@ -82,88 +47,88 @@ class DemoRow:
     path: Path
 
 
-def run_demo(
-    folder: str, steps: int, repeats: int, on_progress: Callable[[str], None], **engine_options: Any
-) -> Iterator[DemoRow]:
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Generate the same scene with the embedded models on one device and on two."""
+
+    output: Annotated[str, flag(WHAT, "where images, reports and curves go", "FOLDER")] = "out/demo"
+    repeats: Annotated[int, number(WHAT, "timed runs of each way", least=1, most=1000)] = 3
+    num_inference_steps: Annotated[int, number(WHAT, "denoising steps", least=1, most=MOST_STEPS)] = 50
+    device: Device = "cpu"
+    dtype: Dtype = None
+    timeout: Annotated[float, setting(WHERE, "timeout", "SECONDS")] = ParallelConfig.timeout
+
+    def run(self) -> None:
+        """Generate, write and tell."""
+        from .output import Output
+
+        folder = Path(self.output).expanduser()
+        Output(folder, "image", ".png").prepare()
+        print(f'"{PROMPT}", {self.num_inference_steps} steps, {self.device}')
+        machine = {"device": self.device, "dtype": self.dtype, "timeout": self.timeout}
+        rows = list(run_demo(folder, self.num_inference_steps, self.repeats, **machine))
+        print(f"\n{format_table(rows)}\n")
+        print("images; the report (.json) and the discrepancy curve (-discrepancy.png) lie beside each:")
+        for row in rows:
+            print(f"  {row.path}")
+
+
+def run_demo(folder: Path, steps: int, repeats: int, **machine: Any) -> Iterator[DemoRow]:
     """Generate the scene in every way with every embedded model; the rows of the table as they come.
 
     The ways take turns, so that a disturbance of the machine meets all of them, after one short warm-up each.
-
-    Args:
-        folder: Where pictures, reports and curves go.
-        steps: Denoising steps.
-        repeats: How often each way runs; its time is the median.
-        on_progress: Is told what happens now.
-        engine_options: `device`, `dtype` and deadlines for `Engine`.
     """
+    from ..launch.engine import Engine
+
     for model in EMBEDDED:
-        on_progress(f"{model}: starting {sum(run.devices for run in RUNS)} ranks")
+        _tell(f"{model}: starting {sum(run.devices for run in RUNS)} ranks")
         with contextlib.ExitStack() as stack:
-            engines = {run: stack.enter_context(_engine(model, run, engine_options)) for run in RUNS}
+            engines = {
+                run: stack.enter_context(Engine(model, run.devices, ParallelConfig(strategy=run.strategy), **machine))
+                for run in RUNS
+            }
             for engine in engines.values():
-                _draw(engine, model, WARM_UP_STEPS)
+                _generate(engine, model, WARM_UP_STEPS)
             generations: dict[DemoRun, list[Generation]] = {run: [] for run in RUNS}
             for repeat in range(repeats):
                 for run, engine in engines.items():
-                    on_progress(f"{model}: {run.name} on {run.devices}, {repeat + 1} of {repeats}")
-                    generations[run].append(_draw(engine, model, steps))
-        yield from _rows(model, generations, Path(folder))
+                    _tell(f"{model}: {run.strategy} on {run.devices}, {repeat + 1} of {repeats}")
+                    generations[run].append(_generate(engine, model, steps))
+        yield from _rows(model, generations, folder)
 
 
-def format_table(rows: list[DemoRow]) -> str:
+def format_table(rows: Sequence[DemoRow]) -> str:
     """The rows as text with aligned columns."""
-    head = ("model", "strategy", "devices", "seconds", "speed-up", "PSNR against the first")
-    body = [
-        (
-            row.model,
-            row.run.name,
-            str(row.run.devices),
-            f"{row.seconds:.2f}",
-            f"{row.speed_up:.2f}x",
-            _likeness(row),
-        )
-        for row in rows
-    ]
-    columns = [_aligned(column, left=index < 2) for index, column in enumerate(zip(head, *body, strict=True))]
-    return "\n".join("  ".join(line) for line in zip(*columns, strict=True))
+    cells = [("model", "strategy", "devices", "seconds", "speed-up", "PSNR against the first")]
+    for row in rows:
+        likeness = "identical" if row.psnr == float("inf") else f"{row.psnr:.1f} dB"
+        numbers = str(row.run.devices), f"{row.seconds:.2f}", f"{row.speed_up:.2f}x"
+        cells.append((row.model, row.run.strategy, *numbers, "-" if row.run == RUNS[0] else likeness))
+    return align(cells, words=2)
 
 
-def _aligned(column: Sequence[str], left: bool) -> list[str]:
-    width = max(map(len, column))
-    return [cell.ljust(width) if left else cell.rjust(width) for cell in column]
-
-
-def _engine(model: str, run: DemoRun, options: dict[str, Any]) -> Engine:
-    return Engine(model, run.devices, run.config, **options)
-
-
-def _draw(engine: Engine, model: str, steps: int) -> Generation:
+def _generate(engine: "Engine", model: str, steps: int) -> "Generation":
     return engine.generate(
-        PROMPT,
-        seed=0,
-        num_inference_steps=steps,
-        num_images_per_prompt=PICTURES,
-        guidance_scale=GUIDANCE[model],
+        PROMPT, seed=0, num_inference_steps=steps, num_images_per_prompt=IMAGES, guidance_scale=GUIDANCE[model]
     )
 
 
-def _rows(model: str, generations: dict[DemoRun, list[Generation]], folder: Path) -> Iterator[DemoRow]:
-    reference = generations[RUNS[0]]
-    reference_seconds = _median_seconds(reference)
+def _rows(model: str, generations: "dict[DemoRun, list[Generation]]", folder: Path) -> Iterator[DemoRow]:
+    import numpy as np
+
+    from ..evaluation.metrics import psnr
+    from .output import Output
+
+    seconds = {
+        run: statistics.median(result.report.seconds for result in results) for run, results in generations.items()
+    }
+    pixels = {run: np.stack(results[0].images) for run, results in generations.items()}
     for run, results in generations.items():
-        output = Output(folder, f"{model}-{run.name}-{run.devices}", ".png")
         facts = {"model": model, "prompt": PROMPT, "settings": {"repeats": len(results)}}
-        path = next(path for path in output.write(results[0], facts) if "-sheet" in path.name)
-        seconds = _median_seconds(results)
-        likeness = psnr(*(np.stack(images) for images in (results[0].images, reference[0].images)))
-        yield DemoRow(model, run, seconds, reference_seconds / seconds, likeness, path)
+        paths = Output(folder, f"{model}-{run.strategy}-{run.devices}", ".png").write(results[0], facts)
+        speed_up, likeness = seconds[RUNS[0]] / seconds[run], psnr(pixels[run], pixels[RUNS[0]])
+        yield DemoRow(model, run, seconds[run], speed_up, likeness, paths[IMAGES])
 
 
-def _median_seconds(generations: list[Generation]) -> float:
-    return statistics.median(generation.report.seconds for generation in generations)
-
-
-def _likeness(row: DemoRow) -> str:
-    if row.run == RUNS[0]:
-        return "-"
-    return "identical" if row.psnr == float("inf") else f"{row.psnr:.1f} dB"
+def _tell(what: str) -> None:
+    print(what, file=sys.stderr)

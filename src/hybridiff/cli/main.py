@@ -1,30 +1,15 @@
-"""The command `hybridiff`: the only place that prints."""
+"""The command `hybridiff`: its commands, what it says of errors, its exit codes."""
 
-from __future__ import annotations
-
-import argparse
 import os
 import sys
-import traceback
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from .. import __version__
-from ..config import ParallelConfig, check_ranks
-from .options import (
-    Parser,
-    add_calibrate_options,
-    add_generate_options,
-    add_inspect_options,
-    add_machine_options,
-    add_simulate_options,
-    call_arguments,
-    parallel_config,
-    parse_options,
-)
+if TYPE_CHECKING:
+    import typer
 
-BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+TRACEBACK = "show where an error came from; HYBRIDIFF_TRACEBACK=1 does so too"
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,325 +18,88 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0; 2 for bad input (nothing was started), 1 for a failure while running, 130 after Ctrl-C.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        options = parse_options(_parser(), arguments)
-        options.command(options)
-    except ValueError as error:
-        return _complain(error, arguments, BAD_INPUT)
-    except (RuntimeError, OSError) as error:  # EngineError among them
-        return _complain(error, arguments, FAILED)
+        code = _run(arguments)
     except KeyboardInterrupt:
+        code = INTERRUPTED
+    if code == INTERRUPTED:
         print("hybridiff: interrupted; all ranks have been ended", file=sys.stderr)
-        return INTERRUPTED
+    return code
+
+
+def _run(arguments: list[str]) -> int:
+    traced = "--traceback" in arguments or bool(os.environ.get("HYBRIDIFF_TRACEBACK"))
+    # The flag may stand anywhere: people add it to the end of the command that failed.
+    arguments = [argument for argument in arguments if argument != "--traceback"]
+    try:
+        command = parse(arguments)
+        if isinstance(command, int):
+            return command
+        command.run()
+    except Exception as error:
+        if traced:
+            import traceback
+
+            traceback.print_exception(error)
+        text, code = _explain(error)
+        print(f"hybridiff: {text}", file=sys.stderr)
+        return code
     return 0
 
 
-def _parser() -> Parser:
-    parser = Parser(prog="hybridiff", description="One guided diffusion picture on several devices.")
-    parser.add_argument("--version", action="version", version=f"hybridiff {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
-
-    generate = commands.add_parser("generate", help="draw pictures for a prompt, or for many")
-    add_generate_options(generate)
-    generate.set_defaults(command=_generate)
-
-    inspect = commands.add_parser("inspect", help="where a model's denoiser is cut, what the stages cost, what crosses")
-    add_inspect_options(inspect)
-    inspect.set_defaults(command=_inspect)
-
-    calibrate = commands.add_parser("calibrate", help="measure a model's thresholds for hybrid, on one device")
-    add_calibrate_options(calibrate)
-    calibrate.set_defaults(command=_calibrate)
-
-    simulate = commands.add_parser("simulate", help="fidelity against ideal speed-up of many settings, on one device")
-    add_simulate_options(simulate)
-    simulate.set_defaults(command=_simulate)
-
-    demo = commands.add_parser("demo", help="the same scene with the embedded models on one device and on two")
-    demo.add_argument("--output", default="out/demo", metavar="FOLDER", help="(default out/demo)")
-    demo.add_argument("--num-inference-steps", type=int, default=50, metavar="N", help="(default 50)")
-    demo.add_argument("--repeats", type=int, default=3, metavar="N", help="timed runs each (default 3)")
-    add_machine_options(demo, device="cpu")
-    demo.set_defaults(command=_demo)
-    return parser
-
-
-def _generate(options: argparse.Namespace) -> None:
-    from ..evaluation.workload import recommended
-    from ..launch.engine import Engine
-    from ..models.loading import find_model
-    from .output import Output
-
-    prompts = _prompts(options)
-    output = Output.parse(options.output)
-    if options.model is None:
-        raise ValueError("there is no model; give --model, such as --model tiny-sdxl")
-    trace = None if options.trace is None else Output.file(options.trace, ".json")
-    config = parallel_config(options)
-    _check_machine(config, options.device)
-    folder = find_model(options.model, options.variant)
-    arguments = {**recommended(options.model), **call_arguments(options)}
-    folder.check_call(arguments)
-    output.prepare()
-    engine = Engine(
-        folder,
-        config=config,
-        device=options.device,
-        dtype=options.dtype,
-        scheduler=options.scheduler,
-        variant=options.variant,
-    )
-    with engine:
-        for number, prompt in enumerate(prompts, start=1):
-            own = {} if prompt.negative_prompt is None else {"negative_prompt": prompt.negative_prompt}
-            call = arguments | own
-            with _ProgressBar(engine.is_leader, f"{number}/{len(prompts)}") as bar:
-                generation = engine.generate(prompt.prompt, seed=prompt.seed, on_step=bar.show, **call)
-            if engine.is_leader:
-                facts = {"model": options.model, "prompt": prompt.prompt, "settings": _settings(options, engine, call)}
-                paths = output.numbered(number, len(prompts)).write(generation, facts)
-                if trace is not None:
-                    paths.append(trace.numbered(number, len(prompts)).write_trace(generation))
-                _tell(generation, paths)
-
-
-def _check_machine(config: ParallelConfig, device: str) -> None:
-    """Refuse ranks and devices that cannot be had, as Engine does, but before gigabytes of a model are downloaded.
+def parse(arguments: Sequence[str]) -> Any:
+    """The command that the arguments name, made by its options; or an exit code, after `--help` and the like.
 
     Raises:
-        ValueError: with the numbers and the remedy.
+        UsageError, TyperException: the arguments do not fit.
     """
-    from ..launch.engine import choose_device, is_under_torchrun
+    import typer  # here and below, so that Ctrl-C ends in one line also while modules load
 
-    joined = is_under_torchrun()
-    ranks = config.devices or int(os.environ["WORLD_SIZE"])  # devices are left open under torchrun only
-    check_ranks(config, ranks)
-    processes = 1 if config.simulate else ranks
-    choose_device(device, int(os.environ.get("LOCAL_WORLD_SIZE", processes)) if joined else processes)
+    command = typer.main.get_command(build_app())
+    return command.main(list(arguments), prog_name="hybridiff", standalone_mode=False)
 
 
-def _prompts(options: argparse.Namespace) -> list[Any]:
-    """What to draw, each with a seed."""
-    from ..utils.prompts import Prompt, read_prompts
+def build_app() -> "typer.Typer":
+    """The commands as typer sees them: classes, made by their options."""
+    import typer
 
-    if (options.prompt is None) == (options.prompts is None):
-        raise ValueError("give either --prompt TEXT or --prompts FILE")
-    prompts = [Prompt(options.prompt)] if options.prompts is None else read_prompts(options.prompts)
-    return [replace(prompt, seed=options.seed if prompt.seed is None else prompt.seed) for prompt in prompts]
+    from .. import __version__
+    from .demo import Demo
+    from .flags import dashes, flag
+    from .generate import Generate
+    from .measure import Calibrate, Inspect, Simulate
 
+    def show_version(asked: bool) -> None:
+        if asked:
+            print(f"hybridiff {__version__}")
+            raise typer.Exit()
 
-def _settings(options: argparse.Namespace, engine: Any, call: dict[str, Any]) -> dict[str, Any]:
-    """What the report says about how the picture was made; None stands for the model's own default."""
-    machine = {"device": engine.device, "dtype": options.dtype, "scheduler": options.scheduler}
-    return {**engine.config.to_dict(), **machine, **call}
+    def root(
+        version: Annotated[bool, flag("Options", "show the version", "", "--version", callback=show_version)] = False,
+        traceback: Annotated[bool, flag("Options", TRACEBACK, "", "--traceback")] = False,
+    ) -> None:
+        """One guided diffusion image on several devices."""
 
-
-def _tell(generation: Any, paths: Sequence[Any]) -> None:
-    report = generation.report
-    for note in report.notes:
-        print(f"note: {note}", file=sys.stderr)
-    devices = f"{report.devices} device{'s' * (report.devices != 1)}"
-    kinds = ", ".join(f"{count} {kind}" for kind, count in report.kinds.items())
-    ideal = f", ideal speed-up {report.ideal_speedup:.2f}x" if report.ideal_speedup else ""
-    print(
-        f"{report.strategy} on {devices}: {len(report.steps)} steps ({kinds}) in {report.seconds:.2f} s{ideal}, "
-        f"seed {generation.seed}"
-    )
-    for path in paths:
-        print(f"  {path}")
+    names = {"help_option_names": ["-h", "--help"], "token_normalize_func": dashes}
+    app = typer.Typer(callback=root, pretty_exceptions_enable=False, context_settings=names)
+    for command in (Generate, Inspect, Calibrate, Simulate, Demo):
+        app.command(command.__name__.lower())(command)
+    return app
 
 
-def _inspect(options: argparse.Namespace) -> None:
-    from ..evaluation.inspect import format_inspection, inspect_denoiser
-    from ..launch.engine import choose_device
-    from ..models.loading import find_model, load_pipeline
+def _explain(error: Exception) -> tuple[str, int]:
+    """What to say of an error, and the exit code."""
+    import typer
 
-    device = choose_device(options.device, 1)
-    folder = find_model(options.model, options.variant)
-    size = {name: getattr(options, name) for name in ("height", "width") if getattr(options, name) is not None}
-    folder.check_call(size)
-    pipe = load_pipeline(folder.path, device, options.dtype, variant=options.variant)
-    pipe.set_progress_bar_config(disable=True)
-    print(format_inspection(inspect_denoiser(pipe, **size), options.all))
+    from ..errors import EngineError, RankError, UsageError
 
-
-def _calibrate(options: argparse.Namespace) -> None:
-    from ..evaluation.calibrate import calibrate, check_candidates, check_order, format_expectations
-    from ..evaluation.charts import plot_calibration
-    from ..evaluation.workload import Bench, take_prompts
-    from ..schedule.calibration import FEWEST_PROMPTS, Calibration
-    from .output import Output
-
-    output = Output.file(options.output, ".json")
-    candidates = [name.strip() for name in options.between.split(",")]
-    check_candidates(candidates)
-    Calibration.open(output.path, options.model)  # refuses another model's file before hours of work
-    prompts = take_prompts(options.model, options.prompts, "calibration", (16, 16))
-    if len(prompts) < FEWEST_PROMPTS:
-        print(
-            f"warning: thresholds from {len(prompts)} prompts follow the prompts more than the model; give at least "
-            f"{FEWEST_PROMPTS}",
-            file=sys.stderr,
-        )
-    bench = Bench.load(options.model, call_arguments(options), **_machine(options))
-    check_order(bench.pipe.scheduler)
-    with _ProgressBar(True, "pictures", smoothing=0.0) as bar:
-        entry = calibrate(bench.pipe, prompts, bench.call, candidates, bar.show_what)
-    # Opened again: another calibration may have been added to the file since.
-    Calibration.open(output.path, options.model).with_entry(entry).write(output.path)
-    picture = output.path.with_name(f"{output.stem}-{entry.scheduler}-{entry.num_inference_steps}.png")
-    plot_calibration(options.model, entry, picture)
-    print(
-        f"{options.model}, {entry.scheduler}, {entry.num_inference_steps} steps, {entry.prompts} prompts\n\n"
-        f"{format_expectations(entry)}\n\n"
-        f"to use it: hybridiff generate --strategy hybrid --quality balanced --calibration {options.output} ...\n"
-        f"  {output.path}\n  {picture}"
-    )
-
-
-def _simulate(options: argparse.Namespace) -> None:
-    from ..evaluation.charts import plot_frontier
-    from ..evaluation.frontier import seeded
-    from ..evaluation.study import Study, read_settings, run_study
-    from ..evaluation.tables import format_markdown, format_study
-    from ..evaluation.workload import Bench, describe_prompts, take_prompts, versions
-    from .output import Output
-
-    target = Output.file(options.output, ".json").path
-    families = _families(options)
-    own = [] if options.settings is None else read_settings(_folder(options.settings))
-    prompts = seeded(take_prompts(options.model, options.prompts, "evaluation", (64,)))[: options.limit]
-    guided_prompts = _typical_prompts(options, families)
-    bench = Bench.load(options.model, call_arguments(options), **_machine(options))
-    settings, guided = _settings_to_compare(options, families, bench.steps, own)
-    study = Study.open(
-        target,
-        run={**bench.facts(), "prompts": describe_prompts(prompts)},
-        made_with={"command": "hybridiff " + " ".join(sys.argv[1:]), **versions()},
-        fresh=options.fresh,
-    )
-    with _ProgressBar(True, "pictures", smoothing=0.0) as bar:
-        run_study(
-            study, bench.pipe, prompts, settings, bench.call, guided, guided_prompts, bar.show_what, options.batch
-        )
-    picture, page = target.with_suffix(".png"), target.with_suffix(".md")
-    plot_frontier(study.to_dict(), picture)
-    page.write_text(format_markdown(study), encoding="utf-8")
-    print(format_study(study))
-    print(f"  {target}\n  {picture}\n  {page}")
-
-
-def _families(options: argparse.Namespace) -> list[str]:
-    """The families to compare: those that were named, or all that can be."""
-    from ..evaluation.grid import NAMES, TYPICAL, check_families
-    from ..models.tiny import EMBEDDED
-
-    if options.families is not None:
-        names = [name.strip() for name in options.families.split(",")]
-        check_families(names)
-        return names
-    if options.settings is not None:
-        return []
-    has_prompts = options.model in EMBEDDED or options.calibration_prompts is not None
-    return [name for name in NAMES if name != TYPICAL or has_prompts]
-
-
-def _typical_prompts(options: argparse.Namespace, families: Sequence[str]) -> list[Any]:
-    """The prompts that typical schedules are taken from; none where none are asked for."""
-    from ..evaluation.grid import TYPICAL
-    from ..evaluation.workload import take_prompts
-
-    if TYPICAL not in families:
-        return []
-    return take_prompts(options.model, options.calibration_prompts, "calibration", (16,))
-
-
-def _settings_to_compare(
-    options: argparse.Namespace, families: Sequence[str], steps: int, own: Sequence[Any]
-) -> tuple[list[Any], list[Any]]:
-    """The settings, the user's own included, and the guided ones whose typical schedules are to be found first."""
-    from ..evaluation.grid import TYPICAL, guided_models, list_settings
-
-    settings = [*list_settings(families, steps), *own]
-    guided = guided_models() if TYPICAL in families else []
-    if options.calibration is None:
-        return settings, guided
-    settings, guided = ([setting.calibrated(options.calibration) for setting in some] for some in (settings, guided))
-    return settings, guided
-
-
-def _machine(options: argparse.Namespace) -> dict[str, Any]:
-    return {name: getattr(options, name) for name in ("device", "dtype", "scheduler", "variant")}
-
-
-def _demo(options: argparse.Namespace) -> None:
-    from .demo import PROMPT, format_table, run_demo
-    from .output import Output
-
-    for name in ("num_inference_steps", "repeats"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
-    Output(_folder(options.output), "picture", ".png").prepare()
-    print(f'"{PROMPT}", {options.num_inference_steps} steps, {options.device}')
-    rows = list(
-        run_demo(
-            options.output,
-            options.num_inference_steps,
-            options.repeats,
-            on_progress=lambda text: print(text, file=sys.stderr),
-            device=options.device,
-            dtype=options.dtype,
-            timeout=options.timeout,
-        )
-    )
-    print(f"\n{format_table(rows)}\n")
-    print("pictures; the report (.json) and the discrepancy curve (-discrepancy.png) lie beside each:")
-    for row in rows:
-        print(f"  {row.path}")
-
-
-def _folder(path: str) -> Any:
-    from pathlib import Path
-
-    return Path(path).expanduser()
-
-
-class _ProgressBar:
-    """A tqdm bar on stderr, on one rank; it appears with the first step.
-
-    Args:
-        is_shown: Whether it appears at all.
-        label: What it counts.
-        smoothing: How much the latest steps count for the remaining time; 0 has all of them count alike.
-    """
-
-    def __init__(self, is_shown: bool, label: str, smoothing: float = 0.3) -> None:
-        self._is_shown, self._label, self._smoothing = is_shown, label, smoothing
-        self._bar: Any = None
-
-    def show(self, done: int, total: int) -> None:
-        from tqdm import tqdm
-
-        if self._bar is None:
-            self._bar = tqdm(total=total, desc=self._label, disable=not self._is_shown, smoothing=self._smoothing)
-        self._bar.update(done - self._bar.n)
-
-    def show_what(self, what: str, done: int, total: int) -> None:
-        """Show what is being done as well."""
-        self.show(done, total)
-        self._bar.set_description(what, refresh=False)
-
-    def __enter__(self) -> _ProgressBar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-
-def _complain(error: Exception, arguments: Sequence[str], code: int) -> int:
-    if "--traceback" in arguments or os.environ.get("HYBRIDIFF_TRACEBACK"):
-        traceback.print_exception(error)
-    print(f"hybridiff: {error}", file=sys.stderr)
-    return code
+    if isinstance(error, typer.TyperException):
+        command = getattr(getattr(error, "ctx", None), "command_path", "hybridiff")
+        return f"{error.format_message().rstrip('.')}; see {command} --help", BAD_INPUT
+    if isinstance(error, UsageError):
+        return str(error), BAD_INPUT
+    if isinstance(error, (EngineError, RankError, OSError)):
+        return str(error), FAILED
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"{what}; --traceback shows where it came from", FAILED

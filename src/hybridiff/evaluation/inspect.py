@@ -1,4 +1,4 @@
-"""What a model's denoiser looks like to this project: its units, what they cost, and where it is cut."""
+"""What a model's denoiser looks like to this project: its layers, what they cost, and where it is split."""
 
 from __future__ import annotations
 
@@ -9,38 +9,39 @@ from typing import Any
 
 import torch
 
-from ..denoiser.call import Evaluation, bind_arguments, find_denoiser
+from ..denoiser.adapters import find_denoiser
+from ..denoiser.call import Evaluation, bind_arguments
 from ..denoiser.hooks import AttachedHook, DenoiserHook
-from ..denoiser.split import StagePlan, choose_balanced, choose_share
+from ..denoiser.rows import branch_rows
+from ..denoiser.split import Split, choose_balanced, choose_outer
 from ..denoiser.stages import StagedDenoiser
-from ..schedule.plan import find_calibration
-from ..schedule.presets import reuse_share
-from ..strategies.base import branch_rows
+from ..schedule.kinds import StepKind
+from ..schedule.presets import ModelSettings
+from ..utils.tables import align
+
+USERS = {StepKind.PIPELINED: "published", StepKind.REUSE: "hybrid with reuse steps"}
+"""Which strategy splits the network, by the kind of steps that need it."""
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """How a denoiser can be cut at one resolution.
+    """How a denoiser can be split at one resolution.
 
     Attributes:
         network: The denoiser's class.
-        sample_shape: Shape of the sample of one branch.
-        dtype: The sample's dtype.
+        sample: Shape and dtype of the sample of one branch.
         seconds: Time of one evaluation of one branch.
-        units: Paths of the pieces that no cut divides.
-        plans: Every legal cut with its costs, by index.
-        pipeline: Index of the cut that the pipeline of `hybrid` chooses.
-        reuse: Index of the cut that `reuse` chooses.
+        layers: Paths of the pieces that no split divides.
+        splits: Every legal split with its costs, by index.
+        chosen: Index of the split for pipelined and for reuse steps: the calibration's, or else by counted work.
     """
 
     network: str
-    sample_shape: tuple[int, ...]
-    dtype: str
+    sample: str
     seconds: float
-    units: list[str]
-    plans: list[StagePlan]
-    pipeline: int
-    reuse: int
+    layers: list[str]
+    splits: list[Split]
+    chosen: dict[str, int]
 
 
 def inspect_denoiser(pipe: Any, **call: Any) -> Inspection:
@@ -51,25 +52,28 @@ def inspect_denoiser(pipe: Any, **call: Any) -> Inspection:
         call: Arguments of the pipeline that decide the shapes, such as height and width.
 
     Raises:
-        ValueError: the network cannot be cut.
+        UsageError: the network cannot be split.
     """
-    family, network = find_denoiser(pipe)
+    adapter, network = find_denoiser(pipe)
     evaluation = first_evaluation(pipe, **call)
     rows = branch_rows(evaluation, evaluation.branches - 1)
-    staged = StagedDenoiser(family, network)
+    staged = StagedDenoiser(adapter, network)
     with torch.no_grad():
-        plans = staged.measure(evaluation, rows)
-    calibration = find_calibration(pipe, None)
-    splits = {} if calibration is None else calibration.splits
+        splits = staged.measure(evaluation, rows)
+    settings = ModelSettings.find(pipe, adapter)
+    chosen = {
+        StepKind.PIPELINED: splits.index(choose_balanced(splits)),
+        StepKind.REUSE: splits.index(choose_outer(splits, settings.reuse_share)),
+    }
+    stored = {kind: settings.split_point(kind) for kind in chosen}
+    sample = evaluation.sample[rows]
     return Inspection(
         network=type(network).__name__,
-        sample_shape=(rows.stop - rows.start, *evaluation.sample.shape[1:]),
-        dtype=str(evaluation.sample.dtype).removeprefix("torch."),
-        seconds=plans[0].seconds,
-        units=[unit.name for unit in staged.units],
-        plans=plans,
-        pipeline=splits.get("pipelined", plans.index(choose_balanced(plans))),
-        reuse=splits.get("reuse", plans.index(choose_share(plans, reuse_share(pipe)))),
+        sample=f"{' x '.join(map(str, sample.shape))} {str(sample.dtype).removeprefix('torch.')}",
+        seconds=splits[0].seconds,
+        layers=[layer.name for layer in staged.layers],
+        splits=splits,
+        chosen={kind.value: chosen[kind] if index is None else index for kind, index in stored.items()},
     )
 
 
@@ -79,13 +83,13 @@ class _CaughtError(Exception):
 
 def first_evaluation(pipe: Any, **call: Any) -> Evaluation:
     """The first denoiser call that a pipeline would make; nothing is denoised."""
-    family, network = find_denoiser(pipe)
+    adapter, network = find_denoiser(pipe)
     caught: list[Evaluation] = []
 
     def catch(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         branches = 2 if pipe.do_classifier_free_guidance else 1
         channels: int = network.config.out_channels  # type: ignore[assignment, union-attr]
-        caught.append(Evaluation(family, forward, bind_arguments(forward, args, kwargs), branches, channels))
+        caught.append(Evaluation(adapter, forward, bind_arguments(forward, args, kwargs), branches, channels))
         raise _CaughtError
 
     hook = DenoiserHook()
@@ -93,54 +97,48 @@ def first_evaluation(pipe: Any, **call: Any) -> Evaluation:
     attached = AttachedHook(network, hook, "hybridiff_inspection")
     try:
         with contextlib.suppress(_CaughtError):
-            pipe(**{"prompt": "a picture", "output_type": "latent", **call})
+            pipe(**{"prompt": "an image", "output_type": "latent", **call})
     finally:
         attached.remove()
     return caught[0]
 
 
-def format_inspection(found: Inspection, every_cut: bool = False) -> str:
+def format_inspection(found: Inspection, every_split: bool = False) -> str:
     """The inspection as text.
 
     Args:
         found: What was measured.
-        every_cut: List all legal cuts, not only those that strategies choose.
+        every_split: List all legal splits, not only those that strategies choose.
     """
-    shape = " x ".join(map(str, found.sample_shape))
     lines = [
-        f"{found.network}, one branch {shape} {found.dtype}: {found.seconds * 1e3:.1f} ms an evaluation, "
-        f"{len(found.units)} units, {len(found.plans)} legal cuts",
+        f"{found.network}, one branch {found.sample}: {found.seconds * 1e3:.1f} ms an evaluation, "
+        f"{len(found.layers)} layers, {len(found.splits)} legal split points"
     ]
-    chosen = {found.pipeline: "pipeline (hybrid)", found.reuse: "reuse"}
-    if found.pipeline == found.reuse:
-        chosen = {found.pipeline: "pipeline (hybrid) and reuse"}
-    for index, purpose in chosen.items():
-        lines += ["", f"cut for {purpose}: {index}", *_stages(found, index)]
-    if every_cut:
-        lines += ["", _table(found)]
-    return "\n".join(lines)
+    for kind, user in USERS.items():
+        index = found.chosen[kind.value]
+        lines += ["", f"split point for {user}: {index}", *_stages(found.layers, found.splits[index])]
+    return "\n".join([*lines, "", _table(found.splits)] if every_split else lines)
 
 
-def _stages(found: Inspection, index: int) -> list[str]:
-    plan = found.plans[index]
-    entry, exit_ = plan.cut.entry, plan.cut.exit
-    units = found.units
-    last = f", {units[exit_ + 1]} .. {units[-1]}" if exit_ + 1 < len(units) else ""
+def _stages(layers: list[str], split: Split) -> list[str]:
+    entry, exit_ = split.point.entry, split.point.exit
+    last = f", {layers[exit_ + 1]} .. {layers[-1]}" if exit_ + 1 < len(layers) else ""
+    outer = f"  outer stage, {split.outer:.1%} of the time, {split.outer_work:.1%} of the work"
+    inner = f"  inner stage, {split.inner:.1%} of the time, {split.inner_work:.1%} of the work"
+    down, up = _size(split.down_bytes), _size(split.up_bytes)
     return [
-        f"  outer {plan.outer:6.1%}  {units[0]} .. {units[entry]}{last}, and the layers after them",
-        f"  inner {plan.inner:6.1%}  {units[entry + 1]} .. {units[exit_]}",
-        f"  crosses a step: {_size(plan.down_bytes)} down after {plan.entry}, {_size(plan.up_bytes)} up after "
-        f"{plan.exit}",
+        f"{outer}: {layers[0]} .. {split.entry}{last}, and what lies around the layers",
+        f"{inner}: {layers[entry + 1]} .. {split.exit}",
+        f"  crosses a step: {down} down after {split.entry}, {up} up after {split.exit}",
     ]
 
 
-def _table(found: Inspection) -> str:
-    rows = [("cut", "outer", "inner", "down", "up", "last outer unit before", "last inner unit")]
-    for index, plan in enumerate(found.plans):
-        sizes = _size(plan.down_bytes), _size(plan.up_bytes)
-        rows.append((str(index), f"{plan.outer:.1%}", f"{plan.inner:.1%}", *sizes, plan.entry, plan.exit))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+def _table(splits: list[Split]) -> str:
+    rows = [("last outer layer before", "last inner layer", "index", "outer time", "inner time", "down", "up")]
+    for index, split in enumerate(splits):
+        costs = f"{split.outer:.1%}", f"{split.inner:.1%}", _size(split.down_bytes), _size(split.up_bytes)
+        rows.append((split.entry, split.exit, str(index), *costs))
+    return align(rows, words=2)
 
 
 def _size(count: int) -> str:

@@ -5,28 +5,32 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..config import ParallelConfig
+from ..config import ParallelConfig, PublishedSettings
+from ..errors import UsageError
 from ..utils.files import write_whole
 from ..utils.prompts import Prompt
-from .frontier import (
-    Cuts,
-    FrontierRow,
-    Reference,
-    Setting,
-    draw_references,
-    guided_schedules,
-    share_right,
-    simulate,
-    steps_as_text,
-    typical_schedule,
-)
+from .frontier import Reference, generate_references, guided_schedules, simulate
 from .grid import typical
+from .rows import FrontierRow, share_right
+from .schedules import steps_as_text, typical_schedule
+from .settings import Setting
+from .simulation import Splits, measure_splits
 
-IDENTITY = ("family", "label", "steps", "config", "thresholds")
+_SPLIT = {"index": int, "outer": (int, float), "inner": (int, float)}
+_FORM = {
+    "run": {},
+    "splits": {"pipelined": _SPLIT, "reuse": _SPLIT},
+    "reference": {},
+    "typical": [{"guided": {}, "full_steps": str}],
+    "rows": [{"method": str, "label": str}],
+}
+"""What has to be in a file; splits and reference may be None."""
+
+IDENTITY = ("method", "label", "steps", "config", "thresholds")
 """What tells the row of one setting from that of another."""
 
 
@@ -38,16 +42,16 @@ class Study:
         path: The file.
         run: What all rows have in common: model, steps, scheduler, prompts.
         made_with: What does not matter to them: versions, the command.
-        cuts: Where the network is cut, None until measured.
-        reference: What was seen of the one-device pictures, None until drawn.
+        splits: Where the network is split, None until measured.
+        reference: What was seen of the one-device images, None until generated.
         typical: The typical schedules found: full steps, and the guided setting that they are typical of.
-        rows: One a setting.
+        rows: One per setting.
     """
 
     path: Path
     run: dict[str, Any]
     made_with: dict[str, Any] = field(default_factory=dict)
-    cuts: Cuts | None = None
+    splits: Splits | None = None
     reference: dict[str, Any] | None = None
     typical: list[dict[str, Any]] = field(default_factory=list)
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -57,7 +61,7 @@ class Study:
         """The study in a file, to go on with; an empty one where there is no file, or `fresh` says so.
 
         Raises:
-            ValueError: the file is no study, or one of another run; says what differs.
+            UsageError: the file is no study, or one of another run; says what differs.
         """
         run, made_with = _as_json(run), _as_json(made_with)
         if fresh or not path.exists():
@@ -65,11 +69,10 @@ class Study:
         content = read_study(path)
         other = [name for name in run | content["run"] if run.get(name) != content["run"].get(name)]
         if other:
-            raise ValueError(
+            raise UsageError(
                 f"{path} holds another run, with other {', '.join(other)}; use another --output, or --fresh"
             )
-        cuts = content["cuts"] and Cuts(**content["cuts"])
-        return cls(path, run, made_with, cuts, content["reference"], content["typical"], content["rows"])
+        return cls(path, run, made_with, *(content[name] for name in ("splits", "reference", "typical", "rows")))
 
     def has(self, description: dict[str, Any]) -> bool:
         """Whether the row of a setting (see `Setting.describe`) is there."""
@@ -83,24 +86,22 @@ class Study:
 
     def add(self, description: dict[str, Any], row: FrontierRow) -> None:
         """Keep a row, in the place of one with the same name whose thresholds have changed since."""
-        name = (description["family"], description["label"])
-        kept = [old for old in self.rows if (old["family"], old["label"]) != name]
+        name = (description["method"], description["label"])
+        kept = [old for old in self.rows if (old["method"], old["label"]) != name]
         self.rows = [*kept, _as_json(description | row.to_dict())]
+        self.save()
+
+    def add_typical(self, guided: dict[str, Any], full_steps: str) -> None:
+        """Keep the full steps that are typical of a guided setting."""
+        self.typical.append({"guided": _as_json(guided), "full_steps": full_steps})
         self.save()
 
     def to_dict(self) -> dict[str, Any]:
         """The file's content."""
-        return {
-            "run": self.run,
-            "made_with": self.made_with,
-            "cuts": None if self.cuts is None else asdict(self.cuts),
-            "reference": self.reference,
-            "typical": self.typical,
-            "rows": self.rows,
-        }
+        return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "path"}
 
     def save(self) -> None:
-        """Write the file, a line a row; never half of it."""
+        """Write the file, one line per row; never half of it."""
         content = self.to_dict()
         rows = ",\n".join(json.dumps(row) for row in content.pop("rows"))
         head = json.dumps(content, indent=1).removesuffix("\n}")
@@ -111,71 +112,49 @@ def read_study(path: Path) -> dict[str, Any]:
     """The content of a study's file.
 
     Raises:
-        ValueError: it cannot be read, or is none; names it.
+        UsageError: it cannot be read, or is none; names it.
     """
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        missing = {"run", "cuts", "reference", "typical", "rows"} - content.keys()
+        malformed = _malformed(content)
     except OSError as error:
-        raise ValueError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is no frontier; give another --output, or --fresh to overwrite it") from error
-    if missing:
-        raise ValueError(f"{path} is no frontier: it lacks {', '.join(sorted(missing))}")
-    malformed = _malformed(content)
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, AttributeError):
+        malformed = ["content"]
     if malformed:
-        raise ValueError(
-            f"{path} is no frontier: its {', '.join(malformed)} cannot be used; give another --output, or --fresh to "
-            "overwrite it"
-        )
+        what = f"{path} is no frontier: its {', '.join(malformed)} cannot be used"
+        raise UsageError(f"{what}; give another --output, or --fresh to overwrite it")
     return content
 
 
 def _malformed(content: dict[str, Any]) -> list[str]:
     """The parts of a study's content that `Study.save` did not write."""
-    cuts, reference = content["cuts"], content["reference"]
-    is_right = {
-        "run": isinstance(content["run"], dict),
-        "cuts": cuts is None
-        or (_has(cuts, "pipeline", "reuse") and len(cuts) == 2 and all(_is_cut(cut) for cut in cuts.values())),
-        "reference": reference is None or isinstance(reference, dict),
-        "typical": isinstance(content["typical"], list)
-        and all(_has(found, "guided", "full_steps") for found in content["typical"]),
-        "rows": isinstance(content["rows"], list) and all(_has(row, "family", "label") for row in content["rows"]),
-    }
-    return [name for name, right in is_right.items() if not right]
+    unknown_yet = [name for name in ("splits", "reference") if content.get(name, 0) is None]
+    return [name for name, form in _FORM.items() if name not in unknown_yet and not _has_form(content.get(name), form)]
 
 
-def _has(value: Any, *names: str) -> bool:
-    return isinstance(value, dict) and value.keys() >= set(names)
-
-
-def _is_cut(value: Any) -> bool:
-    return (
-        _has(value, "cut", "outer", "inner")
-        and _is_whole(value["cut"], 0)
-        and all(isinstance(value[cost], (int, float)) for cost in ("outer", "inner"))
-    )
-
-
-def _is_whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _has_form(value: Any, form: Any) -> bool:
+    if isinstance(form, dict):
+        return isinstance(value, dict) and all(_has_form(value.get(name), part) for name, part in form.items())
+    if isinstance(form, list):
+        return isinstance(value, list) and all(_has_form(item, form[0]) for item in value)
+    return isinstance(value, form)
 
 
 def read_settings(path: Path) -> list[Setting]:
-    """Settings from a JSON file: a list of objects with family, label, config (of `ParallelConfig`) and maybe steps.
+    """Settings from a JSON file: a list of objects with method, label, config (of `ParallelConfig`) and maybe steps.
 
     Raises:
-        ValueError: the file cannot be read, an entry is malformed, or two have one name; names it.
+        UsageError: the file cannot be read, an entry is malformed, or two have one name; names it.
     """
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(f"cannot read the settings {path}: {error.strerror}") from error
+        raise UsageError(f"cannot read the settings {path}: {error.strerror}") from error
     except ValueError as error:
-        raise ValueError(f"the settings {path} are malformed: {error}") from error
+        raise UsageError(f"the settings {path} are malformed: {error}") from error
     if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{path} must hold a list of settings")
+        raise UsageError(f"{path} must hold a list of settings")
     settings = [_setting(entry, f"{path}, entry {number}") for number, entry in enumerate(entries, start=1)]
     check_names(settings, str(path))
     return settings
@@ -185,29 +164,29 @@ def check_names(settings: Iterable[Setting], where: str) -> None:
     """Refuse two settings of one name: the row of one would take the place of the other's.
 
     Raises:
-        ValueError: with the name.
+        UsageError: with the name.
     """
-    counts = Counter((setting.family, setting.label) for setting in settings)
-    for (family, label), count in counts.items():
+    for (method, label), count in Counter(setting.name for setting in settings).items():
         if count > 1:
-            raise ValueError(
-                f"{where}: {count} settings have family {family!r} and label {label!r}; give each a label of its own"
+            raise UsageError(
+                f"{where}: {count} settings have method {method!r} and label {label!r}; give each a label of its own"
             )
 
 
 def _setting(entry: Any, where: str) -> Setting:
     try:
-        config = ParallelConfig(**{"strategy": "hybrid", **entry["config"], "simulate": True})
+        config = {"strategy": "hybrid", **entry["config"]}
+        config["published"] = PublishedSettings(**config.get("published", {}))
         steps = entry.get("steps")
-        if steps is not None and not _is_whole(steps, 1):
-            raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}")
-        return Setting(str(entry["family"]), str(entry["label"]), config, steps)
+        if steps is not None and (type(steps) is not int or steps < 1):
+            raise UsageError(f"steps must be an integer of at least 1, got {steps!r}")
+        return Setting(str(entry["method"]), str(entry["label"]), ParallelConfig(**config), steps)
     except (TypeError, AttributeError, KeyError) as error:
-        raise ValueError(
-            f"{where}: family, label and config are needed, with fields of ParallelConfig ({error})"
+        raise UsageError(
+            f"{where}: method, label and config are needed, with fields of ParallelConfig ({error})"
         ) from error
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+    except UsageError as error:
+        raise UsageError(f"{where}: {error}") from error
 
 
 def run_study(
@@ -226,16 +205,16 @@ def run_study(
     Args:
         study: Where rows go.
         pipe: A stock pipeline.
-        prompts: What is drawn by every setting.
-        settings: What is tried, as far as the network can be run that way.
+        prompts: What is generated by every setting.
+        settings: What is tried.
         call: Further arguments of the pipeline, with the number of steps.
         guided: Guided settings whose typical schedules are tried as fixed ones.
         guided_prompts: Other prompts, from which these schedules are taken.
-        on_progress: Is told after every picture what is drawn, how many are, and of how many.
-        batch: Prompts drawn at once, where the schedule does not depend on them.
+        on_progress: Is told after every image what is generated, how many are, and of how many.
+        batch: Prompts at once, where the schedule does not depend on them.
 
     Raises:
-        ValueError: two settings have one name, or one does not fit the number of steps; nothing was drawn.
+        UsageError: two settings have one name, or one does not fit the number of steps; nothing was generated.
     """
     check_names(settings, "what is compared")
     work = _Work(study, pipe, call, on_progress, batch)
@@ -258,44 +237,34 @@ class _Work:
     def describe(self, setting: Setting) -> dict[str, Any]:
         return setting.describe(self._pipe, self._call["num_inference_steps"])
 
-    def missing(self, settings: Sequence[Setting]) -> list[Setting]:
-        possible = [setting for setting in settings if setting.fits(self._pipe)]
-        return [setting for setting in possible if not self._study.has(self.describe(setting))]
+    def missing(self, settings: Iterable[Setting]) -> list[Setting]:
+        return [setting for setting in settings if not self._study.has(self.describe(setting))]
 
     def missing_typical(self, guided: Sequence[Setting]) -> list[Setting]:
         """Of the typical settings, as far as their schedules are known."""
         found = [(setting, self._study.typical_of(self.describe(setting))) for setting in guided]
-        return self.missing([typical(setting, full) for setting, full in found if full is not None])
+        return self.missing(typical(setting, full) for setting, full in found if full is not None)
 
     def find_typical(self, guided: Sequence[Setting], prompts: Sequence[Prompt]) -> None:
-        for setting in guided:
-            schedules = guided_schedules(
-                self._pipe, prompts, setting, self._call, lambda: self._tell("typical schedules")
-            )
-            full = steps_as_text(typical_schedule(schedules))
-            self._study.typical.append({"guided": _as_json(self.describe(setting)), "full_steps": full})
-            self._study.save()
+        for one in guided:
+            schedules = guided_schedules(self._pipe, prompts, one, self._call, lambda: self._tell("typical schedules"))
+            self._study.add_typical(self.describe(one), steps_as_text(typical_schedule(schedules)))
 
     def measure(self, settings: Sequence[Setting], prompts: Sequence[Prompt]) -> None:
-        study = self._study
-        study.cuts = study.cuts or Cuts.measure(self._pipe, self._call)
+        study, pipe, call = self._study, self._pipe, self._call
+        study.splits = study.splits or measure_splits(pipe, call)
         references = list(self._references(prompts))
         right = share_right(reference.is_right for reference in references)
         study.reference = {"prompts": len(references), "right": right}
         study.save()
-        for row in simulate(
-            self._pipe,
-            references,
-            settings,
-            self._call,
-            study.cuts,
-            lambda setting: self._tell(setting.family),
-            self._batch,
-        ):
+        rows = simulate(
+            pipe, references, settings, call, study.splits, lambda setting: self._tell(setting.method), self._batch
+        )
+        for row in rows:
             study.add(self.describe(row.setting), row)
 
     def _references(self, prompts: Sequence[Prompt]) -> Iterator[Reference]:
-        for reference in draw_references(self._pipe, prompts, self._call, self._batch):
+        for reference in generate_references(self._pipe, prompts, self._call, self._batch):
             self._tell("one device")
             yield reference
 

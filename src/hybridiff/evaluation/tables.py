@@ -5,98 +5,81 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..schedule.calibration import interpolate
-from .frontier import upper_envelope
+from ..numerics.interpolation import interpolate
+from ..utils.tables import align
+from .rows import upper_envelope
 from .study import Study
 
 SPEEDS = (2.1, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0)
-"""Ideal speed-ups at which families are compared."""
+"""Ideal speed-ups at which methods are compared."""
 
 _NEAR = 0.05
 """A setting that is slower or faster by no more than this stands for a speed too."""
 
-HEAD = ("family", "setting", "speed-up", "PSNR", "worst tenth", "SSIM", "right", "full steps")
+HEAD = ("method", "setting", "speed-up", "PSNR", "worst tenth", "SSIM", "right", "full steps")
+
+_EXPLANATION = """\
+Ideal speed-up and PSNR (dB, at most 100 an image) against one device; worst tenth: mean PSNR of the worst tenth of the
+prompts; full steps: fewest-median-most over the prompts; right: share of captions whose image is right."""
 
 
 def format_study(study: Study) -> str:
-    """The rows as text with aligned columns, by family and speed."""
-    columns = list(zip(HEAD, *_lines(study), strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    lines = [
-        "  ".join(cell.ljust(width) if index < 2 else cell.rjust(width) for index, (cell, width) in enumerate(row))
-        for row in (list(zip(line, widths, strict=True)) for line in zip(*columns, strict=True))
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+    """The rows as text with aligned columns, by method and speed."""
+    return align([HEAD, *_lines(study)], words=2)
 
 
 def format_markdown(study: Study) -> str:
     """The same as a page of Markdown, with what was run and how."""
-    run, reference = study.run, study.reference or {}
-    title = (
-        f"{run['model']}, {run['num_inference_steps']} steps, {run['scheduler']}, {run['dtype']}, "
-        f"{len(run['prompts'])} prompts"
-    )
-    right = reference.get("right")
+    run, right = study.run, (study.reference or {}).get("right")
+    head = run["model"], f"{run['num_inference_steps']} steps", run["scheduler"], run["dtype"]
     return "\n".join(
         [
-            f"# {title}",
-            "",
-            "Ideal speed-up and PSNR (dB, at most 100 a picture) against one device; worst tenth: mean PSNR of the",
-            "worst tenth of the prompts; right: share of captions drawn right; full steps: fewest-median-most over the",
-            "prompts." + ("" if right is None else f" One device draws {right:.0%} of the captions right."),
-            "",
-            f"    {study.made_with.get('command', '')}",
-            "",
-            "## At equal speed",
-            "",
-            "PSNR in dB of each family at its best settings; between settings along straight lines.",
-            "",
-            *_markdown_table(("family", *(f"{speed:g}x" for speed in SPEEDS)), _at_equal_speed(study.rows), words=1),
-            "",
-            "## All settings",
-            "",
-            *_markdown_table(HEAD, _lines(study), words=2),
-            "",
+            f"# {', '.join(head)}, {len(run['prompts'])} prompts\n",
+            _EXPLANATION + ("" if right is None else f"\nOn one device {right:.0%} are right.") + "\n",
+            f"    {study.made_with.get('command', '')}\n",
+            "## At equal speed\n",
+            "PSNR in dB of each method at its best settings; between settings along straight lines.\n",
+            markdown_table([("method", *(f"{speed:g}x" for speed in SPEEDS)), *_at_equal_speed(study.rows)], words=1),
+            "\n## All settings\n",
+            markdown_table([HEAD, *_lines(study)], words=2) + "\n",
         ]
     )
 
 
+def markdown_table(rows: Sequence[Sequence[str]], words: int = 1) -> str:
+    """Rows of equal length as a table of Markdown; the first one is the head.
+
+    Args:
+        rows: The cells.
+        words: So many columns from the left hold words and are aligned to the left, the others to the right.
+    """
+    rule = ["---"] * words + ["---:"] * (len(rows[0]) - words)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (rows[0], rule, *rows[1:]))
+
+
 def _at_equal_speed(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """For each family its PSNR at `SPEEDS`, as far as its settings reach."""
+    """For each method its PSNR at `SPEEDS`, as far as its settings reach."""
     found = []
-    for family in sorted({row["family"] for row in rows}):
-        best = upper_envelope(
-            (row["ideal_speedup"], row["psnr"])
-            for row in rows
-            if row["family"] == family and row["config"].get("devices") != 1
-        )
-        reached = [best and best[0][0] - _NEAR <= speed <= best[-1][0] + _NEAR for speed in SPEEDS]
-        found.append(
-            (
-                family,
-                *(f"{interpolate(best, at):.1f}" if ok else "" for at, ok in zip(SPEEDS, reached, strict=True)),
-            )
-        )
+    for method in sorted({row["method"] for row in rows}):
+        own = [row for row in rows if row["method"] == method and row["config"].get("devices") != 1]
+        best = upper_envelope((row["ideal_speedup"], row["psnr"]) for row in own)
+        found.append((method, *(_psnr_at(best, speed) for speed in SPEEDS)))
     return found
 
 
-def _markdown_table(head: Sequence[str], lines: Sequence[Sequence[str]], words: int) -> list[str]:
-    """Rows of Markdown; the first columns, `words` of them, hold words, the others numbers."""
-    rule = ["---"] * words + ["---:"] * (len(head) - words)
-    return [_markdown_row(line) for line in (head, rule, *lines)]
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _psnr_at(best: Sequence[tuple[float, float]], speed: float) -> str:
+    if not best or not best[0][0] - _NEAR <= speed <= best[-1][0] + _NEAR:
+        return ""
+    return f"{interpolate(best, speed):.1f}"
 
 
 def _lines(study: Study) -> list[tuple[str, ...]]:
-    return [_cells(row) for row in sorted(study.rows, key=lambda row: (row["family"], row["ideal_speedup"]))]
+    return [_cells(row) for row in sorted(study.rows, key=lambda row: (row["method"], row["ideal_speedup"]))]
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     return (
-        row["family"],
+        row["method"],
         row["label"],
         f"{row['ideal_speedup']:.2f}x",
         f"{row['psnr']:.1f} dB",

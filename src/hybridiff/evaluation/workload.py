@@ -1,4 +1,4 @@
-"""A model on one device, with the prompts and arguments of a measurement: what `simulate` and `calibrate` share."""
+"""A model, how it is called, and for which prompts: what the commands that measure have in common."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..distributed.placement import Placement
+from ..errors import UsageError
 from ..models.loading import find_model, load_pipeline
 from ..models.tiny import EMBEDDED, GUIDANCE
 from ..utils.prompts import Prompt, read_prompts
@@ -17,7 +19,7 @@ LEAST_STEPS = 3
 
 
 @dataclass(frozen=True)
-class Bench:
+class Workload:
     """A loaded pipeline and how it is called.
 
     Attributes:
@@ -39,36 +41,35 @@ class Bench:
         dtype: str | None = None,
         scheduler: str | None = None,
         variant: str | None = None,
-    ) -> Bench:
+    ) -> Workload:
         """Load a model.
 
         Args:
-            model: See `models.find_model`.
+            model: See `loading.find_model`.
             arguments: The user's own arguments of the pipeline's call.
             device: `cuda`, `cpu` or `auto`.
-            dtype: See `models.load_pipeline`.
+            dtype: See `loading.load_pipeline`.
             scheduler: Likewise.
             variant: Likewise.
 
         Raises:
-            ValueError: something does not fit; no network has run.
+            UsageError: something does not fit; no network has run.
         """
-        from ..launch.engine import choose_device
-
+        place = Placement.resolve(1, device, simulate=True)
         folder = find_model(model, variant)
         arguments = recommended(model) | arguments
         folder.check_call(arguments)
-        if arguments.get("guidance_scale", 2.0) <= 1.0:
-            raise ValueError(
-                f"guidance_scale must be above 1, got {arguments['guidance_scale']:g}: without guidance there is one "
-                "branch only"
+        guidance = arguments.get("guidance_scale", 2.0)
+        if guidance <= 1.0:
+            raise UsageError(
+                f"guidance_scale must be above 1, got {guidance:g}: without guidance there is one branch only"
             )
-        pipe = load_pipeline(folder.path, choose_device(device, 1), dtype, scheduler=scheduler, variant=variant)
+        pipe = load_pipeline(folder.path, place.device, dtype, scheduler=scheduler, variant=variant)
         pipe.set_progress_bar_config(disable=True)
-        bench = cls(model, pipe, _call_defaults(pipe) | arguments)
-        if bench.steps < LEAST_STEPS:
-            raise ValueError(f"num_inference_steps must be at least {LEAST_STEPS}, got {bench.steps}")
-        return bench
+        workload = cls(model, pipe, _call_defaults(pipe) | arguments)
+        if workload.steps < LEAST_STEPS:
+            raise UsageError(f"num_inference_steps must be at least {LEAST_STEPS}, got {workload.steps}")
+        return workload
 
     @property
     def steps(self) -> int:
@@ -76,7 +77,7 @@ class Bench:
         return int(self.call["num_inference_steps"])
 
     def facts(self) -> dict[str, Any]:
-        """What decides the pictures, but for the prompts; ready for JSON."""
+        """What decides the images, but for the prompts; ready for JSON."""
         return {
             "model": self.model,
             "pipeline": type(self.pipe).__name__,
@@ -88,7 +89,7 @@ class Bench:
 
 
 def recommended(model: str) -> dict[str, Any]:
-    """The guidance scale at which an embedded model draws best; other models keep their pipeline's default."""
+    """The guidance scale at which an embedded model generates best; other models keep their pipeline's default."""
     return {"guidance_scale": GUIDANCE[model]} if model in GUIDANCE else {}
 
 
@@ -102,15 +103,20 @@ def take_prompts(model: str, path: str | None, split: str, counts: Sequence[int]
         counts: How many captions of one object, and of two.
 
     Raises:
-        ValueError: the file cannot be read, or there is none and the model has no captions.
+        UsageError: the file cannot be read, or there is none and the model has no captions.
     """
     from ..models.tiny.scenes import captions
 
     if path is not None:
         return read_prompts(path)
     if model not in EMBEDDED:
-        raise ValueError(f"give --prompts FILE: only {' and '.join(EMBEDDED)} bring prompts of their own")
+        raise UsageError(f"give --prompts FILE: only {' and '.join(EMBEDDED)} bring prompts of their own")
     return [Prompt(text) for objects, count in enumerate(counts, start=1) for text in captions(split, count, objects)]
+
+
+def describe_prompts(prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+    """Prompts as plain data, ready for JSON."""
+    return [{name: value for name, value in asdict(prompt).items() if value is not None} for prompt in prompts]
 
 
 def versions() -> dict[str, str]:
@@ -120,17 +126,8 @@ def versions() -> dict[str, str]:
 
     from .. import __version__
 
-    return {
-        "hybridiff": __version__,
-        "diffusers": diffusers.__version__,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-    }
-
-
-def describe_prompts(prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
-    """Prompts as plain data, ready for JSON."""
-    return [{name: value for name, value in asdict(prompt).items() if value is not None} for prompt in prompts]
+    found = {"hybridiff": __version__, "diffusers": diffusers.__version__, "torch": str(torch.__version__)}
+    return found | {"python": platform.python_version()}
 
 
 def _call_defaults(pipe: Any) -> dict[str, Any]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import STEP_KINDS, PublishedSettings
+from ..config import STEP_KINDS, PublishedSettings, check_limits
 from ..errors import UsageError
 from ..numerics.interpolation import interpolate
 from ..utils.files import write_whole
@@ -37,6 +37,8 @@ class Band:
         pairs = tuple((float(quality), float(tolerance)) for quality, tolerance in content["tolerances"])
         if not pairs or content["step_kind"] not in STEP_KINDS:
             raise ValueError(f"a band needs tolerances and a step_kind of {', '.join(STEP_KINDS)}")
+        for _, tolerance in pairs:
+            check_limits("tolerance", tolerance, least=0)
         return cls(float(content["least"]), content["step_kind"], pairs)
 
 
@@ -70,10 +72,15 @@ class Entry:
     @classmethod
     def parse(cls, content: dict[str, Any]) -> Entry:
         """The entry that a file holds; ValueError, KeyError or TypeError where it is none."""
-        bands = tuple(map(Band.parse, content["bands"]))
+        bands, published = tuple(map(Band.parse, content["bands"])), PublishedSettings(**content["published"])
         if not bands:
             raise ValueError("an entry needs a band")
-        return cls(**content | {"bands": bands, "published": PublishedSettings(**content["published"])})
+        if None in astuple(published):
+            raise ValueError("an entry needs all settings of the published rule")
+        entry = cls(**content | {"bands": bands, "published": published})
+        check_limits("num_inference_steps", entry.num_inference_steps, least=1)
+        check_limits("correction", entry.correction, least=0)
+        return entry
 
     @property
     def key(self) -> tuple[str, int]:

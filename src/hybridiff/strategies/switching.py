@@ -92,7 +92,7 @@ class SwitchingStrategy(CfgStrategy):
     def _ahead(self) -> tuple[int, StepKind]:
         """The next step that has messages."""
         step = self.channel.step + 1
-        while self._scheduled(step) is StepKind.CACHED:
+        while self._scheduled(step) not in self.channel.messages:
             step += 1
         return step, self._scheduled(step)
 

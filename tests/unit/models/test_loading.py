@@ -9,6 +9,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
+from hybridiff import UsageError
 from hybridiff.models.loading import choose_dtype, find_model, load_pipeline
 from hybridiff.models.schedulers import SCHEDULERS, build_scheduler, check_scheduler, scheduler_kind
 from hybridiff.models.tiny import EMBEDDED
@@ -51,7 +52,7 @@ def test_every_scheduler_is_built_for_its_kind_of_model_and_refused_for_the_othe
     for name, choice in SCHEDULERS.items():
         assert type(build_scheduler(name, owners[choice.kind])).__name__ == choice.class_name
         other = owners["flow" if choice.kind == "diffusion" else "diffusion"]
-        with pytest.raises(ValueError, match="choose one of"):
+        with pytest.raises(UsageError, match="choose one of"):
             build_scheduler(name, other)
 
 
@@ -61,11 +62,11 @@ def test_scheduler_kind_knows_flows_that_hide_in_other_classes() -> None:
 
 
 def test_unknown_scheduler_dtype_and_task_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="unknown scheduler 'quick'; choose one of ddim"):
+    with pytest.raises(UsageError, match="unknown scheduler 'quick'; choose one of ddim"):
         check_scheduler("quick", {})
-    with pytest.raises(ValueError, match="unknown dtype 'float7'"):
+    with pytest.raises(UsageError, match="unknown dtype 'float7'"):
         load_pipeline("tiny-sdxl", dtype="float7")
-    with pytest.raises(ValueError, match="unknown task 'music'"):
+    with pytest.raises(UsageError, match="unknown task 'music'"):
         load_pipeline("tiny-sdxl", task="music")
 
 
@@ -78,7 +79,7 @@ def test_dtype_follows_the_device_and_the_family() -> None:
 
 @pytest.mark.parametrize("name", ["tiny-sdxx", "./nowhere", "/nowhere/at/all", "a/b/c"])
 def test_unknown_model_says_what_was_tried(name: str) -> None:
-    with pytest.raises(ValueError, match=r"unknown model .*tiny-sdxl, tiny-sd3.*no such folder"):
+    with pytest.raises(UsageError, match=r"unknown model .*tiny-sdxl, tiny-sd3.*no such folder"):
         find_model(name)
 
 
@@ -88,7 +89,7 @@ def test_a_hub_that_does_not_answer_is_one_sentence(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(DiffusionPipeline, "download", download)
     with pytest.raises(
-        ValueError, match=r"the hub gave no pipeline of that id \(Cannot load model: it is not cached\)$"
+        UsageError, match=r"the hub gave no pipeline of that id \(Cannot load model: it is not cached\)$"
     ):
         find_model("someone/something")
 
@@ -100,16 +101,16 @@ def test_a_hub_id_is_downloaded_once_into_a_folder(monkeypatch: pytest.MonkeyPat
 
 
 def test_folders_that_hold_no_pipeline_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no model_index\.json"):
+    with pytest.raises(UsageError, match=r"no model_index\.json"):
         find_model(tmp_path)
     file = tmp_path / "weights.safetensors"
     file.touch()
-    with pytest.raises(ValueError, match="is a file; a folder"):
+    with pytest.raises(UsageError, match="is a file; a folder"):
         find_model(file)
-    with pytest.raises(ValueError, match="StableAudioUpscaler without a unet or transformer"):
+    with pytest.raises(UsageError, match="StableAudioUpscaler without a unet or transformer"):
         find_model(write_pipeline(tmp_path / "a", _class_name="StableAudioUpscaler"))
     (tmp_path / "a" / "model_index.json").write_text("{")
-    with pytest.raises(ValueError, match=r"cannot read .*model_index.json"):
+    with pytest.raises(UsageError, match=r"cannot read .*model_index.json"):
         find_model(tmp_path / "a")
 
 
@@ -117,7 +118,7 @@ def test_an_incomplete_folder_is_one_sentence(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     shutil.copytree(find_model("tiny-sd3").path, broken)
     (broken / "vae" / "config.json").unlink()
-    with pytest.raises(ValueError, match="cannot load a pipeline from") as caught:
+    with pytest.raises(UsageError, match="cannot load a pipeline from") as caught:
         load_pipeline(broken)
     assert "\n" not in str(caught.value)
 
@@ -127,10 +128,11 @@ def test_an_incomplete_folder_is_one_sentence(tmp_path: Path) -> None:
     [
         ("tiny-sdxl", {"height": 100}, "height must be a positive multiple of 8 for tiny-sdxl, got 100"),
         ("tiny-sd3", {"width": -16}, "width must be a positive multiple of 16 for tiny-sd3, got -16"),
-        ("tiny-sd3", {"num_inference_steps": 0}, "num_inference_steps must be a whole number of at least 1, got 0"),
-        ("tiny-sdxl", {"num_images_per_prompt": 1.5}, "num_images_per_prompt must be a whole number"),
-        ("tiny-sdxl", {"max_sequence_length": 77}, "max_sequence_length is for pipelines with a transformer"),
-        ("tiny-sd3", {"guidance_rescale": 0.7}, "guidance_rescale is for pipelines with a unet"),
+        ("tiny-sd3", {"height": 10_000_000}, r"height must be at most \d+ pixels for tiny-sd3, got 10000000"),
+        ("tiny-sdxl", {"height": 10_000_000}, "height must be at most 16384 pixels for tiny-sdxl, got 10000000"),
+        ("tiny-sd3", {"num_inference_steps": 0}, "num_inference_steps must be an integer from 1 to 10000, got 0"),
+        ("tiny-sdxl", {"num_images_per_prompt": 1.5}, "num_images_per_prompt must be an integer from 1 to 1024"),
+        ("tiny-sdxl", {"guidance_scale": float("nan")}, "guidance_scale must be a finite number, got nan"),
     ],
 )
 def test_calls_that_cannot_work_are_refused_from_the_folder_alone(
@@ -138,5 +140,5 @@ def test_calls_that_cannot_work_are_refused_from_the_folder_alone(
 ) -> None:
     folder = find_model(model)
     folder.check_call({"height": 128, "width": 128, "num_inference_steps": 50})
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UsageError, match=message):
         folder.check_call(call)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hybridiff.models.schedulers import SCHEDULERS, build_scheduler
-from hybridiff.numerics.sensitivity import Influence, _measured, measure_influence
+from hybridiff.numerics.sensitivity import Sensitivity, _measured, measure_sensitivity
 from support.pipelines import SCHEDULERS as OWN
 
 STEPS = 10
@@ -42,9 +42,11 @@ def test_flow_matching() -> None:
     """`x' = x + (s' - s) v`: the differences of the sigmas."""
     given = scheduler("flow-euler")
     differences = given.sigmas.diff().tolist()
-    influence = measure_influence(given, STEPS)
-    assert_same(influence.on_sample, [[d if j <= i else 0.0 for j, d in enumerate(differences)] for i in range(STEPS)])
-    assert_same(influence.weights, mean_of_one([abs(d) for d in differences]))
+    sensitivity = measure_sensitivity(given, STEPS)
+    assert_same(
+        sensitivity.on_sample, [[d if j <= i else 0.0 for j, d in enumerate(differences)] for i in range(STEPS)]
+    )
+    assert_same(sensitivity.weights, mean_of_one([abs(d) for d in differences]))
 
 
 def test_ddim() -> None:
@@ -59,9 +61,9 @@ def test_ddim() -> None:
         for i in range(j, STEPS):
             reached *= 1.0 if i == j else scale[i]
             expected[i][j] = reached
-    influence = measure_influence(given, STEPS)
-    assert_same(influence.on_sample, expected)
-    assert_same(influence.weights, mean_of_one([abs(value) for value in own]))
+    sensitivity = measure_sensitivity(given, STEPS)
+    assert_same(sensitivity.on_sample, expected)
+    assert_same(sensitivity.weights, mean_of_one([abs(value) for value in own]))
 
 
 def test_ddim_and_euler_agree_on_what_the_network_sees() -> None:
@@ -69,7 +71,7 @@ def test_ddim_and_euler_agree_on_what_the_network_sees() -> None:
     ddim = scheduler("ddim", timestep_spacing="leading", set_alpha_to_one=True)
     euler = scheduler("euler", timestep_spacing="leading")
     assert ddim.timesteps.tolist() == euler.timesteps.tolist()
-    one, other = measure_influence(ddim, STEPS), measure_influence(euler, STEPS)
+    one, other = measure_sensitivity(ddim, STEPS), measure_sensitivity(euler, STEPS)
     assert_same(one.weights, other.weights)
     scales = (1 + euler.sigmas[1:] ** 2).sqrt().tolist()
     scaled = [[value / scale for value in row] for row, scale in zip(other.on_sample, scales, strict=True)]
@@ -84,9 +86,9 @@ def test_an_ancestral_step_moves_the_sample_as_far_as_its_deterministic_part() -
     for now, after in zip(given.sigmas[:-1], given.sigmas[1:], strict=True):
         up = (after**2 * (now**2 - after**2) / now**2) ** 0.5
         expected.append(float((after**2 - up**2) ** 0.5 - now))
-    influence = measure_influence(given, STEPS)
-    assert_same([influence.on_sample[i][i] for i in range(STEPS)], expected)
-    assert_same(influence.on_sample[-1], expected)
+    sensitivity = measure_sensitivity(given, STEPS)
+    assert_same([sensitivity.on_sample[i][i] for i in range(STEPS)], expected)
+    assert_same(sensitivity.on_sample[-1], expected)
 
 
 def steps_of(given: Any, timesteps: Any, predictions: torch.Tensor, sample: torch.Tensor) -> list[torch.Tensor]:
@@ -105,7 +107,7 @@ def steps_of(given: Any, timesteps: Any, predictions: torch.Tensor, sample: torc
 @pytest.mark.parametrize("part", ["all steps", "the last ones", "the first ones"])
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_the_scheduler_itself(name: str, part: str) -> None:
-    """Whatever the start and the predictions: changes of the predictions add up, each with its influence."""
+    """Whatever the start and the predictions: changes of the predictions add up, each with its own sensitivity."""
     begin, end = {"all steps": (0, None), "the last ones": (2, None), "the first ones": (0, 5)}[part]
     given, again, measured = (scheduler(name, 8) for _ in range(3))
     for each in (given, again, measured):
@@ -116,38 +118,40 @@ def test_the_scheduler_itself(name: str, part: str) -> None:
     start = 5.0 * torch.randn(1, 4, 2, 2, generator=random, dtype=torch.float64)
     predictions, changes = torch.randn(2, len(timesteps), 1, 4, 2, 2, generator=random, dtype=torch.float64)
 
-    influence = measure_influence(measured, len(timesteps), float(timesteps[0]) if part == "the first ones" else None)
+    sensitivity = measure_sensitivity(
+        measured, len(timesteps), float(timesteps[0]) if part == "the first ones" else None
+    )
     plain = steps_of(given, timesteps, predictions, start)
     changed = steps_of(again, timesteps, predictions + changes, start)
-    for reached, other, row in zip(plain, changed, influence.on_sample, strict=True):
+    for reached, other, row in zip(plain, changed, sensitivity.on_sample, strict=True):
         expected = sum(weight * change for weight, change in zip(row, changes, strict=True))
         torch.testing.assert_close(other - reached, expected, rtol=1e-4, atol=1e-5)
-    assert sum(influence.weights) == pytest.approx(len(timesteps))
+    assert sum(sensitivity.weights) == pytest.approx(len(timesteps))
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_it_leaves_nothing_behind(name: str) -> None:
     given = scheduler(name)
     before, seed = dict(vars(given)), torch.get_rng_state()
-    measured = measure_influence(given, len(given.timesteps))
+    measured = measure_sensitivity(given, len(given.timesteps))
     assert torch.equal(torch.get_rng_state(), seed)
     assert vars(given).keys() == before.keys()
     assert all(vars(given)[key] is value for key, value in before.items())
     torch.rand(1)
     _measured.cache_clear()
-    assert measure_influence(given, len(given.timesteps)) == measured  # whatever the random state
+    assert measure_sensitivity(given, len(given.timesteps)) == measured  # whatever the random state
 
 
 def test_what_was_measured_holds_for_the_same_timesteps_only() -> None:
     """Measured once a process, whatever object has them; another number of them or other settings are another thing."""
-    measured = measure_influence(scheduler("euler"), STEPS)
-    assert measure_influence(scheduler("euler"), STEPS) is measured
+    measured = measure_sensitivity(scheduler("euler"), STEPS)
+    assert measure_sensitivity(scheduler("euler"), STEPS) is measured
     others = [
-        measure_influence(scheduler("euler", 12), STEPS),
-        measure_influence(scheduler("euler", 12), STEPS, float(scheduler("euler", 12).timesteps[0])),
-        measure_influence(scheduler("euler", use_karras_sigmas=True), STEPS),
-        measure_influence(scheduler("euler", prediction_type="v_prediction"), STEPS),
-        measure_influence(scheduler("euler-ancestral"), STEPS),
+        measure_sensitivity(scheduler("euler", 12), STEPS),
+        measure_sensitivity(scheduler("euler", 12), STEPS, float(scheduler("euler", 12).timesteps[0])),
+        measure_sensitivity(scheduler("euler", use_karras_sigmas=True), STEPS),
+        measure_sensitivity(scheduler("euler", prediction_type="v_prediction"), STEPS),
+        measure_sensitivity(scheduler("euler-ancestral"), STEPS),
     ]
     assert len({str(other.on_sample) for other in [measured, *others]}) == 6
 
@@ -158,11 +162,11 @@ def test_what_was_measured_holds_for_the_same_timesteps_only() -> None:
 def test_a_scheduler_on_a_gpu(name: str) -> None:
     """Its timesteps, and some schedulers' sigmas too, lie there; nothing of the measurement runs there."""
     given = scheduler(name)
-    expected = measure_influence(given, len(given.timesteps))
+    expected = measure_sensitivity(given, len(given.timesteps))
     given.set_timesteps(STEPS, device="cuda")
     torch.cuda.manual_seed(5)
     seed = torch.cuda.get_rng_state()
-    measured = measure_influence(given, len(given.timesteps), float(given.timesteps[0]))
+    measured = measure_sensitivity(given, len(given.timesteps), float(given.timesteps[0]))
     assert_same(measured.on_sample, expected.on_sample)
     assert torch.equal(torch.cuda.get_rng_state(), seed)
 
@@ -179,9 +183,9 @@ def test_a_scheduler_on_a_gpu(name: str) -> None:
     ids=lambda given: type(given).__name__,
 )
 def test_schedulers_that_are_not_linear_have_none(given: Any) -> None:
-    influence = measure_influence(given, STEPS)
-    assert influence == Influence([1.0] * STEPS, [])
-    assert influence.share(0, 1) == 0.0
+    sensitivity = measure_sensitivity(given, STEPS)
+    assert sensitivity == Sensitivity.unknown(STEPS)
+    assert sensitivity.gain(0, 1) == 0.0
 
 
 def test_schedulers_that_cannot_run_by_themselves_have_none() -> None:
@@ -191,26 +195,30 @@ def test_schedulers_that_cannot_run_by_themselves_have_none() -> None:
 
     given = Odd()
     given.set_timesteps(STEPS)
-    assert measure_influence(given, STEPS) == Influence([1.0] * STEPS, [])
+    assert measure_sensitivity(given, STEPS) == Sensitivity.unknown(STEPS)
 
 
-def test_shares() -> None:
-    influence = Influence([1.0] * 3, [[0.5, 0.0, 0.0], [0.4, -0.8, 0.0], [0.2, 0.3, 1e-4]])
-    assert influence.share(0, 1) == pytest.approx(0.2 / 0.3), "as far on as the run goes"
-    assert influence.share(0, 2) == 0.0, "the step moves too little"
-    assert Influence([1.0] * 3, []).share(0, 1) == 0.0
-    forgetful = Influence([1.0] * 3, [[0.5, 0.0, 0.0], [0.4, -0.8, 0.0], [1e-9, 1e-9, 1.0]])
-    assert forgetful.share(0, 1) == -0.5
+def test_where_nothing_is_known_all_steps_count_alike() -> None:
+    assert Sensitivity.unknown(3) == Sensitivity([1.0] * 3, [])
+
+
+def test_gains() -> None:
+    sensitivity = Sensitivity([1.0] * 3, [[0.5, 0.0, 0.0], [0.4, -0.8, 0.0], [0.2, 0.3, 1e-4]])
+    assert sensitivity.gain(0, 1) == pytest.approx(0.2 / 0.3), "as far on as the run goes"
+    assert sensitivity.gain(0, 2) == 0.0, "the step moves too little"
+    assert Sensitivity.unknown(3).gain(0, 1) == 0.0
+    forgetful = Sensitivity([1.0] * 3, [[0.5, 0.0, 0.0], [0.4, -0.8, 0.0], [1e-9, 1e-9, 1.0]])
+    assert forgetful.gain(0, 1) == -0.5
 
 
 @pytest.mark.parametrize("name", ["dpmsolver++", "unipc", "ddim", "euler"])
-def test_a_share_makes_up_for_an_earlier_prediction_once_the_memory_has_run_out(name: str) -> None:
+def test_a_gain_makes_up_for_an_earlier_prediction_once_the_memory_has_run_out(name: str) -> None:
     given = scheduler(name, 20)
-    influence = measure_influence(given, 20)
+    sensitivity = measure_sensitivity(given, 20)
     earlier, step = 8, 10
-    share = influence.share(earlier, step)
-    rows = influence.on_sample[step : step + 6]
-    left = [abs(row[earlier] - share * row[step]) / abs(row[earlier]) for row in rows]
+    gain = sensitivity.gain(earlier, step)
+    rows = sensitivity.on_sample[step : step + 6]
+    left = [abs(row[earlier] - gain * row[step]) / abs(row[earlier]) for row in rows]
     assert max(left[3:]) < 0.02
     if name in ("dpmsolver++", "unipc"):
         assert left[0] > 0.1, "right after the step it is not all there yet"

@@ -6,19 +6,17 @@ import pytest
 from PIL import Image
 
 from hybridiff import Phase
-from hybridiff.report.plots import discrepancy_figure, image_sheet, plot_discrepancy
+from hybridiff.report.plots import KIND_COLORS, PHASE_COLORS, discrepancy_figure, image_sheet, plot_discrepancy
 from hybridiff.schedule.kinds import StepKind
 from support.reports import report
 
 PHASES = [Phase.WARM_UP] * 3 + [Phase.PARALLEL] * 4 + [Phase.CONNECT] * 2
-
-
-FULL, REUSE, SKIPPED = StepKind.FULL, StepKind.REUSE, StepKind.SKIPPED
+FULL, REUSE, CACHED = StepKind.FULL, StepKind.REUSE, StepKind.CACHED
 
 
 def test_curve_phases_kinds_and_taus_are_drawn() -> None:
     discrepancies = [0.3, 0.2, 0.1, None, 0.15, 0.1, None, 0.2, 0.3]
-    kinds = [FULL] * 3 + [SKIPPED, REUSE, FULL, SKIPPED] + [FULL] * 2
+    kinds = [FULL] * 3 + [CACHED, REUSE, FULL, CACHED] + [FULL] * 2
     hybrid = report(discrepancies, PHASES, kinds, strategy="hybrid", tau1=2, tau2=6)
     (axes,) = discrepancy_figure(hybrid, "a ring").axes
     full, reuse, *others = axes.lines
@@ -27,11 +25,18 @@ def test_curve_phases_kinds_and_taus_are_drawn() -> None:
     assert (list(reuse.get_xdata()), list(reuse.get_ydata())) == ([4], [0.15])
     assert reuse.get_linewidth() == 0
     ticks = {line.get_label(): list(line.get_xdata()) for line in others[:2]}
-    assert ticks == {"1 reuse": [4], "2 skipped": [3, 6]}
+    assert ticks == {"1 reuse": [4], "2 cached": [3, 6]}
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["warm-up", "parallel", "connect", "1 reuse", "2 skipped"]
+    assert labels == ["warm-up", "parallel", "connect", "1 reuse", "2 cached"]
     assert [line.get_xdata()[0] for line in others[2:]] == [2, 6]
     assert axes.get_title(loc="left") == "a ring\nhybrid, 2 devices, 9 steps, 0.90 s"
+
+
+def test_every_phase_and_kind_has_a_colour_of_its_own() -> None:
+    assert set(PHASE_COLORS) == set(Phase)
+    assert set(KIND_COLORS) == set(StepKind) - {FULL}
+    colours = [*PHASE_COLORS.values(), *KIND_COLORS.values()]
+    assert len(set(colours)) == len(colours)
 
 
 def test_taus_that_were_not_reached_are_not_drawn() -> None:
@@ -49,8 +54,8 @@ def test_a_run_without_guidance_says_so() -> None:
 def test_every_run_can_be_written(tmp_path: Path, discrepancies: list[float | None]) -> None:
     path = tmp_path / "curve.png"
     plot_discrepancy(report(discrepancies), path, title="100% of $5 {sic} _x_ " * 9)
-    with Image.open(path) as picture:
-        assert picture.size == (960, 504)
+    with Image.open(path) as image:
+        assert image.size == (960, 504)
 
 
 def test_sheet_is_as_square_as_it_goes() -> None:

@@ -4,10 +4,10 @@ import json
 import math
 from dataclasses import replace
 
-import pytest
-
-from hybridiff import Phase, RunReport, StepRecord
-from hybridiff.schedule.kinds import StepKind
+from hybridiff import Phase, RunReport, StepKind, StepRecord
+from hybridiff.report.speedup import RowPartition
+from hybridiff.report.timeline import Span
+from support.reports import report
 
 
 def record(index: int) -> StepRecord:
@@ -22,10 +22,10 @@ def record(index: int) -> StepRecord:
 
 
 def test_a_report_survives_json_with_the_promised_keys() -> None:
-    report = RunReport(strategy="cfg", devices=2, tau1=1, tau2=None, seconds=1.5, steps=[record(0), record(1)])
-    report.notes.append("a sentence")
-    read = json.loads(report.to_json())
-    assert read == report.to_dict()
+    short = RunReport(strategy="cfg", devices=2, tau1=1, tau2=None, seconds=1.5, steps=[record(0), record(1)])
+    short.notes.append("a sentence")
+    read = json.loads(short.to_json())
+    assert read == short.to_dict()
     assert {"strategy", "tau1", "tau2", "seconds", "steps"} <= read.keys()
     assert (read["strategy"], read["tau1"], read["tau2"], read["seconds"]) == ("cfg", 1, None, 1.5)
     for index, step in enumerate(read["steps"]):
@@ -49,6 +49,27 @@ def test_extra_evaluations_stand_in_json_where_there_were_any() -> None:
     assert replace(record(0), extra_evaluations=1).to_dict()["extra_evaluations"] == 1
 
 
-@pytest.mark.parametrize("phase", list(Phase))
-def test_phases_stand_in_json_by_their_names(phase: Phase) -> None:
-    assert json.loads(json.dumps(phase)) == phase.value
+def test_what_steps_were_of_is_counted_by_name() -> None:
+    kinds = [StepKind.FULL, StepKind.FULL, StepKind.CACHED, StepKind.REUSE, StepKind.CACHED, StepKind.FULL]
+    phases = [Phase.WARM_UP] * 2 + [Phase.PARALLEL] * 4
+    counted = report([0.5] * 6, phases, kinds)
+    assert counted.phases == {"warm-up": 2, "parallel": 4, "connect": 0}
+    assert counted.kinds == {"full": 3, "reuse": 1, "cached": 2}, "kinds that did not occur are not named"
+    assert counted.bytes_by_purpose == {"prediction": 6 * 40}
+    assert {name: counted.to_dict()[name] for name in ("phases", "kinds", "bytes_by_purpose")} == {
+        "phases": counted.phases,
+        "kinds": counted.kinds,
+        "bytes_by_purpose": counted.bytes_by_purpose,
+    }
+
+
+def test_the_partition_stands_in_json() -> None:
+    assert report([0.5]).to_dict()["partition"] is None
+    shared = report([0.5], partition=RowPartition(rows=4, largest=2))
+    assert json.loads(shared.to_json())["partition"] == {"rows": 4, "largest": 2, "largest_extra": None}
+
+
+def test_spans_are_no_part_of_the_json() -> None:
+    traced = report([0.5], spans=[Span(0, "work", "stage", 0.0, 1.0)])
+    assert "spans" not in traced.to_dict()
+    assert "Span" not in repr(traced)

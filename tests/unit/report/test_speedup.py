@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridiff.report.report import RunReport, StepRecord
-from hybridiff.report.speedup import RowShares, StageCosts, critical_path, ideal_speedup
+from hybridiff.report.speedup import RowPartition, StageCosts, critical_path, ideal_speedup
 from hybridiff.schedule.kinds import Phase, StepKind
 
 FULL, PIPELINED = StepKind.FULL, StepKind.PIPELINED
 HALVES = StageCosts(0.5, 0.5)
-ONE_DEVICE = RowShares(rows=2, largest=2)
+ONE_DEVICE = RowPartition(rows=2, largest=2)
 
 
 def schedule(steps: int, *groups: tuple[int, int]) -> list[StepKind]:
@@ -35,17 +35,17 @@ def test_the_limits_quoted_for_halves(pipelined: int, quoted: str) -> None:
     assert f"{speedup:.2f}" == quoted
 
 
-shares = st.floats(0.05, 0.95)
+outer_shares = st.floats(0.05, 0.95)
 
 
-@given(shares, st.floats(0.0, 0.1), st.integers(1, 30))
+@given(outer_shares, st.floats(0.0, 0.1), st.integers(1, 30))
 def test_one_group(outer: float, around: float, length: int) -> None:
     costs = StageCosts(outer, 1 - outer + around)
     expected = 20 + outer + (length - 1) * max(costs.outer, costs.inner)
     assert critical_path(schedule(20 + length, (5, length)), costs) == pytest.approx(expected)
 
 
-@given(shares, st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6)), min_size=1, max_size=6))
+@given(outer_shares, st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6)), min_size=1, max_size=6))
 def test_several_groups(outer: float, groups: list[tuple[int, int]]) -> None:
     costs = StageCosts(outer, 1 - outer)
     kinds: list[StepKind] = []
@@ -77,10 +77,10 @@ def test_the_cost_of_a_serial_step() -> None:
 @pytest.mark.parametrize(
     ("rows", "largest", "speedup"), [(2, 2, 1.0), (6, 6, 1.0), (4, 2, 2.0), (4, 1, 4.0), (2, 1, 2.0), (6, 2, 3.0)]
 )
-def test_a_full_step_takes_as_long_as_the_largest_share_of_its_rows(rows: int, largest: int, speedup: float) -> None:
-    shares = RowShares(rows, largest)
-    assert ideal_speedup([FULL] * 10, shares=shares) == pytest.approx(speedup)
-    assert ideal_speedup([FULL, StepKind.SKIPPED] * 5, shares=shares) == pytest.approx(2 * speedup)
+def test_a_full_step_takes_as_long_as_the_device_with_most_rows(rows: int, largest: int, speedup: float) -> None:
+    partition = RowPartition(rows, largest)
+    assert ideal_speedup([FULL] * 10, partition=partition) == pytest.approx(speedup)
+    assert ideal_speedup([FULL, StepKind.CACHED] * 5, partition=partition) == pytest.approx(2 * speedup)
 
 
 def test_a_reuse_step_costs_the_outer_stage() -> None:
@@ -88,19 +88,19 @@ def test_a_reuse_step_costs_the_outer_stage() -> None:
     assert critical_path([FULL, StepKind.REUSE, FULL, StepKind.REUSE, StepKind.REUSE], costs) == pytest.approx(2.9)
 
 
-def test_a_skipped_step_costs_nothing() -> None:
-    kinds = [FULL, StepKind.SKIPPED, StepKind.SKIPPED, FULL, StepKind.SKIPPED]
+def test_a_cached_step_costs_nothing() -> None:
+    kinds = [FULL, StepKind.CACHED, StepKind.CACHED, FULL, StepKind.CACHED]
     assert critical_path(kinds) == 2.0
     assert ideal_speedup(kinds) == 5.0
-    assert ideal_speedup(kinds, shares=ONE_DEVICE) == 2.5
+    assert ideal_speedup(kinds, partition=ONE_DEVICE) == 2.5
 
 
 def test_extra_evaluations_cost_a_branch_on_both_sides() -> None:
-    kinds = [FULL, StepKind.SKIPPED, FULL, StepKind.SKIPPED]
+    kinds = [FULL, StepKind.CACHED, FULL, StepKind.CACHED]
     assert ideal_speedup(kinds, extra=3) == pytest.approx((8 + 3) / (2 + 3))
-    assert ideal_speedup(kinds, shares=ONE_DEVICE, extra=3) == pytest.approx((8 + 3) / (4 + 3))
-    assert ideal_speedup([FULL] * 4, shares=RowShares(4, 2, largest_extra=1), extra=4) == 2.0
-    assert ideal_speedup([FULL] * 4, shares=RowShares(4, 4, largest_extra=2), extra=4) == 1.0
+    assert ideal_speedup(kinds, partition=ONE_DEVICE, extra=3) == pytest.approx((8 + 3) / (4 + 3))
+    assert ideal_speedup([FULL] * 4, partition=RowPartition(4, 2, largest_extra=1), extra=4) == 2.0
+    assert ideal_speedup([FULL] * 4, partition=RowPartition(4, 4, largest_extra=2), extra=4) == 1.0
 
 
 def report(strategy: str, kinds: list[StepKind], discrepancies: list[float | None], **stages: float) -> RunReport:
@@ -120,9 +120,9 @@ def test_a_report_takes_its_own_costs() -> None:
     assert report("cfg", [FULL] * 10, [0.1] * 10).ideal_speedup == 2.0
 
 
-def test_a_report_that_does_not_know_its_shares_is_of_one_picture() -> None:
-    of_old = report("hybrid", [FULL, StepKind.SKIPPED], [0.1, None])
-    assert of_old.to_dict()["shares"] is None
+def test_a_report_that_does_not_know_its_partition_is_of_one_image() -> None:
+    of_old = report("hybrid", [FULL, StepKind.CACHED], [0.1, None])
+    assert of_old.to_dict()["partition"] is None
     assert of_old.ideal_speedup == 4.0
     of_old.devices = 1
     assert of_old.ideal_speedup == 2.0

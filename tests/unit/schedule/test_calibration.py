@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from hybridiff.schedule.calibration import Calibration, interpolate
+from hybridiff import UsageError
+from hybridiff.schedule.calibration import Calibration
 from support.calibrations import ENTRY, REUSE_ABOVE
 
 DDIM_20 = replace(ENTRY, scheduler="DDIMScheduler", num_inference_steps=20)
@@ -22,7 +22,8 @@ EULER_30 = replace(ENTRY, scheduler="EulerDiscreteScheduler", num_inference_step
 def test_a_file_round_trip(tmp_path: Path) -> None:
     curves = {"discrepancy": [0.5, 0.25], "drift": [0.0, 0.125]}
     measured = [{"tolerance": 0.1, "psnr": 31.5, "label": "a"}]
-    whole = Calibration("a model", (replace(DDIM_20, curves=curves, measured=measured), DDIM_50))
+    entries = (replace(DDIM_20, curves=curves, measured=measured), DDIM_50)
+    whole = Calibration("a model", entries, {"reuse": 8, "pipelined": 29})
     whole.write(tmp_path / "calibration.json")
     assert Calibration.read(tmp_path / "calibration.json") == whole
 
@@ -57,27 +58,20 @@ def test_tolerances_between_those_that_were_measured(quality: float, tolerance: 
 
 
 def test_the_band_of_a_quality() -> None:
-    skipped, entry = ENTRY.bands[0], replace(ENTRY, bands=(*ENTRY.bands, REUSE_ABOVE))
-    assert [entry.band(quality) for quality in (0.0, 0.79, 0.8, 1.0)] == [skipped, skipped, REUSE_ABOVE, REUSE_ABOVE]
-    assert entry.band(0.9, "skipped") is skipped
-    assert entry.band(0.1, "mixed") is skipped, "not there"
+    cached, entry = ENTRY.bands[0], replace(ENTRY, bands=(*ENTRY.bands, REUSE_ABOVE))
+    assert [entry.band(quality) for quality in (0.0, 0.79, 0.8, 1.0)] == [cached, cached, REUSE_ABOVE, REUSE_ABOVE]
+    assert entry.band(0.9, "cached") is cached
+    assert entry.band(0.1, "reuse") is REUSE_ABOVE
+    assert ENTRY.band(0.9, "reuse") is cached, "not there"
+    late = replace(ENTRY, bands=(REUSE_ABOVE,))
+    assert late.band(0.1) is REUSE_ABOVE, "the first one holds below it too"
 
 
-@given(
-    st.lists(st.integers(0, 50), min_size=1, max_size=6, unique=True).map(sorted),
-    st.integers(-10, 60),
-    st.data(),
-)
-def test_straight_lines_stay_between_their_ends(places: list[int], position: int, data: st.DataObject) -> None:
-    values = data.draw(st.lists(st.integers(0, 9), min_size=len(places), max_size=len(places)))
-    points = [(float(place), float(value)) for place, value in zip(places, values, strict=True)]
-    value = interpolate(points, position)
-    left = [point for point in points if point[0] <= position][-1:] or points[:1]
-    right = [point for point in points if point[0] >= position][:1] or points[-1:]
-    ends = sorted((left[0][1], right[0][1]))
-    assert ends[0] <= value <= ends[1]
-    if position in places:
-        assert value == dict(points)[position]
+def test_the_tolerances_of_another_kind() -> None:
+    entry = replace(ENTRY, bands=(*ENTRY.bands, REUSE_ABOVE))
+    assert entry.tolerance(0.875) == entry.tolerance(0.875, "reuse") == pytest.approx(0.15)
+    assert entry.tolerance(0.875, "cached") == pytest.approx(0.1)
+    assert entry.tolerance(0.5, "reuse") == pytest.approx(0.45)
 
 
 def broken(**changes: Any) -> str:
@@ -88,7 +82,12 @@ def broken(**changes: Any) -> str:
 
 def band(**changes: Any) -> dict[str, Any]:
     """A band with something wrong."""
-    return {"least": 0.0, "between": "skipped", "tolerances": [[0.0, 0.1]], **changes}
+    return {"least": 0.0, "step_kind": "cached", "tolerances": [[0.0, 0.1]], **changes}
+
+
+def whole(**changes: Any) -> str:
+    """A calibration with something wrong beside its entry."""
+    return json.dumps({**json.loads(broken()), **changes})
 
 
 @pytest.mark.parametrize(
@@ -98,25 +97,67 @@ def band(**changes: Any) -> dict[str, Any]:
         ("[1]", "list indices"),
         ("{}", "'entries'"),
         ('{"model": "m", "entries": []}', "it holds no thresholds"),
-        ('{"model": "m", "entries": [3]}', "not a mapping|not subscriptable"),
-        (broken(bands=[]), "it holds no thresholds"),
-        (broken(bands=[band(tolerances=[])]), "it holds no thresholds"),
+        ('{"model": "m", "entries": [3]}', "not subscriptable"),
+        ('{"model": "m", "entries": [3', "Expecting"),
+        (broken(bands=[]), "an entry needs a band"),
+        (broken(bands=[band(tolerances=[])]), "a band needs tolerances and a step_kind of cached, reuse"),
         (broken(bands=[band(tolerances=[[0.5]])]), "not enough values"),
         (broken(bands=[band(tolerances=[[0.5, "much"]])]), "could not convert"),
-        (broken(bands=[{"between": "skipped"}]), "missing 2 required positional arguments: 'least' and 'tolerances'"),
+        (broken(bands=[{"step_kind": "cached", "tolerances": [[0.0, 0.1]]}]), "'least'"),
+        (broken(bands=[{"step_kind": "cached", "least": 0.0}]), "'tolerances'"),
         (broken(bands="gone"), "'bands'"),
-        (broken(bands=[band(between="nothing")]), "unknown steps between full ones: nothing"),
+        (broken(bands=[band(step_kind="nothing")]), "a band needs tolerances and a step_kind of cached, reuse"),
+        (broken(bands=[band(step_kind="pipelined")]), "a band needs tolerances and a step_kind of cached, reuse"),
+        (broken(published={"slope_window": 0}), "slope_window must be at least 1, got 0"),
+        (broken(published={"colour": 1}), "unexpected keyword argument 'colour'"),
+        (broken(published="gone"), "'published'"),
         (broken(colour=1), "unexpected keyword argument 'colour'"),
-        (broken(catch_up="gone"), "missing 1 required positional argument: 'catch_up'"),
+        (broken(correction="gone"), "missing 1 required positional argument: 'correction'"),
+        (broken(published={"slope_window": 4}), "an entry needs all settings of the published rule"),
+        (broken(correction=math.nan), "correction must be a finite number, got nan"),
+        (broken(correction=-1.0), "correction must be at least 0, got -1"),
+        (broken(correction="much"), "must be real number, not str"),
+        (broken(num_inference_steps=0), "num_inference_steps must be at least 1, got 0"),
+        (broken(num_inference_steps="20"), "must be real number, not str"),
+        (broken(bands=[band(tolerances=[[0.5, math.nan]])]), "tolerance must be a finite number, got nan"),
+        (broken(bands=[band(tolerances=[[0.5, -1.0]])]), "tolerance must be at least 0, got -1"),
+        (whole(split_points={"cached": 3}), "split_points are indices for pipelined or reuse steps, not cached: 3"),
+        (whole(split_points={"reuse": -1}), "split_points are indices for pipelined or reuse steps, not reuse: -1"),
+        (whole(split_points={"reuse": 1.5}), r"split_points are indices .*, not reuse: 1\.5"),
+        (whole(split_points={"reuse": True}), "split_points are indices .*, not reuse: True"),
+        (whole(split_points=[1, 2]), "no attribute 'items'"),
     ],
 )
 def test_what_is_no_calibration(content: str, words: str, tmp_path: Path) -> None:
     path = tmp_path / "thresholds.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match=rf"thresholds.json is no calibration \(.*({words}).*\); write one with: hybr"):
+    with pytest.raises(UsageError, match=rf"thresholds.json is no calibration \(.*({words}).*\); write one with: hybr"):
         Calibration.read(path)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"cannot read the calibration .*none.json: No such file or directory"):
+    with pytest.raises(UsageError, match=r"cannot read the calibration .*none.json: No such file or directory"):
         Calibration.read(tmp_path / "none.json")
+
+
+def test_opening_a_file_to_add_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "thresholds.json"
+    assert Calibration.open(path, "a model") == Calibration("a model", ())
+    Calibration("a model", (DDIM_20,)).write(path)
+    assert Calibration.open(path, "a model").with_entry(EULER_30).entries == (DDIM_20, EULER_30)
+    with pytest.raises(UsageError, match="holds the thresholds of a model, not of another; give another --output"):
+        Calibration.open(path, "another")
+
+
+def test_what_ranks_compare() -> None:
+    """All that decides images, and nothing else."""
+    calibration = Calibration("a model", (DDIM_20,), {"reuse": 3})
+    curves = replace(DDIM_20, curves={"drift": [1.0]}, measured=[{"psnr": 30.0}])
+    assert Calibration("another name", (curves,), {"reuse": 3}).describe() == calibration.describe()
+    others = [
+        Calibration("a model", (replace(DDIM_20, correction=0.5),), {"reuse": 3}),
+        Calibration("a model", (DDIM_20,), {"reuse": 4}),
+        Calibration("a model", (DDIM_20, DDIM_50), {"reuse": 3}),
+    ]
+    assert len({other.describe() for other in [calibration, *others]}) == 4
+    assert str(calibration) == "calibration of a model"

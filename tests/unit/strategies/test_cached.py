@@ -1,24 +1,26 @@
-"""How `hybrid` behaves where it skips steps, or takes other kinds of them; all ranks played in this process."""
+"""How `hybrid` behaves where it has cached steps, or reuse steps; all ranks played in this process."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from hybridiff import ParallelConfig, parallelize
-from support.calibrations import calibration_file, entry_between
+from hybridiff import ParallelConfig, UsageError, parallelize
+from hybridiff.denoiser.stages import StagedDenoiser
 from support.jobs import Drawn, draw_parallel
 from support.oracles import differences, drawn_one_part_after_another, relative_difference, state_of
-from support.pipelines import build, draw
-from support.schedules import callback_at, capped, guidance_except
+from support.pipelines import build, denoiser_of, draw
+from support.schedules import callback_at, capped, guidance_except, split_at
 
 STEPS = {"num_inference_steps": 10}
-HYBRID = {"strategy": "hybrid", "tolerance": 1e9, "settled": 1e9, "longest_interval": 3}
-"""Guided, and as far as the discrepancy goes everything is tolerable: gaps of 1, 2, 3, 3, ..."""
-SCHEDULE = "ffsfssfssf"
+HYBRID = {"strategy": "hybrid", "step_kind": "cached", "full_steps": "0-1,3,6,9"}
+REUSE = HYBRID | {"step_kind": "reuse", "calibration": split_at("reuse", 1)}
+OF_KIND: dict[str, dict[str, Any]] = {"cached": HYBRID, "reuse": REUSE}
+SCHEDULE = "ffcfccfccf"
+GUIDED = {"strategy": "hybrid", "tolerance": 1e9}
+"""As far as the drift goes everything is tolerable."""
 TWO = {"num_images_per_prompt": 2}
 
 
@@ -27,7 +29,7 @@ def simulated(name: str, config: dict[str, Any], changes: dict[str, Any] | None 
 
 
 def kinds(drawn: Drawn) -> str:
-    """One letter a step: full, skipped, reuse or pipelined."""
+    """One letter a step: full, cached, reuse or pipelined."""
     return "".join(step["kind"][0] for step in drawn.report["steps"])
 
 
@@ -36,96 +38,115 @@ def test_the_report_of_a_run(name: str) -> None:
     drawn = simulated(name, HYBRID)
     report = drawn.report
     assert kinds(drawn) == SCHEDULE
-    assert (report["tau1"], report["tau2"]) == (1, 9)
-    assert report["phases"] == {"warm-up": 2, "parallel": 8, "connect": 0}
+    assert (report["tau1"], report["tau2"]) == (1, 8)
+    assert report["phases"] == {"warm-up": 2, "parallel": 7, "connect": 1}
     for step in report["steps"]:
         is_full = step["kind"] == "full"
         assert (step["discrepancy"] is not None) == is_full
         assert (step["drift"] is not None) == (is_full and step["index"] > 0)
-        assert step["bytes_by_purpose"] == ({"prediction": 2 * 4096, "control": 8} if is_full else {})
+        assert step["bytes_by_purpose"] == ({"prediction": 2 * 4096, "control": 2 * 16} if is_full else {})
     assert report["ideal_speedup"] == pytest.approx(20 / 5)
     assert report["stages"] == {}
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd3"])
+def test_a_guided_run(name: str) -> None:
+    drawn = simulated(name, GUIDED, {"num_inference_steps": 25})
+    schedule = kinds(drawn)
+    assert set(schedule) == {"f", "c"}
+    assert schedule[:2] == "ff"
+    assert schedule[-1] == "f"
+    assert "ccc" not in schedule, "of 25 steps at most every third is full"
+    assert drawn.report["notes"] == []
 
 
 def test_notes() -> None:
     assert simulated("sd3", HYBRID).report["notes"] == []
     (note,) = simulated("sd3", {"strategy": "hybrid"}).report["notes"]
     assert note.startswith("this model is not calibrated: general thresholds hold")
-    fixed = {"strategy": "hybrid", "switching": "fixed"}
     pipe = build("sd15", "ddim")
     pipe.scheduler.register_to_config(thresholding=True, sample_max_value=50.0)
-    with parallelize(pipe, ParallelConfig(simulate=True, **fixed)) as parallel:
-        draw(parallel, "sd15", num_inference_steps=6)
+    with parallelize(pipe, ParallelConfig(simulate=True, **HYBRID)) as parallel:
+        draw(parallel, "sd15", **STEPS)
         assert parallel.report is not None
         (note,) = parallel.report.notes
     assert note.startswith("DDIMScheduler is not linear as it is configured: nothing makes up for")
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "between"),
+    ("name", "changes", "step_kind"),
     [
-        ("sdxl two levels", TWO, "skipped"),
-        ("sd3", {}, "skipped"),
+        ("sdxl two levels", TWO, "cached"),
+        ("sd3", {}, "cached"),
         ("sd3", TWO, "reuse"),
-        ("sd3", {}, "pipelined"),
-        ("sd15 img2img", {}, "mixed"),
+        ("sd3", {}, None),
+        ("sd15 img2img", {}, "reuse"),
     ],
 )
-def test_exact_is_cfg_bit_for_bit(name: str, changes: dict[str, Any], between: str) -> None:
-    exact = simulated(name, {"strategy": "hybrid", "quality": "exact", "between": between}, changes)
+def test_exact_is_cfg_bit_for_bit(name: str, changes: dict[str, Any], step_kind: str | None) -> None:
+    exact = simulated(name, {"strategy": "hybrid", "quality": "exact", "step_kind": step_kind}, changes)
     assert torch.equal(exact.latents, drawn_one_part_after_another(name, **STEPS, **changes))
     assert set(kinds(exact)) == {"f"}
     assert exact.report["notes"] == ["quality exact: every step is a full one"]
     assert (exact.report["tau1"], exact.report["tau2"]) == (None, None)
 
 
-@pytest.mark.parametrize("between", ["skipped", "reuse"])
+@pytest.mark.parametrize("step_kind", OF_KIND)
 @pytest.mark.parametrize(("name", "changes"), [("sdxl two levels", TWO), ("sd3", TWO)])
-def test_other_numbers_of_ranks_draw_the_same_to_rounding(name: str, changes: dict[str, Any], between: str) -> None:
-    """One device evaluates both branches as a batch; four ranks a picture of a branch each."""
-    config = HYBRID | {"between": between, "cut": 0}
-    drawn = {ranks: simulated(name, config, changes, devices=ranks) for ranks in (1, 2, 4)}
+def test_other_numbers_of_ranks_draw_the_same_to_rounding(name: str, changes: dict[str, Any], step_kind: str) -> None:
+    """One device evaluates both branches as a batch; four ranks an image of a branch each."""
+    drawn = {ranks: simulated(name, OF_KIND[step_kind], changes, devices=ranks) for ranks in (1, 2, 4)}
     for ranks in (1, 4):
-        assert kinds(drawn[ranks]) == kinds(drawn[2]) == SCHEDULE.replace("s", between[0])
+        assert kinds(drawn[ranks]) == kinds(drawn[2]) == SCHEDULE.replace("c", step_kind[0])
         assert relative_difference(drawn[ranks].latents, drawn[2].latents) < 1e-4
     speedups = [drawn[ranks].report["ideal_speedup"] for ranks in (1, 2)]
     assert 1.0 < speedups[0] <= 2.0 < speedups[1]
-    if between == "skipped":
+    if step_kind == "cached":
         assert speedups == [2.0, 4.0]
 
 
-@pytest.mark.parametrize("kind", ["pipelined", "mixed"])
-def test_calibrated_pipelined_steps_on_four_ranks_are_refused(kind: str, tmp_path: Path) -> None:
-    """The config does not say it, so that it shows with the first step."""
-    config = {"strategy": "hybrid", "devices": 4, "cut": 1}
-    with pytest.raises(ValueError, match="pipelined steps need 2 ranks, got 4; use --devices 2, or --between skipped"):
-        simulated("sd3", config | calibration_file(tmp_path, entry_between(kind)))
-    simulated("sd3", config | calibration_file(tmp_path))
+@pytest.mark.parametrize("full", ["0-3,10", "1-3"])
+def test_a_schedule_that_cannot_be_is_refused_before_any_network_runs(full: str) -> None:
+    pipe = build("sd3")
+    for module in (denoiser_of(pipe), pipe.text_encoder):
+        module.register_forward_pre_hook(lambda *_: pytest.fail("a network ran"))
+    config = ParallelConfig("hybrid", full_steps=full, simulate=True)
+    with parallelize(pipe, config) as parallel, pytest.raises(UsageError, match=r"full.step"):
+        draw(parallel, "sd3", **STEPS)
 
 
-@pytest.mark.parametrize(("name", "between"), [("sdxl", "skipped"), ("sd15", "reuse"), ("sd3.5", "mixed")])
-def test_detach_restores_the_stock_pipeline(name: str, between: str) -> None:
+@pytest.mark.parametrize(("name", "step_kind"), [("sdxl", "cached"), ("sd15", "reuse"), ("sd3.5", "reuse")])
+def test_detach_restores_the_stock_pipeline(name: str, step_kind: str) -> None:
     pipe = build(name)
     stock = draw(pipe, name)
     before = state_of(pipe)
-    parallel = parallelize(pipe, ParallelConfig(simulate=True, between=between, **HYBRID))
-    draw(parallel, name)
+    parallel = parallelize(pipe, ParallelConfig(simulate=True, **OF_KIND[step_kind]))
+    draw(parallel, name, **STEPS)
     parallel.detach()
     changed = [entry for entry in differences(before, state_of(pipe)) if not entry.startswith(("pipe._", "scheduler."))]
     assert changed == []  # but for what any call of the stock pipeline changes
     assert torch.equal(draw(pipe, name), stock)
 
 
-def test_a_network_that_is_not_cut_is_not_looked_at() -> None:
-    """Neither a cut that it does not have is refused, nor is any block measured."""
-    cut_off = simulated("sd3", HYBRID | {"cut": 999})
-    assert torch.equal(cut_off.latents, simulated("sd3", HYBRID).latents)
+def test_a_network_that_is_not_split_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither is a split point that it does not have refused, nor is any layer measured."""
+    monkeypatch.setattr(StagedDenoiser, "__init__", lambda *_: pytest.fail("looked at"))
+    drawn = simulated("sd3", HYBRID | {"calibration": split_at("reuse", 999)})
+    assert torch.equal(drawn.latents, simulated("sd3", HYBRID).latents)
 
 
-@pytest.mark.parametrize("between", ["skipped", "mixed"])
-def test_one_run_leaves_nothing_for_the_next(between: str) -> None:
-    changes: list[dict[str, Any]] = [STEPS, {**STEPS, **TWO, "height": 24, "width": 48}, {"num_inference_steps": 7}]
-    config = HYBRID | {"between": between, "simulate": True, "cut": 1}
+def test_a_split_point_of_another_network_is_none() -> None:
+    """A calibration of a larger one, say: counted work decides then."""
+    drawn = simulated("sd3", REUSE | {"calibration": split_at("reuse", 999)})
+    chosen = simulated("sd3", HYBRID | {"step_kind": "reuse"})
+    assert drawn.report["stages"]["point"] == chosen.report["stages"]["point"]
+    assert torch.equal(drawn.latents, chosen.latents)
+
+
+@pytest.mark.parametrize("step_kind", OF_KIND)
+def test_one_run_leaves_nothing_for_the_next(step_kind: str) -> None:
+    changes: list[dict[str, Any]] = [STEPS, {**STEPS, **TWO, "height": 24, "width": 48}, {"num_inference_steps": 11}]
+    config = OF_KIND[step_kind] | {"simulate": True}
     with parallelize(build("sd3"), ParallelConfig(**config)) as parallel:
         together = [draw(parallel, "sd3", **change) for change in [*changes, changes[0]]]
     assert torch.equal(together[0], together[-1])
@@ -134,7 +155,7 @@ def test_one_run_leaves_nothing_for_the_next(between: str) -> None:
 
 
 def test_a_second_order_scheduler_runs_partitioned_and_says_so() -> None:
-    drawn = simulated("sd15", HYBRID, {"num_inference_steps": 5}, scheduler="heun")
+    drawn = simulated("sd15", GUIDED, {"num_inference_steps": 5}, scheduler="heun")
     expected = drawn_one_part_after_another("sd15", scheduler="heun", num_inference_steps=5)
     assert torch.equal(drawn.latents, expected)
     assert kinds(drawn) == "f" * 9
@@ -142,9 +163,9 @@ def test_a_second_order_scheduler_runs_partitioned_and_says_so() -> None:
     assert note.startswith("HeunDiscreteScheduler is of order 2: ")
 
 
-@pytest.mark.parametrize("pictures", [1, 2])
-def test_without_guidance(pictures: int) -> None:
-    changes = {"guidance_scale": 1.0, "num_images_per_prompt": pictures}
+@pytest.mark.parametrize("images", [1, 2])
+def test_without_guidance(images: int) -> None:
+    changes = {"guidance_scale": 1.0, "num_images_per_prompt": images}
     drawn = simulated("sd3", HYBRID, changes)
     assert torch.equal(drawn.latents, simulated("sd3", {"strategy": "cfg"}, changes).latents)
     assert kinds(drawn) == "f" * 10
@@ -153,19 +174,19 @@ def test_without_guidance(pictures: int) -> None:
 
 
 RULES: dict[str, tuple[dict[str, Any], str]] = {
-    "guided": (HYBRID, "fffffssfsf"),  # what step 4 shows took four steps to come about: the gap may be 3 at once
-    "fixed": ({"strategy": "hybrid", "switching": "fixed", "full_steps": "0-4,7-9"}, "fffffssfff"),
-    "mixed": (HYBRID | {"between": "mixed", "cut": 1}, "fffffprfpf"),
-    "published": (capped(10, 5, 3, cut=1), "ffffffpppf"),
-    "published, the cap while guidance is off": (capped(10, 2, 3, cut=1), "fffffpppff"),
+    "guided": (GUIDED, "fffffcfcff"),
+    "fixed": ({"strategy": "hybrid", "full_steps": "0-4,7-9"}, "fffffccfff"),
+    "reuse": (REUSE | {"full_steps": "0-4,7-9"}, "fffffrrfff"),
+    "published": (capped(10, 5, 3, split_point=1), "ffffffpppf"),
+    "published, the cap while guidance is off": (capped(10, 2, 3, split_point=1), "fffffpppff"),
 }
 
 
 @pytest.mark.parametrize(
-    ("name", "pictures", "rule"),
+    ("name", "images", "rule"),
     [*(("sd3", 2, rule) for rule in RULES), ("sd15", 1, "guided"), ("sd15", 1, "published")],
 )
-def test_guidance_that_is_off_for_some_steps_of_the_warm_up(name: str, pictures: int, rule: str) -> None:
+def test_guidance_that_is_off_for_some_steps_of_the_warm_up(name: str, images: int, rule: str) -> None:
     """Until the first step of another kind nothing but full steps has taken place: as in `cfg`."""
     config, expected = RULES[rule]
     off = guidance_except(name, {1, 2, 3})
@@ -177,7 +198,7 @@ def test_guidance_that_is_off_for_some_steps_of_the_warm_up(name: str, pictures:
             kept.append(tensors["latents"].clone())
             return off["callback_on_step_end"](pipe, step, timestep, tensors)  # type: ignore[no-any-return]
 
-        changes = off | {"callback_on_step_end": keep, "num_images_per_prompt": pictures}
+        changes = off | {"callback_on_step_end": keep, "num_images_per_prompt": images}
         return kept, simulated(name, config, changes)
 
     ours, drawn = latents_by_step(config)
@@ -200,7 +221,7 @@ def test_guidance_that_begins_in_the_middle_is_refused(config: dict[str, Any]) -
 
     wanted = ["latents", "prompt_embeds", "pooled_prompt_embeds"]
     changes = {"guidance_scale": 1.0, "callback_on_step_end": begin, "callback_on_step_end_tensor_inputs": wanted}
-    with pytest.raises(ValueError, match=r"step 1 evaluates 2 rows, more than .*: guidance may end"):
+    with pytest.raises(UsageError, match=r"step 1 evaluates 2 rows, more than .*: guidance may end"):
         simulated("sd3", config, changes)
 
 
@@ -221,24 +242,16 @@ def test_an_interrupt_takes_effect_with_the_next_full_step(last: int, steps: int
     assert kinds(simulated("sd3", HYBRID, stop, devices=1)) == SCHEDULE[: last + 1]
 
 
-def test_skip_layer_guidance_has_its_extra_evaluation_in_skipped_steps_too() -> None:
-    changes = {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 0.9}
-    drawn = simulated("sd3", HYBRID, changes)
-    assert kinds(drawn) == SCHEDULE
-    exact = drawn_one_part_after_another("sd3", **STEPS, **changes)
-    without = simulated("sd3", HYBRID)
-    assert relative_difference(drawn.latents, exact) < relative_difference(without.latents, exact)
-
-
-def test_half_precision() -> None:
-    drawn = simulated("sd3", HYBRID, dtype=torch.bfloat16)
+@pytest.mark.parametrize("step_kind", OF_KIND)
+def test_half_precision(step_kind: str) -> None:
+    drawn = simulated("sd3", OF_KIND[step_kind], dtype=torch.bfloat16)
     assert drawn.latents.dtype == torch.bfloat16
-    assert relative_difference(drawn.latents.float(), simulated("sd3", HYBRID).latents) < 0.1
+    assert relative_difference(drawn.latents.float(), simulated("sd3", OF_KIND[step_kind]).latents) < 0.1
 
 
 def test_a_trace_shows_what_each_step_did() -> None:
-    def spans(between: str) -> dict[tuple[int, str], int]:
-        config = HYBRID | {"between": between, "cut": 1, "trace": True, "simulate": True}
+    def spans(step_kind: str) -> dict[tuple[int, str], int]:
+        config = OF_KIND[step_kind] | {"trace": True, "simulate": True}
         with parallelize(build("sd3"), ParallelConfig(**config)) as parallel:
             draw(parallel, "sd3", **STEPS)
             assert parallel.report is not None
@@ -246,5 +259,5 @@ def test_a_trace_shows_what_each_step_did() -> None:
         return {span: stages.count(span) for span in stages}
 
     whole = {(rank, "whole network, own branch"): 5 for rank in (0, 1)}
-    assert spans("skipped") == whole | {(0, "forecast of both branches"): 5}
+    assert spans("cached") == whole
     assert spans("reuse") == whole | {(rank, "outer stage, own branch"): 5 for rank in (0, 1)}

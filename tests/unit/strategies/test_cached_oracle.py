@@ -1,4 +1,4 @@
-"""Skipped steps computed by hand: forecasts, what makes up for their errors, and the guided rule.
+"""Cached steps computed by hand: what is held, what makes up for its errors, and the guided rule.
 
 The stock pipeline draws, and its denoiser is replaced: full steps are the network's own, one branch after the other;
 everything else is done here, in float64 and in other formulas than the code under test has.
@@ -8,21 +8,28 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 import torch
 
 from hybridiff import ParallelConfig, RunReport, parallelize
+from hybridiff.schedule.calibration import Calibration
+from support.calibrations import ENTRY
 from support.guided import GuidedByHand, Shown
 from support.oracles import one_part_after_another, relative_difference
 from support.pipelines import build, denoiser_of, draw
-from support.schedules import guidance_until
+from support.schedules import guidance_except, guidance_until
 
 STEPS = 12
 FULL = [0, 1, 2, 5, 8, 10, 11]
-FIXED = {"strategy": "hybrid", "switching": "fixed", "between": "skipped", "full_steps": "0-2,5,8,10-11"}
+FIXED = {"strategy": "hybrid", "step_kind": "cached", "full_steps": "0-2,5,8,10-11"}
+
+
+def corrected_by(share: float) -> dict[str, Any]:
+    """A config by which full steps make up for a share of the errors."""
+    return {"calibration": Calibration("nobody's model", (replace(ENTRY, correction=share),))}
 
 
 @dataclass
@@ -69,14 +76,13 @@ class Moves:
         return [abs(seen) / mean for seen in self.seen]
 
 
-class SkippedByHand:
+class CachedByHand:
     """Answers a generation's evaluations, both branches in one call.
 
     Args:
         pipe: The pipeline, whose network it stands in for.
         whole: The network's own forward.
-        points: Number of full steps through which skipped ones are extrapolated.
-        catch_up: Share of their errors to make up for.
+        correction: Share of the cached steps' errors to make up for.
         full: The full steps; None where the guided rule finds them.
         rule: Settings of the guided rule, without the weights.
     """
@@ -85,23 +91,25 @@ class SkippedByHand:
         self,
         pipe: Any,
         whole: Callable[..., Any],
-        points: int,
-        catch_up: float,
+        correction: float,
         full: list[int] | None = None,
         rule: dict[str, Any] | None = None,
     ) -> None:
         self.pipe = pipe
         self.whole = whole
-        self.points = points
-        self.catch_up = catch_up
+        self.correction = correction
         self.full = list(full or [0])
         self.rule = rule
         self.step = 0
-        self.skipped: list[tuple[int, torch.Tensor]] = []
+        self.extra = 0  # evaluations of skip-layer guidance
+        self.cached: list[tuple[int, torch.Tensor]] = []
         self.seen: list[tuple[int, torch.Tensor]] = []  # full steps and their predictions
         self.shown: list[Shown] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor]:
+        if kwargs.get("skip_layers"):
+            self.extra += 1
+            return self.whole(*args, **kwargs)  # type: ignore[no-any-return]
         timestep = args[1] if len(args) > 1 else kwargs["timestep"]
         if self.step == 0:
             self.moves = Moves.of(self.pipe.scheduler, float(timestep.flatten()[0]), self.pipe.num_timesteps)
@@ -111,22 +119,33 @@ class SkippedByHand:
 
     def answer(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         if not self.pipe.do_classifier_free_guidance:
-            self.full += range(self.full[-1] + 1, self.pipe.num_timesteps)  # guidance has ended, and skipping with it
-            return self.whole(*args, **kwargs)[0]  # type: ignore[no-any-return]
+            if all(step in self.full for step in range(self.step)):
+                return self.whole(*args, **kwargs)[0]  # type: ignore[no-any-return] # before the parallel phase
+            self.end_guidance()
         if self.step in self.full:
             return self.full_step(self.whole(*args, **kwargs)[0])
-        forecast = through(self.seen[-self.points :], self.step)
-        self.skipped.append((self.step, forecast))
-        return forecast.float()
+        held = self.seen[-1][1]
+        self.cached.append((self.step, held))
+        return held.float()
+
+    def end_guidance(self) -> None:
+        """All further steps are full, and what was seen so far counts for the conditional branch alone."""
+        self.full += range(self.full[-1] + 1, self.pipe.num_timesteps)
+        self.full.append(self.step)
+        images = self.images
+        self.seen = [(step, prediction[-images:]) for step, prediction in self.seen]
+        self.cached = [(step, held[-images:]) for step, held in self.cached]
 
     def full_step(self, prediction: torch.Tensor) -> torch.Tensor:
-        self.look_at(prediction.double())
+        if self.pipe.do_classifier_free_guidance:
+            self.images = len(prediction) // 2
+            self.look_at(prediction.double())
         self.seen.append((self.step, prediction.double()))
         answer = prediction.double()
-        for step, forecast in self.skipped:
-            error = through(self.seen[-4:], step) - forecast
-            answer = answer + self.catch_up * self.moves.ratio(step, self.step) * error
-        self.skipped = []
+        for step, held in self.cached:
+            error = through(self.seen[-4:], step) - held
+            answer = answer + self.correction * self.moves.ratio(step, self.step) * error
+        self.cached = []
         return answer.float()
 
     def look_at(self, prediction: torch.Tensor) -> None:
@@ -157,12 +176,17 @@ def through(points: list[tuple[int, torch.Tensor]], position: int) -> torch.Tens
 
 
 def drawn_by_hand(
-    name: str, scheduler: str | None, steps: int, changes: dict[str, Any], **settings: Any
-) -> tuple[torch.Tensor, SkippedByHand]:
+    name: str,
+    scheduler: str | None,
+    steps: int,
+    changes: dict[str, Any],
+    make: type[CachedByHand] = CachedByHand,
+    **settings: Any,
+) -> tuple[torch.Tensor, CachedByHand]:
     pipe = build(name, scheduler)
     network = denoiser_of(pipe)
     with one_part_after_another(pipe):
-        by_hand = SkippedByHand(pipe, network.forward, **settings)
+        by_hand = make(pipe, network.forward, **settings)
         network.forward = by_hand
         latents = draw(pipe, name, num_inference_steps=steps, **changes)
     return latents, by_hand
@@ -181,26 +205,20 @@ def full_steps_of(report: RunReport) -> list[int]:
     return [step.index for step in report.steps if step.kind.value == "full"]
 
 
-POINTS = {"hold": 1, "linear": 2, "quadratic": 3}
-
-
 @pytest.mark.parametrize(
-    ("name", "scheduler", "forecast", "catch_up", "changes"),
+    ("name", "scheduler", "correction", "changes"),
     [
-        ("sd3", "flow-euler", "hold", 1.0, {}),
-        ("sd3", "flow-euler", "quadratic", 0.5, {"num_images_per_prompt": 2}),
-        ("sd15", "ddim", "hold", 1.0, {"num_images_per_prompt": 2}),
-        ("sd15", "ddim", "linear", 0.7, {}),
-        ("sdxl two levels", "euler", "hold", 1.0, {}),
-        ("sdxl two levels", "euler", "linear", 0.0, {"guidance_rescale": 0.5}),
+        ("sd3", "flow-euler", 1.0, {}),
+        ("sd3", "flow-euler", 0.5, {"num_images_per_prompt": 2}),
+        ("sd15", "ddim", 1.0, {"num_images_per_prompt": 2}),
+        ("sd15", "ddim", 0.7, {}),
+        ("sdxl two levels", "euler", 1.0, {}),
+        ("sdxl two levels", "euler", 0.0, {"guidance_rescale": 0.5}),
     ],
 )
-def test_a_fixed_schedule(name: str, scheduler: str, forecast: str, catch_up: float, changes: dict[str, Any]) -> None:
-    expected, by_hand = drawn_by_hand(
-        name, scheduler, STEPS, changes, points=POINTS[forecast], catch_up=catch_up, full=FULL
-    )
-    config = FIXED | {"forecast": forecast, "catch_up": catch_up}
-    drawn, report = drawn_by_hybrid(name, scheduler, STEPS, changes, **config)
+def test_a_fixed_schedule(name: str, scheduler: str, correction: float, changes: dict[str, Any]) -> None:
+    expected, by_hand = drawn_by_hand(name, scheduler, STEPS, changes, correction=correction, full=FULL)
+    drawn, report = drawn_by_hybrid(name, scheduler, STEPS, changes, **FIXED, **corrected_by(correction))
     assert relative_difference(drawn, expected) < 1e-4
     assert (by_hand.step, full_steps_of(report)) == (STEPS, FULL)
     assert [(step.index, step.discrepancy) for step in report.steps if step.discrepancy is not None] == [
@@ -212,55 +230,137 @@ def test_a_fixed_schedule(name: str, scheduler: str, forecast: str, catch_up: fl
 
 
 @pytest.mark.parametrize(("name", "scheduler"), [("sd3", "flow-euler"), ("sd15", "ddim")])
-def test_holding_without_catching_up_is_exact(name: str, scheduler: str) -> None:
-    expected, _ = drawn_by_hand(name, scheduler, STEPS, {}, points=1, catch_up=0.0, full=FULL)
-    drawn, _ = drawn_by_hybrid(name, scheduler, STEPS, {}, **FIXED, catch_up=0.0)
+def test_holding_without_correction_is_exact(name: str, scheduler: str) -> None:
+    expected, _ = drawn_by_hand(name, scheduler, STEPS, {}, correction=0.0, full=FULL)
+    drawn, _ = drawn_by_hybrid(name, scheduler, STEPS, {}, **FIXED, **corrected_by(0.0))
     assert torch.equal(drawn, expected)
 
 
 @pytest.mark.parametrize(("name", "scheduler"), [("sd3", "flow-euler"), ("sd15", "ddim")])
 def test_what_is_made_up_for_matters(name: str, scheduler: str) -> None:
     """Otherwise the tests above would pass without it."""
-    held, caught_up = (drawn_by_hybrid(name, scheduler, STEPS, {}, **FIXED, catch_up=share)[0] for share in (0.0, 1.0))
-    assert relative_difference(caught_up, held) > 1e-2
+    held, corrected = (
+        drawn_by_hybrid(name, scheduler, STEPS, {}, **FIXED, **corrected_by(share))[0] for share in (0.0, 1.0)
+    )
+    assert relative_difference(corrected, held) > 1e-2
 
 
-@pytest.mark.parametrize(
-    "last", [2, 4, 5, 9], ids=["before", "in a skipped step", "in a full step", "at the end of it"]
-)
-@pytest.mark.parametrize(("name", "scheduler", "pictures"), [("sd3", "flow-euler", 1), ("sd15", "ddim", 2)])
-def test_guidance_that_ends_in_the_parallel_stage(name: str, scheduler: str, pictures: int, last: int) -> None:
-    changes = guidance_until(name, last) | {"num_images_per_prompt": pictures}
-    expected, _ = drawn_by_hand(name, scheduler, STEPS, changes, points=1, catch_up=1.0, full=FULL)
+@pytest.mark.parametrize("off", [{1}, {1, 2}, {2}])
+@pytest.mark.parametrize(("name", "scheduler", "images"), [("sd3", "flow-euler", 1), ("sd15", "ddim", 2)])
+def test_guidance_that_is_off_for_some_steps_of_the_warm_up(
+    name: str, scheduler: str, images: int, off: set[int]
+) -> None:
+    """What these steps predict, of one branch, is no part of what the later ones make up for."""
+    changes = {"num_images_per_prompt": images}
+    expected, by_hand = drawn_by_hand(
+        name, scheduler, STEPS, changes | guidance_except(name, off), correction=1.0, full=FULL
+    )
+    drawn, report = drawn_by_hybrid(name, scheduler, STEPS, changes | guidance_except(name, off), **FIXED)
+    assert relative_difference(drawn, expected) < 1e-4
+    assert full_steps_of(report) == FULL
+    assert [step for step, *_ in by_hand.shown] == [step for step in FULL if step not in off]
+
+
+PENDING = [3, 4, 6, 7, 9]
+"""Cached steps: guidance that ends with one of them leaves errors that nothing has made up for."""
+
+
+@pytest.mark.parametrize("last", [1, 2, 5, 8, *PENDING])
+@pytest.mark.parametrize(("name", "scheduler", "images"), [("sd3", "flow-euler", 1), ("sd15", "ddim", 2)])
+def test_guidance_that_ends(name: str, scheduler: str, images: int, last: int) -> None:
+    """The first step without it makes up for the conditional branch alone."""
+    changes = guidance_until(name, last) | {"num_images_per_prompt": images}
+    expected, _ = drawn_by_hand(name, scheduler, STEPS, changes, correction=1.0, full=FULL)
     drawn, report = drawn_by_hybrid(name, scheduler, STEPS, changes, **FIXED)
     assert relative_difference(drawn, expected) < 1e-4
     assert full_steps_of(report) == [step for step in range(STEPS) if step in FULL or step > last]
-    assert (report.tau1, report.tau2) == (2, last)
+    assert (report.tau1, report.tau2) == (2, max(2, last))
+    held, _ = drawn_by_hybrid(name, scheduler, STEPS, changes, **FIXED, **corrected_by(0.0))
+    assert torch.equal(held, drawn) == (last <= 2)
+
+
+@pytest.mark.parametrize("last", PENDING)
+@pytest.mark.parametrize(("name", "scheduler"), [("sd3", "flow-euler"), ("sd15", "ddim")])
+def test_what_is_pending_when_guidance_ends_matters(name: str, scheduler: str, last: int) -> None:
+    """By hand too, with what would be lost: the errors of the cached steps right before the end."""
+    changes = guidance_until(name, last)
+    expected, by_hand = drawn_by_hand(name, scheduler, STEPS, changes, correction=1.0, full=FULL)
+
+    def forget(self: CachedByHand) -> None:
+        CachedByHand.end_guidance(self)
+        self.cached = []
+
+    by_hand_without = type("Forgetful", (CachedByHand,), {"end_guidance": forget})
+    without, _ = drawn_by_hand(name, scheduler, STEPS, changes, by_hand_without, correction=1.0, full=FULL)
+    assert by_hand.step == STEPS
+    assert relative_difference(without, expected) > 2e-4  # twice what the tests above allow
+
+
+@pytest.mark.parametrize("last", [4, 9])
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_other_numbers_of_ranks_make_up_for_the_same(ranks: int, last: int) -> None:
+    changes = guidance_until("sd3", last) | {"num_images_per_prompt": 2}
+    two, _ = drawn_by_hybrid("sd3", None, STEPS, changes, **FIXED)
+    drawn, _ = drawn_by_hybrid("sd3", None, STEPS, changes, devices=ranks, **FIXED)
+    assert relative_difference(drawn, two) < 1e-4
 
 
 @pytest.mark.parametrize(
-    ("name", "scheduler", "steps", "tolerance", "changes"),
+    ("name", "scheduler", "steps", "tolerance", "longest", "changes"),
     [
-        pytest.param("sd3", "flow-euler", 16, 0.15, {}, id="flow"),
-        pytest.param("sd3", "flow-euler", 16, 0.1, {"num_images_per_prompt": 2}, id="flow, two pictures"),
-        pytest.param("sd15", "ddim", 16, 0.15, {}, id="DDIM"),
-        pytest.param("sdxl two levels", "euler", 16, 0.15, {"num_images_per_prompt": 2}, id="Euler, two pictures"),
-        pytest.param("sd3 img2img", "flow-euler", 20, 0.15, {}, id="flow, image to image"),
-        pytest.param("sd15 img2img", "ddim", 20, 0.15, {}, id="DDIM, image to image"),
-        pytest.param("sdxl img2img", "euler", 20, 0.15, {}, id="Euler, image to image"),
-        pytest.param("sdxl inpaint 9 channels", "euler", 20, 0.15, {}, id="Euler, inpainting"),
-        pytest.param("sd3 inpaint", "flow-euler", 20, 0.15, {}, id="flow, inpainting"),
-        pytest.param("sdxl two levels", "euler", 24, 0.15, {"denoising_end": 0.6}, id="Euler, the first steps alone"),
+        pytest.param("sd3", "flow-euler", 16, 0.15, 2, {}, id="flow"),
+        pytest.param("sd3", "flow-euler", 34, 0.1, 4, {"num_images_per_prompt": 2}, id="flow, two images"),
+        pytest.param("sd15", "ddim", 34, 0.15, 4, {}, id="DDIM"),
+        pytest.param("sdxl two levels", "euler", 25, 0.15, 3, {"num_images_per_prompt": 2}, id="Euler, two images"),
+        pytest.param("sd3 img2img", "flow-euler", 20, 0.15, 2, {}, id="flow, image to image"),
+        pytest.param("sd15 img2img", "ddim", 34, 0.15, 4, {}, id="DDIM, image to image"),
+        pytest.param("sdxl img2img", "euler", 25, 0.15, 3, {}, id="Euler, image to image"),
+        pytest.param("sdxl inpaint 9 channels", "euler", 20, 0.15, 2, {}, id="Euler, inpainting"),
+        pytest.param("sd3 inpaint", "flow-euler", 20, 0.15, 2, {}, id="flow, inpainting"),
+        pytest.param("sdxl two levels", "euler", 25, 0.15, 3, {"denoising_end": 0.6}, id="Euler, the first steps"),
     ],
 )
-def test_a_guided_schedule(name: str, scheduler: str, steps: int, tolerance: float, changes: dict[str, Any]) -> None:
-    rule = {"tolerance": tolerance, "settled": 0.5, "longest": 4, "patience": 3}
-    expected, by_hand = drawn_by_hand(name, scheduler, steps, changes, points=1, catch_up=1.0, rule=rule)
-    config = {"tolerance": tolerance, "settled": 0.5, "longest_interval": 4, "patience": 3}
-    drawn, report = drawn_by_hybrid(name, scheduler, steps, changes, strategy="hybrid", **config)
+def test_a_guided_schedule(
+    name: str, scheduler: str, steps: int, tolerance: float, longest: int, changes: dict[str, Any]
+) -> None:
+    rule = {"tolerance": tolerance, "longest": longest}
+    expected, by_hand = drawn_by_hand(name, scheduler, steps, changes, correction=1.0, rule=rule)
+    drawn, report = drawn_by_hybrid(name, scheduler, steps, changes, strategy="hybrid", tolerance=tolerance)
     full = [step for step, *_ in by_hand.shown]
     assert full_steps_of(report) == full
     assert (report.tau1, report.tau2) == by_hand.by_hand.taus(by_hand.shown)
     assert relative_difference(drawn, expected) < 1e-4
     assert len(report.steps) == by_hand.step
     assert len(full) < by_hand.step - 2  # it is not a schedule of full steps
+
+
+SKIP_LAYERS = {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.2, "skip_layer_guidance_stop": 0.6}
+WITH_EXTRA = [3, 4, 5, 6, 7]
+"""Of twelve steps those in which the pipeline evaluates the network once more."""
+
+
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("name", ["sd3", "sd3.5"])
+def test_steps_of_skip_layer_guidance_are_full(name: str, images: int) -> None:
+    """A fresh prediction must not be mixed with a held one: the schedule would have cached 3, 4, 6 and 7."""
+    changes = SKIP_LAYERS | {"num_images_per_prompt": images}
+    full = sorted({*FULL, *WITH_EXTRA})
+    expected, by_hand = drawn_by_hand(name, None, STEPS, changes, correction=1.0, full=full)
+    drawn, report = drawn_by_hybrid(name, None, STEPS, changes, **FIXED)
+    assert full_steps_of(report) == full
+    assert [step.index for step in report.steps if step.extra_evaluations] == WITH_EXTRA
+    assert by_hand.extra == len(WITH_EXTRA)
+    assert relative_difference(drawn, expected) < 1e-4
+    exact, _ = drawn_by_hand(name, None, STEPS, changes, correction=0.0, full=full)
+    held, _ = drawn_by_hybrid(name, None, STEPS, changes, **FIXED, **corrected_by(0.0))
+    assert torch.equal(held, exact)
+
+
+@pytest.mark.parametrize("config", [FIXED, {"strategy": "hybrid", "tolerance": 1e9}], ids=["fixed", "guided"])
+def test_skip_layer_guidance_in_every_step_is_cfg(config: dict[str, Any]) -> None:
+    """But for the first step, which is full in any case."""
+    changes = SKIP_LAYERS | {"skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
+    drawn, report = drawn_by_hybrid("sd3", None, STEPS, changes, **config)
+    exact, _ = drawn_by_hybrid("sd3", None, STEPS, changes, strategy="cfg")
+    assert full_steps_of(report) == list(range(STEPS))
+    assert torch.equal(drawn, exact)

@@ -1,20 +1,17 @@
-"""How `hybrid` behaves where it cannot pipeline, or must stop doing so; all ranks played in this process."""
+"""How `published` behaves where it cannot pipeline, or must stop doing so; all ranks played in this process."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
 import torch
 
-from hybridiff import ParallelConfig, parallelize
-from hybridiff.denoiser.adapters import sd3 as dit
-from hybridiff.denoiser.adapters import unet
+from hybridiff import ParallelConfig, PublishedSettings, UsageError, parallelize
 from support.jobs import Drawn, draw_parallel
 from support.oracles import differences, drawn_one_part_after_another, relative_difference, state_of
-from support.pipelines import build, draw
-from support.schedules import PUBLISHED, callback_at, capped, guidance_until
+from support.pipelines import build, denoiser_of, draw
+from support.schedules import callback_at, capped, guidance_until, split_at
 
 STEPS = {"num_inference_steps": 10}
 NAMES = ["sd15", "sd3"]
@@ -31,7 +28,7 @@ def kinds(drawn: Drawn) -> str:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_phases_of_a_run(name: str) -> None:
-    drawn = simulated(name, capped(10, 3, 4, cut=1))
+    drawn = simulated(name, capped(10, 3, 4, split_point=1))
     assert kinds(drawn) == "ffffppppff"
     assert (drawn.report["tau1"], drawn.report["tau2"]) == (3, 7)
     assert drawn.report["phases"] == {"warm-up": 4, "parallel": 4, "connect": 2}
@@ -42,23 +39,25 @@ def test_the_phases_of_a_run(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["sd3"])
-def test_guidance_vanishes_while_the_published_stage_lasts(name: str) -> None:
-    scales = [simulated(name, capped(10, 1, 8, cut=1), {"guidance_scale": scale}).latents for scale in (5.0, 5.5)]
+def test_guidance_vanishes_while_the_parallel_phase_lasts(name: str) -> None:
+    scales = [
+        simulated(name, capped(10, 1, 8, split_point=1), {"guidance_scale": scale}).latents for scale in (5.0, 5.5)
+    ]
     guided = [drawn_one_part_after_another(name, guidance_scale=scale, **STEPS) for scale in (5.0, 5.5)]
     assert relative_difference(*scales) < relative_difference(*guided)
     assert not torch.equal(scales[0], guided[0])
 
 
 @pytest.mark.parametrize("name", ["sd3"])
-def test_a_flat_discrepancy_starts_the_stage_by_the_slope_rule(name: str) -> None:
-    config = capped(10, 7, 2, cut=1) | {"slope_window": 2, "slope_threshold": 1e9}
-    falls = simulated(name, config | {"slope_window": 1})  # a window of 1 spans no step: its slope is 0
+def test_a_flat_discrepancy_starts_the_phase_by_the_slope_rule(name: str) -> None:
+    # A window of 1 spans no step: its slope is 0.
+    falls = simulated(name, capped(10, 7, 2, 1, rule={"slope_window": 1, "slope_threshold": 1e9}))
     assert kinds(falls) == "ffppffffff"
     assert falls.report["notes"] == []
 
 
 def test_a_cap_that_decided_is_reported() -> None:
-    (note,) = simulated("sd15", capped(10, 3, 4, cut=1)).report["notes"]
+    (note,) = simulated("sd15", capped(10, 3, 4, split_point=1)).report["notes"]
     assert "tau_cap set tau1 = 3" in note
 
 
@@ -75,9 +74,9 @@ def test_a_second_order_scheduler_runs_partitioned_and_says_so() -> None:
     assert drawn.report["ideal_speedup"] == 2.0
 
 
-@pytest.mark.parametrize(("name", "pictures"), [("sd15", 1), ("sd3", 1), ("sd3", 2)])
-def test_without_guidance(name: str, pictures: int) -> None:
-    changes = {"guidance_scale": 1.0, "num_images_per_prompt": pictures}
+@pytest.mark.parametrize(("name", "images"), [("sd15", 1), ("sd3", 1), ("sd3", 2)])
+def test_without_guidance(name: str, images: int) -> None:
+    changes = {"guidance_scale": 1.0, "num_images_per_prompt": images}
     drawn = simulated(name, capped(10, 3, 4), changes)
     assert torch.equal(drawn.latents, simulated(name, {"strategy": "cfg"}, changes).latents)
     assert kinds(drawn) == "f" * 10
@@ -86,10 +85,10 @@ def test_without_guidance(name: str, pictures: int) -> None:
     assert drawn.report["ideal_speedup"] is None
 
 
-@pytest.mark.parametrize(("name", "pictures"), [("sd15", 1), ("sd3", 1), ("sd3", 2)])
-def test_guidance_that_ends_in_the_warm_up(name: str, pictures: int) -> None:
-    changes = guidance_until(name, 1) | {"num_images_per_prompt": pictures}
-    drawn = simulated(name, capped(10, 3, 4, cut=1), changes)
+@pytest.mark.parametrize(("name", "images"), [("sd15", 1), ("sd3", 1), ("sd3", 2)])
+def test_guidance_that_ends_in_the_warm_up(name: str, images: int) -> None:
+    changes = guidance_until(name, 1) | {"num_images_per_prompt": images}
+    drawn = simulated(name, capped(10, 3, 4, split_point=1), changes)
     assert torch.equal(drawn.latents, simulated(name, {"strategy": "cfg"}, changes).latents)
     assert kinds(drawn) == "f" * 10
     assert drawn.report["tau1"] is None
@@ -97,52 +96,50 @@ def test_guidance_that_ends_in_the_warm_up(name: str, pictures: int) -> None:
 
 
 @pytest.mark.parametrize("last", [3, 5, 7], ids=["before its first step", "in the middle", "at its last step"])
-@pytest.mark.parametrize(("name", "pictures"), [("sd15", 1), ("sd3", 1), ("sd3", 2)])
-def test_guidance_that_ends_in_the_parallel_stage(name: str, last: int, pictures: int) -> None:
-    """Equal to a stage that ends there of itself, as what follows has one branch only."""
-    changes = guidance_until(name, last) | {"num_images_per_prompt": pictures}
-    drawn = simulated(name, capped(10, 3, 4, cut=1), changes)
+@pytest.mark.parametrize(("name", "images"), [("sd15", 1), ("sd3", 1), ("sd3", 2)])
+def test_guidance_that_ends_in_the_parallel_phase(name: str, last: int, images: int) -> None:
+    """Equal to a phase that ends there of itself, as what follows has one branch only."""
+    changes = guidance_until(name, last) | {"num_images_per_prompt": images}
+    drawn = simulated(name, capped(10, 3, 4, split_point=1), changes)
     assert kinds(drawn) == ("ffff" + "p" * (last - 3)).ljust(10, "f")
     assert (drawn.report["tau1"], drawn.report["tau2"]) == (3, last)
     if last > 3:
-        assert torch.equal(drawn.latents, simulated(name, capped(10, 3, last - 3, cut=1), changes).latents)
+        assert torch.equal(drawn.latents, simulated(name, capped(10, 3, last - 3, split_point=1), changes).latents)
     else:
         assert torch.equal(drawn.latents, simulated(name, {"strategy": "cfg"}, changes).latents)
 
 
-def test_skip_layer_guidance_sees_the_whole_network() -> None:
-    """Its extra evaluation comes between pipelined ones, and is not cut."""
-    changes = {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 0.9}
-    drawn = simulated("sd3", capped(10, 3, 4, cut=1), changes)
-    assert kinds(drawn) == "ffffppppff"
-    assert torch.isfinite(drawn.latents).all()
-    assert relative_difference(drawn.latents, drawn_one_part_after_another("sd3", **STEPS, **changes)) < 0.5
-    assert not torch.equal(drawn.latents, simulated("sd3", capped(10, 3, 4, cut=1)).latents)
+def test_skip_layer_guidance_in_every_step_is_cfg() -> None:
+    changes = {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
+    drawn = simulated("sd3", capped(10, 3, 4, split_point=1), changes)
+    assert kinds(drawn) == "f" * 10
+    assert torch.equal(drawn.latents, drawn_one_part_after_another("sd3", **STEPS, **changes))
 
 
 @pytest.mark.parametrize("name", ["sd3"])
-@pytest.mark.parametrize("last", [3, 4, 7])
-def test_an_interrupt(name: str, last: int) -> None:
+@pytest.mark.parametrize(("last", "steps"), [(1, 3), (2, 4), (3, 6), (4, 7), (6, 9), (7, 9), (8, 10)])
+def test_an_interrupt(name: str, last: int, steps: int) -> None:
+    """The request rides with the next step; a full step is read at once, a pipelined one before the one after it."""
     kept: list[torch.Tensor] = []
 
     def keep(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         kept.append(tensors["latents"].clone())
         return tensors
 
-    config = capped(10, 3, 4, cut=1)
+    config = capped(10, 3, 4, split_point=1)
     simulated(name, config, {"callback_on_step_end": keep})
     stop = callback_at(last, lambda pipe: setattr(pipe, "_interrupt", True))
     drawn = simulated(name, config, {"callback_on_step_end": stop})
-    assert kinds(drawn) == "ffffppppff"[: last + 2]  # the request rides with the next step
-    assert torch.equal(drawn.latents, kept[last + 1])
+    assert kinds(drawn) == "ffffppppff"[:steps]
+    assert torch.equal(drawn.latents, kept[steps - 1])
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_stock_call_and_other_runs_after_a_parallel_stage(name: str) -> None:
-    """The network stays cut between calls; whoever calls it otherwise finds it whole."""
+def test_a_stock_call_and_other_runs_after_a_parallel_phase(name: str) -> None:
+    """The network stays split between calls; whoever calls it otherwise finds it whole."""
     pipe = build(name)
     stock, unguided = draw(build(name), name), draw(build(name), name, guidance_scale=1.0)
-    with parallelize(pipe, ParallelConfig(simulate=True, **capped(4, 1, 2, cut=1))) as parallel:
+    with parallelize(pipe, ParallelConfig(simulate=True, **capped(4, 1, 2, split_point=1))) as parallel:
         first = draw(parallel, name)
         assert torch.equal(draw(pipe, name), stock)
         assert torch.equal(draw(parallel, name, guidance_scale=1.0), unguided)
@@ -162,7 +159,7 @@ def test_an_error_in_a_stage_leaves_the_network_whole(name: str) -> None:
         raise RuntimeError("planted")
 
     plant = callback_at(1, lambda _: hooks.append(block.register_forward_pre_hook(fail)))
-    with parallelize(pipe, ParallelConfig(simulate=True, **capped(4, 1, 2, cut=1))) as parallel:
+    with parallelize(pipe, ParallelConfig(simulate=True, **capped(4, 1, 2, split_point=1))) as parallel:
         first = draw(parallel, name)
         with pytest.raises(RuntimeError, match="planted"):
             draw(parallel, name, callback_on_step_end=plant)
@@ -174,16 +171,16 @@ def test_an_error_in_a_stage_leaves_the_network_whole(name: str) -> None:
 def test_other_sizes_and_batches_one_after_the_other(name: str) -> None:
     """Boundaries have other shapes then: each is the same as in a pipeline of its own."""
     changes: list[dict[str, Any]] = [{}, {"height": 24, "width": 48}, {"num_images_per_prompt": 2}]
-    with parallelize(build(name), ParallelConfig(simulate=True, **capped(4, 1, 2, cut=1))) as parallel:
+    with parallelize(build(name), ParallelConfig(simulate=True, **capped(4, 1, 2, split_point=1))) as parallel:
         together = [draw(parallel, name, **change) for change in changes]
     for latents, change in zip(together, changes, strict=True):
-        alone = draw_parallel(name, change, simulate=True, **capped(4, 1, 2, cut=1))[0]
+        alone = draw_parallel(name, change, simulate=True, **capped(4, 1, 2, split_point=1))[0]
         assert torch.equal(latents, alone.latents)
 
 
 @pytest.mark.parametrize("name", ["sd3"])
 def test_a_longer_prompt_in_the_next_run(name: str) -> None:
-    """Prompt embeddings of another length change the text that crosses a transformer's cut."""
+    """Prompt embeddings of another length change the text that crosses a transformer's split."""
     width = 32
     random = torch.Generator().manual_seed(1)
 
@@ -194,10 +191,12 @@ def test_a_longer_prompt_in_the_next_run(name: str) -> None:
         return tensors | {"prompt": None, "negative_prompt": None}
 
     calls = [texts(5), texts(9)]
-    with parallelize(build(name), ParallelConfig(simulate=True, **capped(4, 1, 2, cut=1))) as parallel:
+    with parallelize(build(name), ParallelConfig(simulate=True, **capped(4, 1, 2, split_point=1))) as parallel:
         together = [draw(parallel, name, **call) for call in calls]
     for latents, call in zip(together, calls, strict=True):
-        assert torch.equal(latents, draw_parallel(name, call, simulate=True, **capped(4, 1, 2, cut=1))[0].latents)
+        assert torch.equal(
+            latents, draw_parallel(name, call, simulate=True, **capped(4, 1, 2, split_point=1))[0].latents
+        )
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3.5"])
@@ -219,53 +218,43 @@ def _belongs_to_calls(entry: str) -> bool:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_cut_out_of_range(name: str) -> None:
-    pipe = build(name)
-    cuts = len(unet.list_cuts(pipe.unet) if name == "sd15" else dit.list_cuts(pipe.transformer))
-    with pytest.raises(ValueError, match=f"cut {cuts} does not exist: this network has cuts 0 to {cuts - 1}"):
-        parallelize(pipe, ParallelConfig(simulate=True, cut=cuts, **PUBLISHED))
-    assert torch.equal(draw(pipe, name), draw(build(name), name))  # nothing is attached
-
-
-def test_a_negative_cut() -> None:
-    with pytest.raises(ValueError, match="cut"):
-        parallelize(build("sd3"), ParallelConfig(simulate=True, cut=-1, **PUBLISHED))
+def test_a_split_point_of_another_network_is_none(name: str) -> None:
+    """A calibration of a larger one, say: counted work decides then."""
+    drawn = simulated(name, {"strategy": "published", "calibration": split_at("pipelined", 10**6)})
+    chosen = simulated(name, {"strategy": "published"})
+    assert drawn.report["stages"]["point"] == chosen.report["stages"]["point"]
+    assert torch.equal(drawn.latents, chosen.latents)
 
 
 @pytest.mark.parametrize("devices", [1, 3, 4])
-def test_pipelined_steps_on_other_numbers_of_ranks_are_refused(devices: int) -> None:
-    with pytest.raises(ValueError, match=rf"pipelined steps need 2 ranks, got {devices}; use --devices 2"):
-        parallelize(build("sd3"), ParallelConfig(simulate=True, devices=devices, **PUBLISHED))
+def test_other_numbers_of_ranks_are_refused(devices: int) -> None:
+    with pytest.raises(UsageError, match=rf"strategy 'published' needs 2 ranks, got {devices}; use --devices 2, or"):
+        parallelize(build("sd3"), ParallelConfig("published", simulate=True, devices=devices))
 
 
 @pytest.mark.parametrize(
-    ("config", "steps", "message"),
+    ("rule", "message"),
     [
-        ({"parallel_steps": 9}, 10, r"tau_cap \d+ \+ parallel_steps 9 = \d+ lies beyond the last of 10 steps \(9\)"),
-        ({"tau_cap": 9}, 10, r"tau_cap 9 \+ parallel_steps 1 = 10 lies beyond the last of 10 steps \(9\)"),
-        ({"slope_window": 0}, 10, "slope_window must be at least 1, got 0"),
-        ({"slope_threshold": math.nan}, 10, "slope_threshold must be above 0"),
+        ({"parallel_steps": 9}, r"tau_cap \d+ \+ parallel_steps 9 = \d+ lies beyond the last of 10 steps \(9\)"),
+        ({"tau_cap": 9}, r"tau_cap 9 \+ parallel_steps 1 = 10 lies beyond the last of 10 steps \(9\)"),
     ],
 )
 @pytest.mark.parametrize("name", NAMES)
 def test_a_schedule_beyond_the_end_is_refused_before_any_network_runs(
-    name: str, config: dict[str, Any], steps: int, message: str
+    name: str, rule: dict[str, int], message: str
 ) -> None:
     pipe = build(name)
-    network = pipe.unet if name == "sd15" else pipe.transformer
-    for module in (network, pipe.text_encoder):
-        module.register_forward_pre_hook(pytest.fail)
-    with (
-        parallelize(pipe, ParallelConfig(simulate=True, **(PUBLISHED | config))) as parallel,
-        pytest.raises(ValueError, match=message),
-    ):
-        draw(parallel, name, num_inference_steps=steps)
+    for module in (denoiser_of(pipe), pipe.text_encoder):
+        module.register_forward_pre_hook(lambda *_: pytest.fail("a network ran"))
+    config = ParallelConfig("published", simulate=True, published=PublishedSettings(**rule))  # type: ignore[arg-type]
+    with parallelize(pipe, config) as parallel, pytest.raises(UsageError, match=message):
+        draw(parallel, name, num_inference_steps=10)
 
 
 @pytest.mark.parametrize("name", ["sd3"])
 @pytest.mark.parametrize("steps", [3, 4, 20])
 def test_the_presets_fit_any_number_of_steps(name: str, steps: int) -> None:
-    drawn = draw_parallel(name, {"num_inference_steps": steps}, simulate=True, cut=1, **PUBLISHED)[0]
+    drawn = draw_parallel(name, {"num_inference_steps": steps}, simulate=True, strategy="published")[0]
     assert len(drawn.report["steps"]) == steps
     assert "p" in kinds(drawn)
 
@@ -273,6 +262,6 @@ def test_the_presets_fit_any_number_of_steps(name: str, steps: int) -> None:
 @pytest.mark.parametrize("name", ["sd15 img2img", "sd3 img2img"])
 def test_a_run_that_starts_in_the_middle(name: str) -> None:
     """Fewer steps than asked for: the schedule is that of the steps there are."""
-    drawn = draw_parallel(name, {"num_inference_steps": 10}, simulate=True, cut=1, **PUBLISHED)[0]
+    drawn = draw_parallel(name, {"num_inference_steps": 10}, simulate=True, strategy="published")[0]
     assert len(drawn.report["steps"]) == 8
     assert "p" in kinds(drawn)

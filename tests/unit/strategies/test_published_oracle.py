@@ -1,4 +1,4 @@
-"""The published schedule computed by hand, layer by layer and without hooks: `hybrid` draws the same, bit for bit.
+"""The published schedule computed by hand, layer by layer and without hooks: `published` draws the same, bit for bit.
 
 Nothing here goes through the code under test: the oracles call the networks' parts one after the other, as the
 forward of the network does, and keep by themselves what is stale.
@@ -13,10 +13,17 @@ import pytest
 import torch
 
 from hybridiff import ParallelConfig, parallelize
-from hybridiff.denoiser.adapters import sd3 as dit
-from hybridiff.denoiser.split import Cut
-from support.by_hand import Inputs, TransformerByHand, UnetByHand, level_cut, transformer_inputs, unet_inputs
-from support.pipelines import build, draw
+from support.by_hand import (
+    Inputs,
+    TransformerByHand,
+    UnetByHand,
+    block_split,
+    level_split,
+    transformer_inputs,
+    unet_inputs,
+)
+from support.pipelines import build, denoiser_of, draw
+from support.schedules import capped
 
 STEPS, TAU1, PARALLEL_STEPS, SCALE = 10, 3, 4, 5.0
 
@@ -24,17 +31,21 @@ STEPS, TAU1, PARALLEL_STEPS, SCALE = 10, 3, 4, 5.0
 class PublishedSchedule:
     """Answers a generation's evaluations, both branches in one call, by the published schedule."""
 
-    def __init__(self, parts: Any, inputs_of: Callable[..., tuple[Inputs, Inputs]]) -> None:
+    def __init__(self, parts: Any, inputs_of: Callable[..., tuple[Inputs, Inputs]], *full: int) -> None:
         self.parts = parts
         self.inputs_of = inputs_of
+        self.whole = parts.network.forward
+        self.full = full  # steps that are full whatever the schedule says
         self.step = 0
         self.pipelined: list[int] = []
         self.boundary: Any = None  # of the conditional branch, of the step before
         self.result: Any = None  # of the inner stage on the unconditional branch, of the step before
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor]:
+        if kwargs.get("skip_layers"):
+            return self.whole(*args, **kwargs)  # type: ignore[no-any-return]
         unconditional, conditional = self.inputs_of(*args, **kwargs)
-        if TAU1 < self.step <= TAU1 + PARALLEL_STEPS:
+        if TAU1 < self.step <= TAU1 + PARALLEL_STEPS and self.step not in self.full:
             prediction = self.pipelined_step(unconditional, conditional)
         else:
             prediction = self.full_step(unconditional, conditional)
@@ -61,7 +72,7 @@ class PublishedSchedule:
 def drawn_by_hand(name: str, scheduler: str, parts_of: Callable[[Any], Any], **changes: Any) -> torch.Tensor:
     """A stock pipeline whose denoiser is the schedule computed by hand."""
     pipe = build(name, scheduler)
-    network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    network = denoiser_of(pipe)
     schedule = PublishedSchedule(parts_of(network), unet_inputs if hasattr(pipe, "unet") else transformer_inputs)
     network.forward = schedule
     latents = draw(pipe, name, num_inference_steps=STEPS, guidance_scale=SCALE, **changes)
@@ -70,19 +81,9 @@ def drawn_by_hand(name: str, scheduler: str, parts_of: Callable[[Any], Any], **c
     return latents
 
 
-def drawn_by_hybrid(name: str, scheduler: str, cut: int, **changes: Any) -> torch.Tensor:
-    config = ParallelConfig(
-        strategy="hybrid",
-        simulate=True,
-        switching="published",
-        parallel_guidance="published",
-        slope_window=STEPS,  # longer than the warm-up: tau_cap decides
-        slope_threshold=1e-6,
-        tau_cap=TAU1,
-        parallel_steps=PARALLEL_STEPS,
-        cut=cut,
-    )
-    with parallelize(build(name, scheduler), config) as parallel:
+def drawn_by_published(name: str, scheduler: str, split_point: int, **changes: Any) -> torch.Tensor:
+    config = capped(STEPS, TAU1, PARALLEL_STEPS, split_point)
+    with parallelize(build(name, scheduler), ParallelConfig(simulate=True, **config)) as parallel:
         latents = draw(parallel, name, num_inference_steps=STEPS, guidance_scale=SCALE, **changes)
         assert parallel.report is not None
         assert (parallel.report.tau1, parallel.report.tau2) == (TAU1, TAU1 + PARALLEL_STEPS)
@@ -102,24 +103,41 @@ def drawn_by_hybrid(name: str, scheduler: str, cut: int, **changes: Any) -> torc
 )
 def test_a_unet_generation(name: str, levels: int, scheduler: str, changes: dict[str, Any]) -> None:
     expected = drawn_by_hand(name, scheduler, lambda network: UnetByHand(network, levels), **changes)
-    cut = level_cut(build(name).unet, levels)
-    assert torch.equal(drawn_by_hybrid(name, scheduler, cut, **changes), expected)
+    split_point = level_split(build(name).unet, levels)
+    assert torch.equal(drawn_by_published(name, scheduler, split_point, **changes), expected)
 
 
-@pytest.mark.parametrize("changes", [{}, {"num_images_per_prompt": 2}], ids=["one picture", "two pictures"])
+@pytest.mark.parametrize("changes", [{}, {"num_images_per_prompt": 2}], ids=["one image", "two images"])
 @pytest.mark.parametrize("name", ["sd3", "sd3.5"])
 @pytest.mark.parametrize(("entry", "exit_"), [(0, 1), (0, 2), (1, 2)])
 def test_a_transformer_generation(name: str, entry: int, exit_: int, changes: dict[str, Any]) -> None:
     expected = drawn_by_hand(
         name, "flow-euler", lambda network: TransformerByHand(network, entry + 1, exit_), **changes
     )
-    cut = dit.list_cuts(build(name).transformer).index(Cut(entry, exit_))
-    assert torch.equal(drawn_by_hybrid(name, "flow-euler", cut, **changes), expected)
+    split_point = block_split(build(name).transformer, entry, exit_)
+    assert torch.equal(drawn_by_published(name, "flow-euler", split_point, **changes), expected)
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "extra"), [(0.45, 0.65, (5, 6)), (0.0, 0.55, (1, 2, 3, 4, 5)), (0.65, 1.0, (7, 8, 9))]
+)
+def test_steps_of_skip_layer_guidance_are_full(start: float, stop: float, extra: tuple[int, ...]) -> None:
+    """Also in the middle of the parallel phase, whose stages then go on from where the full step left them."""
+    name, where = "sd3", "skip_layer_guidance"
+    changes = {"skip_guidance_layers": [1], f"{where}_start": start, f"{where}_stop": stop}
+    pipe = build(name)
+    network = denoiser_of(pipe)
+    schedule = PublishedSchedule(TransformerByHand(network, 1, 2), transformer_inputs, *extra)
+    network.forward = schedule  # type: ignore[method-assign]
+    expected = draw(pipe, name, num_inference_steps=STEPS, guidance_scale=SCALE, **changes)
+    assert schedule.pipelined == [step for step in (4, 5, 6, 7) if step not in extra]
+    split_point = block_split(build(name).transformer, 0, 2)
+    assert torch.equal(drawn_by_published(name, "flow-euler", split_point, **changes), expected)
 
 
 def test_ddim_with_the_sampling_loop_by_hand() -> None:
     """The same, with guidance and DDIM (eta 0) by their formulas in the place of the pipeline and its scheduler."""
-    name, cut = "sd15", level_cut(build("sd15").unet, 1)
+    name, split_point = "sd15", level_split(build("sd15").unet, 1)
     pipe = build(name, "ddim")
     schedule = PublishedSchedule(UnetByHand(pipe.unet, 1), unet_inputs)
     with torch.no_grad():
@@ -135,7 +153,7 @@ def test_ddim_with_the_sampling_loop_by_hand() -> None:
             alpha, next_alpha = alphas[t], alphas[before] if before >= 0 else pipe.scheduler.final_alpha_cumprod
             clean = (latents - (1 - alpha) ** 0.5 * noise) / alpha**0.5
             latents = next_alpha**0.5 * clean + (1 - next_alpha) ** 0.5 * noise
-    drawn = drawn_by_hybrid(name, "ddim", cut)
+    drawn = drawn_by_published(name, "ddim", split_point)
     assert (drawn - latents).abs().max() <= 1e-5 * latents.abs().max()  # the scheduler groups its sums otherwise
 
 
@@ -160,8 +178,8 @@ def test_flow_matching_with_the_sampling_loop_by_hand() -> None:
             unconditional, conditional = both.chunk(2)
             velocity = unconditional + SCALE * (conditional - unconditional)
             latents = latents + (pipe.scheduler.sigmas[i + 1] - pipe.scheduler.sigmas[i]) * velocity
-    cut = dit.list_cuts(pipe.transformer).index(Cut(0, 2))
-    assert torch.equal(drawn_by_hybrid(name, "flow-euler", cut), latents)
+    split_point = block_split(pipe.transformer, 0, 2)
+    assert torch.equal(drawn_by_published(name, "flow-euler", split_point), latents)
 
 
 def test_the_oracle_is_the_whole_network_without_pipelined_steps() -> None:
@@ -170,7 +188,7 @@ def test_the_oracle_is_the_whole_network_without_pipelined_steps() -> None:
     for name in ("sdxl", "sd15", "sd3.5"):
         pipe = build(name)
         seen: list[dict[str, Any]] = []
-        network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+        network = denoiser_of(pipe)
         whole = network.forward
 
         def spy(*args: Any, seen: list[Any] = seen, whole: Any = whole, **kwargs: Any) -> Any:

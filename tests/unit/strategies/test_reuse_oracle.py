@@ -1,7 +1,4 @@
-"""Reuse, the guided pipeline and both in turn computed by hand, layer by layer and without hooks.
-
-The strategies draw the same.
-"""
+"""Reuse steps computed by hand, layer by layer and without hooks: `hybrid` draws the same."""
 
 from __future__ import annotations
 
@@ -12,71 +9,69 @@ import pytest
 import torch
 
 from hybridiff import ParallelConfig, parallelize
-from hybridiff.denoiser.adapters import sd3 as dit
-from hybridiff.denoiser.split import Cut
-from support.by_hand import Inputs, TransformerByHand, UnetByHand, level_cut, transformer_inputs, unet_inputs
-from support.pipelines import build, draw
+from hybridiff.config import parse_steps
+from support.by_hand import (
+    Inputs,
+    TransformerByHand,
+    UnetByHand,
+    block_split,
+    level_split,
+    transformer_inputs,
+    unet_inputs,
+)
+from support.pipelines import build, denoiser_of, draw
+from support.schedules import split_at
 
-STEPS, TAU1, TAU2 = 12, 2, 9
-FULL = {3: {0, 1, 2, 5, 8, 10, 11}, 6: {0, 1, 2, 8, 10, 11}}
-"""Steps up to tau1, after tau2, and some of those between, by their distance."""
+STEPS = 12
+HELD = "0,5-11"
+"""One full step, and reuse steps after it: there is nothing yet to extrapolate by."""
+FOLLOWED = ["0-2,5,8,10-11", "0-2,8,10-11"]
 
 
-class ScheduleByHand:
+class ReuseByHand:
     """Answers a generation's evaluations, both branches in one call.
 
     Args:
         parts: The network in two stages.
         inputs_of: Splits a call into its branches.
-        linear: Follow the latest two inner results, not only hold the latest.
-        interval: Distance of full steps.
+        full: The full steps.
     """
 
-    def __init__(
-        self, parts: Any, inputs_of: Callable[..., tuple[Inputs, Inputs]], linear: bool, interval: int
-    ) -> None:
-        self.full = FULL[interval]
+    def __init__(self, parts: Any, inputs_of: Callable[..., tuple[Inputs, Inputs]], full: list[int]) -> None:
         self.parts = parts
+        self.forward = parts.network.forward
         self.inputs_of = inputs_of
-        self.linear = linear
+        self.full = full
         self.adds = isinstance(parts, TransformerByHand)  # what is carried over is what the inner blocks add
         self.step = 0
         self.inner: list[list[tuple[int, Any]]] = [[], []]  # a branch: the steps and inner results so far
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor]:
+        if kwargs.get("skip_layers"):
+            return self.forward(*args, **kwargs)  # type: ignore[no-any-return]
+        answer = self.whole if self.step in self.full else self.outer
         branches = self.inputs_of(*args, **kwargs)
-        prediction = self.full_step(*branches) if self.step in self.full else self.other_step(*branches)
+        prediction = torch.cat([answer(branch, inputs) for branch, inputs in enumerate(branches)])
         self.step += 1
         return (prediction,)
-
-    def full_step(self, *branches: Inputs) -> torch.Tensor:
-        return torch.cat([self.whole(branch, inputs) for branch, inputs in enumerate(branches)])
-
-    def other_step(self, *branches: Inputs) -> torch.Tensor:
-        raise NotImplementedError
-
-    def reuse_step(self, *branches: Inputs) -> torch.Tensor:
-        """Each branch goes on with its own inner results of the steps before."""
-        return torch.cat([self.outer(branch, inputs)[1] for branch, inputs in enumerate(branches)])
 
     def whole(self, branch: int, inputs: Inputs) -> torch.Tensor:
         down, skips = self.parts.begin(inputs)
         up = self.parts.middle(inputs, down)
-        self.inner[branch].append((self.step, self.kept(down, up)))
+        kept = tuple(u - d for u, d in zip(up, down, strict=True)) if self.adds else up
+        self.inner[branch].append((self.step, kept))
         return self.parts.end(inputs, up, skips)
 
-    def outer(self, branch: int, inputs: Inputs) -> tuple[Any, torch.Tensor]:
-        """The boundary, and the prediction on a forecast of the inner result."""
+    def outer(self, branch: int, inputs: Inputs) -> torch.Tensor:
+        """The branch goes on with its own inner results of the full steps before."""
         down, skips = self.parts.begin(inputs)
-        kept = self.forecast(self.inner[branch])
+        kept = self.followed(self.inner[branch])
         up = tuple(d + k for d, k in zip(down, kept, strict=True)) if self.adds else kept
-        return down, self.parts.end(inputs, up, skips)
+        return self.parts.end(inputs, up, skips)
 
-    def kept(self, down: Any, up: Any) -> Any:
-        return tuple(u - d for u, d in zip(up, down, strict=True)) if self.adds else up
-
-    def forecast(self, seen: list[tuple[int, Any]]) -> Any:
-        if not self.linear or len(seen) == 1:
+    def followed(self, seen: list[tuple[int, Any]]) -> Any:
+        """The straight line through the latest two inner results; the one there is where there is one."""
+        if len(seen) == 1:
             return seen[-1][1]
         (before, first), (latest, second) = seen[-2:]
         ahead = (self.step - before) / (latest - before)
@@ -85,94 +80,69 @@ class ScheduleByHand:
         return first * (1 - ahead) + second * ahead
 
 
-class ReuseByHand(ScheduleByHand):
-    """Both branches run the outer stage alone."""
-
-    def other_step(self, *branches: Inputs) -> torch.Tensor:
-        return self.reuse_step(*branches)
-
-
-class CarryByHand(ScheduleByHand):
-    """The conditional branch alone, on its inner results up to the step before; the difference is held or followed."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.differences: list[tuple[int, torch.Tensor]] = []
-        self.underway: tuple[int, Any] | None = None  # made beside the outer stage; arrives in the next pipelined step
-
-    def full_step(self, *branches: Inputs) -> torch.Tensor:
-        self.underway = None  # a full step does not wait for it
-        prediction = super().full_step(*branches)
-        unconditional, conditional = prediction.chunk(2)
-        self.differences.append((self.step, conditional - unconditional))
-        return prediction
-
-    def other_step(self, *branches: Inputs) -> torch.Tensor:
-        if self.underway is not None:
-            self.inner[1].append(self.underway)
-        down, conditional = self.outer(1, branches[1])
-        self.underway = (self.step, self.kept(down, self.parts.middle(branches[1], down)))
-        latest = self.differences[-1]
-        earlier = [seen for seen in self.differences if latest[0] - seen[0] >= 2]  # slopes between near ones mislead
-        return torch.cat([conditional - self.forecast([*earlier[-1:], latest]), conditional])
+def split_index(parts: Any, network: Any) -> int:
+    if isinstance(parts, UnetByHand):
+        return level_split(network, parts.levels)
+    return block_split(network, parts.first - 1, parts.last)
 
 
-class MixedByHand(CarryByHand):
-    """In turn the conditional branch through both stages, and the outer stage alone on both branches."""
-
-    def other_step(self, *branches: Inputs) -> torch.Tensor:
-        distance = self.step - max(step for step in self.full if step < self.step)
-        return super().other_step(*branches) if distance % 2 else self.reuse_step(*branches)
-
-
-CASES = [
-    pytest.param("sdxl", "ddim", lambda network: UnetByHand(network, 1), {}, id="sdxl"),
-    pytest.param("sdxl", "euler", lambda network: UnetByHand(network, 2), {"num_images_per_prompt": 2}, id="sdxl two"),
-    pytest.param("sd15", "dpmsolver++", lambda network: UnetByHand(network, 2), {}, id="sd15"),
-    pytest.param("sd3", "flow-euler", lambda network: TransformerByHand(network, 1, 2), {}, id="sd3"),
-    pytest.param("sd3.5", "flow-euler", lambda network: TransformerByHand(network, 1, 1), {}, id="sd3.5"),
-]
-
-
-@pytest.mark.parametrize("forecast", ["hold", "linear"])
-@pytest.mark.parametrize(("name", "scheduler", "parts_of", "changes"), CASES)
+@pytest.mark.parametrize("full", [HELD, *FOLLOWED])
 @pytest.mark.parametrize(
-    ("by_hand", "config", "interval"),
+    ("name", "scheduler", "parts_of", "changes"),
     [
-        pytest.param(ReuseByHand, {"strategy": "reuse"}, 3, id="reuse"),
-        pytest.param(CarryByHand, {"strategy": "hybrid", "switching": "fixed", "between": "pipelined"}, 3, id="carry"),
-        pytest.param(MixedByHand, {"strategy": "hybrid", "switching": "fixed", "between": "mixed"}, 6, id="mixed"),
+        pytest.param("sdxl", "ddim", lambda network: UnetByHand(network, 1), {}, id="sdxl"),
+        pytest.param("sdxl", "euler", lambda network: UnetByHand(network, 2), {"num_images_per_prompt": 2}, id="two"),
+        pytest.param("sd15", "dpmsolver++", lambda network: UnetByHand(network, 2), {}, id="sd15"),
+        pytest.param("sd3", "flow-euler", lambda network: TransformerByHand(network, 1, 2), {}, id="sd3"),
+        pytest.param("sd3.5", "flow-euler", lambda network: TransformerByHand(network, 1, 1), {}, id="sd3.5"),
     ],
 )
 def test_a_generation_by_hand(
-    by_hand: type[ScheduleByHand],
-    config: dict[str, Any],
-    interval: int,
-    name: str,
-    scheduler: str,
-    parts_of: Callable[[Any], Any],
-    changes: dict[str, Any],
-    forecast: str,
+    name: str, scheduler: str, parts_of: Callable[[Any], Any], changes: dict[str, Any], full: str
 ) -> None:
     pipe = build(name, scheduler)
-    network = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    network = denoiser_of(pipe)
     parts = parts_of(network)
     inputs_of = unet_inputs if hasattr(pipe, "unet") else transformer_inputs
-    network.forward = by_hand(parts, inputs_of, forecast == "linear", interval)
+    network.forward = ReuseByHand(parts, inputs_of, parse_steps(full))  # type: ignore[method-assign]
     expected = draw(pipe, name, num_inference_steps=STEPS, **changes)
 
-    settings = {"tau1": TAU1, "tau2": TAU2, "full_interval": interval, "forecast": forecast, "carry": forecast}
     fresh = build(name, scheduler)
-    cut = cut_of(parts, fresh.unet if hasattr(fresh, "unet") else fresh.transformer)
-    with parallelize(fresh, ParallelConfig(simulate=True, cut=cut, **settings, **config)) as parallel:
+    where = split_at("reuse", split_index(parts, denoiser_of(fresh)))
+    config = ParallelConfig("hybrid", step_kind="reuse", full_steps=full, calibration=where, simulate=True)
+    with parallelize(fresh, config) as parallel:
         drawn = draw(parallel, name, num_inference_steps=STEPS, **changes)
         assert parallel.report is not None
-        assert {step.index for step in parallel.report.steps if step.kind.value == "full"} == FULL[interval]
+        kinds = [step.kind.value for step in parallel.report.steps]
+    assert [step for step, kind in enumerate(kinds) if kind == "full"] == parse_steps(full)
+    assert set(kinds) == {"full", "reuse"}
     # Held results are the same tensors; a weighted sum may round otherwise.
-    assert (drawn - expected).abs().max() <= (0.0 if forecast == "hold" else 1e-4) * expected.abs().max()
+    assert (drawn - expected).abs().max() <= (0.0 if full == HELD else 1e-4) * expected.abs().max()
 
 
-def cut_of(parts: Any, network: Any) -> int:
-    if isinstance(parts, UnetByHand):
-        return level_cut(network, parts.levels)
-    return dit.list_cuts(network).index(Cut(parts.first - 1, parts.last))
+def test_steps_of_skip_layer_guidance_are_full() -> None:
+    """Of twelve steps 4 to 7, of which the schedule has one already."""
+    changes = {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.3, "skip_layer_guidance_stop": 0.65}
+    full = sorted({*parse_steps(FOLLOWED[0]), 4, 5, 6, 7})
+    pipe = build("sd3")
+    by_hand = ReuseByHand(TransformerByHand(pipe.transformer, 1, 2), transformer_inputs, full)
+    pipe.transformer.forward = by_hand
+    expected = draw(pipe, "sd3", num_inference_steps=STEPS, **changes)
+    where = split_at("reuse", block_split(build("sd3").transformer, 0, 2))
+    config = ParallelConfig("hybrid", step_kind="reuse", full_steps=FOLLOWED[0], calibration=where, simulate=True)
+    with parallelize(build("sd3"), config) as parallel:
+        drawn = draw(parallel, "sd3", num_inference_steps=STEPS, **changes)
+        assert parallel.report is not None
+        assert [step.index for step in parallel.report.steps if step.kind.value == "full"] == full
+    assert (drawn - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def test_what_is_followed_matters() -> None:
+    """Otherwise the tests above would pass where results are held."""
+    drawn = []
+    for full in (HELD, *FOLLOWED):
+        config = ParallelConfig("hybrid", step_kind="reuse", full_steps=full, simulate=True)
+        with parallelize(build("sd3"), config) as parallel:
+            drawn.append(draw(parallel, "sd3", num_inference_steps=STEPS))
+    assert not torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[1], drawn[2])

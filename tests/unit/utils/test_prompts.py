@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from hybridiff import UsageError
 from hybridiff.utils.prompts import Prompt, read_prompts
 
 
@@ -23,8 +24,8 @@ def test_plain_and_json_lines_mix_and_empty_ones_are_skipped(tmp_path: Path) -> 
         (b"\xff\xfe", "it is not UTF-8 text"),
         (b'a ring\n{"prompt": "x",\n', "line 2: not a JSON object"),
         (b'{"prompt": "x", "sed": 1}', "line 1: unknown key 'sed'; known are prompt, seed, negative_prompt"),
-        (b'\n\n{"prompt": "x", "seed": "1"}', "line 3: seed must be a whole number, got '1'"),
-        (b'{"prompt": "x", "seed": true}', "line 1: seed must be a whole number, got True"),
+        (b'\n\n{"prompt": "x", "seed": "1"}', "line 3: seed must be an integer, got '1'"),
+        (b'{"prompt": "x", "seed": true}', "line 1: seed must be an integer, got True"),
         (b'{"prompt": "x", "seed": -1}', "line 1: seed must be at least 0, got -1"),
         (b'{"seed": 1}', "line 1: there is no prompt"),
         (b'{"prompt": 3}', "line 1: prompt must be text, got 3"),
@@ -33,12 +34,12 @@ def test_plain_and_json_lines_mix_and_empty_ones_are_skipped(tmp_path: Path) -> 
 def test_bad_files_are_refused_with_the_line(tmp_path: Path, content: bytes, message: str) -> None:
     file = tmp_path / "prompts.txt"
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UsageError, match=message):
         read_prompts(file)
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="No such file"):
+    with pytest.raises(UsageError, match="No such file"):
         read_prompts(tmp_path / "nowhere.txt")
-    with pytest.raises(ValueError, match="Is a directory"):
+    with pytest.raises(UsageError, match="Is a directory"):
         read_prompts(tmp_path)

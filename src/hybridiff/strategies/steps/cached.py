@@ -40,7 +40,9 @@ class CachedStep(StepExecutor):
         return Answer(self._latest)
 
     def observe(self, step: int, prediction: torch.Tensor) -> None:
-        if self._latest is not None and len(self._latest) != len(prediction):
+        if self._latest is not None and len(prediction) < len(self._latest):
+            if not self._answered:
+                return  # nothing to make up for, and guidance may come back
             # Guidance has ended: the conditional branch goes on alone. The best guess is that the difference between
             # the branches would have stayed as it was; then both err alike, whatever the guidance scale.
             self._hindsight.keep_last_rows(len(prediction))

@@ -17,7 +17,7 @@ from hybridiff.models.loading import load_pipeline
 from hybridiff.models.tiny.checking import check
 from hybridiff.models.tiny.scenes import captions, parse_caption, vocabulary
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module", params=tiny.EMBEDDED)

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from hybridiff.cli.main import main
-from hybridiff.evaluation.workload import Bench, take_prompts
+from hybridiff.config import PublishedSettings
+from hybridiff.evaluation.workload import Workload, take_prompts
 from hybridiff.models.tiny.scenes import parse_caption, split_of
 from hybridiff.schedule.calibration import Band, Calibration, Entry
 
@@ -19,12 +20,9 @@ ENTRY = Entry(
     num_inference_steps=3,
     guidance_scale=5.0,
     prompts=1,
-    bands=(Band(0.0, "skipped", ((0.0, 0.3), (0.5, 0.1), (1.0, 0.0))),),
-    catch_up=0.75,
-    slope_window=1,
-    slope_threshold=0.01,
-    parallel_steps=1,
-    tau_cap=1,
+    bands=(Band(0.0, "cached", ((0.0, 0.3), (0.5, 0.1), (1.0, 0.0))),),
+    correction=0.75,
+    published=PublishedSettings(slope_window=1, slope_threshold=0.01, parallel_steps=1, tau_cap=1),
     curves={
         "discrepancy": [0.3, 0.2, 0.1],
         "discrepancy_deviation": [0.1, 0.1, 0.1],
@@ -32,8 +30,8 @@ ENTRY = Entry(
         "drift_deviation": [0.1, 0.1],
     },
     measured=[
-        {"between": "skipped", "catch_up": 0.75, "tolerance": 0.1, "ideal_speedup": 2.5, "psnr": 50.0},
-        {"between": "skipped", "catch_up": 0.75, "tolerance": 0.3, "ideal_speedup": 3.5, "psnr": 36.0},
+        {"step_kind": "cached", "correction": 0.75, "tolerance": 0.1, "ideal_speedup": 2.5, "psnr": 50.0},
+        {"step_kind": "cached", "correction": 0.75, "tolerance": 0.3, "ideal_speedup": 3.5, "psnr": 36.0},
     ],
 )
 
@@ -41,18 +39,18 @@ ENTRY = Entry(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["simulate"], "the following arguments are required: --model"),
-        (["simulate", "--model", "tiny-sdxl", "--families", "exact,magic"], "unknown family 'magic'; choose some of"),
+        (["simulate"], "Missing option '--model'; see hybridiff simulate --help"),
+        (["simulate", "--model", "tiny-sdxl", "--methods", "exact,magic"], "unknown method 'magic'; choose one of"),
         (["simulate", "--model", "tiny-sdxl", "--output", "x.png"], "'x.png' must name a .json file"),
-        (["simulate", "--model", "tiny-sdxl", "--limit", "0"], "must be a whole number of at least 1"),
+        (["simulate", "--model", "tiny-sdxl", "--limit", "0"], "--limit must be at least 1, got 0"),
         (["simulate", "--model", "some/model"], "give --prompts FILE: only tiny-sdxl and tiny-sd3 bring prompts"),
         (["simulate", "--model", "tiny-sdxl", "--prompts", "/nowhere"], "cannot read the prompts file /nowhere"),
         (["simulate", "--model", "tiny-sdxl", "--guidance-scale", "1"], "guidance_scale must be above 1, got 1"),
-        (["simulate", "--model", "tiny-sdxl", "--height", "3"], "height must be a positive multiple of 8"),
+        (["simulate", "--model", "tiny-sdxl", "--height", "3"], "height must be a"),
         (["simulate", "--model", "tiny-sdxl", "--num-inference-steps", "2"], "must be at least 3, got 2"),
         (["simulate", "--model", "tiny-sd3", "--scheduler", "ddim"], "is for diffusion models, this is a flow"),
         (["simulate", "--model", "tiny-sdxl", "--settings", "/nowhere"], "cannot read the settings /nowhere"),
-        (["calibrate", "--model", "tiny-sdxl", "--between", "magic"], "unknown between 'magic'; choose some of"),
+        (["calibrate", "--model", "tiny-sdxl", "--step-kinds", "magic"], "unknown step kind 'magic'; choose one of"),
         (["calibrate", "--model", "some/model"], "give --prompts FILE: only tiny-sdxl and tiny-sd3 bring prompts"),
         (["calibrate", "--model", "tiny-sdxl", "--scheduler", "heun"], "is of order 2: all of its steps are full"),
     ],
@@ -65,7 +63,7 @@ def test_bad_input_is_one_line_before_any_network_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hybridiff.evaluation.frontier._draw", lambda *_: pytest.fail("something was drawn"))
+    monkeypatch.setattr("hybridiff.evaluation.frontier.generate", lambda *_: pytest.fail("something was generated"))
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert message in captured.err
@@ -78,16 +76,16 @@ def test_simulate_reads_the_settings_before_the_model(
 ) -> None:
     monkeypatch.setattr("hybridiff.evaluation.workload.find_model", lambda *_: pytest.fail("the model was looked for"))
     path, prompts = tmp_path / "settings.json", tmp_path / "prompts.txt"
-    path.write_text('[{"family": "a", "label": "b", "config": {"tau1": "5"}}]')
+    path.write_text('[{"method": "a", "label": "b", "config": {"tolerance": "5"}}]')
     prompts.write_text("a ring\n")
     assert main(["simulate", "--model", "some/model", "--prompts", str(prompts), "--settings", str(path)]) == 2
-    assert "settings.json, entry 1: tau1 must be a whole number, got '5'" in capsys.readouterr().err
+    assert "settings.json, entry 1: tolerance must be a number, got '5'" in capsys.readouterr().err
 
 
 def test_simulate_writes_the_frontier_and_tells_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "frontier.json"
-    flags = ["--limit", "1", "--num-inference-steps", "3", "--families", "exact", "--output", str(path)]
-    assert main(["simulate", "--model", "tiny-sd3", "--max-sequence-length", "16", "--device", "cpu", *flags]) == 0
+    flags = ["--limit", "1", "--num-inference-steps", "3", "--methods", "exact", "--output", str(path)]
+    assert main(["simulate", "--model", "tiny-sd3", "--arg", "max_sequence_length=16", "--device", "cpu", *flags]) == 0
     captured = capsys.readouterr()
     assert captured.out.splitlines()[1].split()[:3] == ["exact", "cfg", "2.00x"]
     assert str(path) in captured.out
@@ -109,16 +107,16 @@ def test_calibrate_adds_to_its_file_and_tells_how_to_use_it(
     monkeypatch.setattr("hybridiff.evaluation.calibrate.calibrate", lambda *arguments: asked.append(arguments) or ENTRY)
     path, prompts = tmp_path / "calibration.json", tmp_path / "prompts.txt"
     prompts.write_text("a ring\n")
-    flags = ["--model", "tiny-sd3", "--device", "cpu", "--between", "skipped", "--output", str(path)]
+    flags = ["--model", "tiny-sd3", "--device", "cpu", "--step-kinds", "cached", "--output", str(path)]
     for steps in ("3", "4"):
         assert main(["calibrate", *flags, "--prompts", str(prompts), "--num-inference-steps", steps]) == 0
     _, given, call, candidates, _ = asked[0]
-    assert ([prompt.prompt for prompt in given], candidates) == (["a ring"], ["skipped"])
+    assert ([prompt.prompt for prompt in given], candidates) == (["a ring"], ["cached"])
     assert (call["num_inference_steps"], call["guidance_scale"]) == (3, 5.0)
     captured = capsys.readouterr()
     assert "warning: thresholds from 1 prompts follow the prompts more than the model; give at least 16" in captured.err
     assert f"--calibration {path}" in captured.out
-    assert captured.out.splitlines()[2] == "quality  between  tolerance  ideal speed-up  PSNR against one device"
+    assert captured.out.splitlines()[2] == "quality  step kind  tolerance  ideal speed-up  PSNR against one device"
     assert Calibration.read(path).entries == (ENTRY,)
     assert (tmp_path / "calibration-FlowMatchEulerDiscreteScheduler-3.png").exists()
     assert main(["calibrate", *flags, "--model", "tiny-sdxl"]) == 2
@@ -148,9 +146,9 @@ def test_the_embedded_models_bring_prompts_that_no_other_use_sees() -> None:
     assert {split_of(parse_caption(prompt.prompt)) for prompt in evaluation} == {"evaluation"}
 
 
-def test_a_bench_calls_the_model_by_its_own_defaults() -> None:
-    bench = Bench.load("tiny-sd3", {"max_sequence_length": 16}, device="cpu")
-    assert bench.call == {"num_inference_steps": 28, "guidance_scale": 5.0, "max_sequence_length": 16}
-    facts = bench.facts()
+def test_a_workload_calls_the_model_by_its_own_defaults() -> None:
+    workload = Workload.load("tiny-sd3", {"max_sequence_length": 16}, device="cpu")
+    assert workload.call == {"num_inference_steps": 28, "guidance_scale": 5.0, "max_sequence_length": 16}
+    facts = workload.facts()
     assert (facts["model"], facts["dtype"], facts["device"]) == ("tiny-sd3", "float32", "cpu")
     assert json.loads(json.dumps(facts)) == facts

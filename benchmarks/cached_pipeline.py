@@ -1,15 +1,16 @@
-"""diffusers' own step caches beneath condition-based partitioning: what the frontier compares with.
+"""diffusers' own step caches beneath condition-based partitioning.
 
 Each guidance branch has a network of its own, as it has on two devices, and the caches are applied to both. What works
 with the two families of networks (diffusers 0.42; neither has `enable_cache`, but the functions behind it take any
 module):
 
 - `first-block` (FirstBlockCache, after TeaCache, arXiv 2411.19108): SD3, on all blocks but the last, whose text stream
-  ends. A U-Net has no one list of blocks.
+  ends. A U-Net has no single list of blocks.
 - `mag` (MagCache, arXiv 2506.09045): SD3. Its ratios are measured in one generation, as its authors do; those of both
   branches are averaged, so that no branch waits for the other.
-- `taylorseer` (TaylorSeer, arXiv 2503.06923): both, in the manner of its lite mode: the output is forecast and the
-  blocks are skipped, named one by one, as the patterns of the lite mode hit blocks that do not return plain tensors.
+- `taylorseer` (TaylorSeer, arXiv 2503.06923): both, in the manner of its lite mode: the output is extrapolated, and
+  the blocks are skipped. They are named one by one, as the patterns of the lite mode hit blocks that do not return
+  plain tensors.
 - `pyramid` (Pyramid Attention Broadcast, arXiv 2408.12588): both; it only saves attention.
 
 FasterCache saves the unconditional branch, which here runs on the other device and saves no time; SeaCache and the text
@@ -21,7 +22,7 @@ from __future__ import annotations
 import copy
 import statistics
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -38,11 +39,13 @@ from diffusers.hooks import (
 )
 from diffusers.models.cache_utils import CacheMixin
 
-from ..denoiser.call import Evaluation, bind_arguments, find_denoiser
-from ..denoiser.hooks import AttachedHook, DenoiserHook
-from ..schedule.presets import scaled_steps
+from hybridiff.denoiser.adapters import find_denoiser
+from hybridiff.denoiser.call import Evaluation, bind_arguments
+from hybridiff.denoiser.hooks import AttachedHook, DenoiserHook
+from hybridiff.evaluation.simulation import RunSummary
+from hybridiff.schedule.presets import scaled_steps
 
-METHODS = {
+KINDS = {
     "first-block": ("transformer",),
     "mag": ("transformer",),
     "taylorseer": ("transformer", "unet"),
@@ -62,27 +65,23 @@ class Cache:
     """One of diffusers' caches.
 
     Attributes:
-        method: A name of `METHODS`.
+        kind: A name of `KINDS`.
         amount: The threshold of `first-block` and `mag`; of the others, the distance of steps that are computed.
-        order: Of the forecast of `taylorseer`.
+        order: Of the extrapolation of `taylorseer`.
     """
 
-    method: str
+    kind: str
     amount: float
     order: int = 1
 
     def fits(self, pipe: Any) -> bool:
         """Whether it works with a pipeline's denoiser."""
-        return find_denoiser(pipe)[0].attribute in METHODS[self.method]
+        return find_denoiser(pipe)[0].attribute in KINDS[self.kind]
 
     @property
     def is_adaptive(self) -> bool:
-        """Whether what is drawn decides which steps are computed."""
-        return self.method == "first-block"
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain data, ready for JSON."""
-        return asdict(self)
+        """Whether what is generated decides which steps are computed."""
+        return self.kind == "first-block"
 
 
 class CachedPipeline:
@@ -99,10 +98,10 @@ class CachedPipeline:
     """
 
     def __init__(self, pipe: Any, cache: Cache, call: dict[str, Any]) -> None:
-        family, network = find_denoiser(pipe)
+        adapter, network = find_denoiser(pipe)
         self.pipe = pipe
         self.shares: list[float] = []
-        self._family = family
+        self._adapter = adapter
         self._channels: int = network.config.out_channels  # type: ignore[assignment, union-attr]
         self._timestep = 0.0
         self._work = 0
@@ -128,14 +127,10 @@ class CachedPipeline:
             self._hook.answer = None
 
     @property
-    def ideal_speedup(self) -> float:
-        """Of the last call on two devices, which wait for each other at every step, against one."""
-        return 2.0 * len(self.shares) / sum(self.shares)
-
-    @property
-    def schedule(self) -> str:
-        """A letter a step of the last call: f(ull) or c(ached)."""
-        return "".join("f" if share > _FULL else "c" for share in self.shares)
+    def summary(self) -> RunSummary:
+        """Of the last call, on two devices that wait for each other at every step."""
+        letters = "".join("f" if share > _FULL else "c" for share in self.shares)
+        return RunSummary(2.0 * len(self.shares) / sum(self.shares), letters)
 
     def detach(self) -> None:
         """Restore the stock pipeline exactly."""
@@ -149,14 +144,14 @@ class CachedPipeline:
         self.detach()
 
     def _answer(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = Evaluation(self._family, forward, bind_arguments(forward, args, kwargs), 2, self._channels)
+        call = Evaluation(self._adapter, forward, bind_arguments(forward, args, kwargs), 2, self._channels)
         self._timestep = call.timestep
         half = call.rows // 2
         work, predictions = [], []
         for network, start in zip(self._branches, (0, half), strict=True):
             self._work = 0
             with CacheMixin.cache_context(network, "branch"):
-                own = Evaluation(self._family, network.forward, call.arguments, 2, self._channels)
+                own = Evaluation(self._adapter, network.forward, call.arguments, 2, self._channels)
                 predictions.append(own.run(slice(start, start + half)))
             work.append(self._work)
         self._whole = self._whole or max(work)  # no cache leaves anything out in the first step
@@ -176,15 +171,15 @@ class CachedPipeline:
 
     def _apply(self, cache: Cache, call: dict[str, Any]) -> None:
         steps = int(call["num_inference_steps"])
-        if cache.method == "mag":
+        if cache.kind == "mag":
             ratios = self._magnitudes(call, steps)  # applied once more, a cache takes the place of the one before
         for network in self._branches:
-            if cache.method == "first-block":
+            if cache.kind == "first-block":
                 apply_first_block_cache(_all_but_the_last(network), FirstBlockCacheConfig(cache.amount))
-            elif cache.method == "mag":
+            elif cache.kind == "mag":
                 apply_mag_cache(network, MagCacheConfig(cache.amount, 5, 0.1, steps, ratios))
-            elif cache.method == "taylorseer":
-                apply_taylorseer_cache(network, _taylorseer(self._family.attribute, network, cache, steps))
+            elif cache.kind == "taylorseer":
+                apply_taylorseer_cache(network, _taylorseer(self._adapter.attribute, network, cache, steps))
             else:
                 apply_pyramid_attention_broadcast(network, self._pyramid(int(cache.amount)))
 
@@ -222,7 +217,7 @@ def _all_but_the_last(network: Any) -> torch.nn.Module:
 
 
 def _taylorseer(attribute: str, network: Any, cache: Cache, steps: int) -> TaylorSeerCacheConfig:
-    """Forecast the output, and skip the blocks; the first and the last steps are computed, as in our own schedules."""
+    """Extrapolate the output and skip the blocks; the first and last steps are computed, as in our own schedules."""
     if attribute == "transformer":
         skipped = "|".join(str(block) for block in range(len(network.transformer_blocks) - 1))
         names, output = rf"transformer_blocks\.({skipped})", "proj_out"

@@ -1,4 +1,4 @@
-"""What a trace shows: one lane a rank, stages and waits by name, and both stages of a pipelined step at once."""
+"""What ranks did when: one lane per rank, stages and waits by name, and both stages of a pipelined step at once."""
 
 from __future__ import annotations
 
@@ -10,23 +10,48 @@ from typing import Any
 
 import pytest
 
-from hybridiff import ParallelConfig, parallelize
-from hybridiff.report.report import RunReport, Span, write_chrome_trace
+from hybridiff import ParallelConfig, UsageError, parallelize
+from hybridiff.report.timeline import Span, Timeline, write_chrome_trace
 from support.pipelines import build, draw
 from support.ranks import run_ranks
 from support.schedules import capped
 
 INNER, OUTER = "inner stage, unconditional", "outer stage, conditional"
 WHOLE = "whole network, own branch"
-WAITS = {"wait: gather the predictions", "wait: swap the stages' boundaries", "wait: hand out the prediction"}
+WAITS = {"wait: gather the predictions", "wait: swap the stages' boundaries", "wait: receive the prediction"}
 PAUSE = 0.2  # in each stage of a pipelined step: it overlaps with the other's however busy the machine is
 PARALLEL_STEPS = 3
+
+
+def test_a_timeline_that_is_off_keeps_nothing() -> None:
+    timeline = Timeline(synchronize=lambda: pytest.fail("waited for the device"))
+    with timeline.span(0, "work", "stage"):
+        pass
+    assert timeline.spans == []
+
+
+def test_a_span_ends_when_the_device_has_done_its_work() -> None:
+    happened: list[str] = []
+    timeline = Timeline(enabled=True, synchronize=lambda: happened.append("waited"))
+    with timeline.span(1, "work", "stage"):
+        happened.append("worked")
+    (span,) = timeline.spans
+    assert happened == ["worked", "waited"]
+    assert (span.rank, span.name, span.category) == (1, "work", "stage")
+    assert span.seconds >= 0
+
+
+def test_work_that_fails_is_recorded_too() -> None:
+    timeline = Timeline(enabled=True)
+    with pytest.raises(KeyError), timeline.span(0, "work", "stage"):
+        raise KeyError
+    assert [span.name for span in timeline.spans] == ["work"]
 
 
 def test_spans_become_events(tmp_path: Path) -> None:
     spans = [Span(1, "late", "message", 12.5, 0.25), Span(0, "early", "stage", 12.0, 1.0)]
     path = tmp_path / "trace.json"
-    write_chrome_trace(RunReport("hybrid", 2, spans=spans), path)
+    write_chrome_trace(spans, path)
     lanes, events = split(json.loads(path.read_text()))
     assert lanes == {0: "rank 0", 1: "rank 1"}
     assert [(e["name"], e["cat"], e["tid"]) for e in events] == [("late", "message", 1), ("early", "stage", 0)]
@@ -35,21 +60,21 @@ def test_spans_become_events(tmp_path: Path) -> None:
 
 
 def test_a_run_without_a_trace(tmp_path: Path) -> None:
-    with parallelize(build("sd3"), ParallelConfig(simulate=True, **capped(4, 1, 1, cut=1))) as parallel:
+    with parallelize(build("sd3"), ParallelConfig(simulate=True, **capped(4, 1, 1, split_point=1))) as parallel:
         draw(parallel, "sd3")
     assert parallel.report is not None
     assert parallel.report.spans == []
-    with pytest.raises(ValueError, match=r"recorded no trace; run it with ParallelConfig\(trace=True\)"):
-        write_chrome_trace(parallel.report, tmp_path / "trace.json")
+    with pytest.raises(UsageError, match=r"recorded no trace; run it with ParallelConfig\(trace=True\)"):
+        write_chrome_trace(parallel.report.spans, tmp_path / "trace.json")
     assert not (tmp_path / "trace.json").exists()
 
 
 def test_a_simulated_run_has_a_lane_for_each_rank_that_is_played(tmp_path: Path) -> None:
-    config = ParallelConfig(simulate=True, trace=True, **capped(6, 1, PARALLEL_STEPS, cut=1))
+    config = ParallelConfig(simulate=True, trace=True, **capped(6, 1, PARALLEL_STEPS, split_point=1))
     with parallelize(build("sd3"), config) as parallel:
         draw(parallel, "sd3", num_inference_steps=6)
     assert parallel.report is not None
-    write_chrome_trace(parallel.report, tmp_path / "trace.json")
+    write_chrome_trace(parallel.report.spans, tmp_path / "trace.json")
     lanes, events = split(json.loads((tmp_path / "trace.json").read_text()))
     assert lanes == {0: "rank 0", 1: "rank 1"}
     assert named(events, INNER, 0) == named(events, OUTER, 1) == PARALLEL_STEPS
@@ -80,7 +105,7 @@ def test_both_stages_of_a_pipelined_step_run_at_once(tmp_path: Path) -> None:
         assert waits == WAITS
         assert named(events, WHOLE, rank) == 3
         assert named(events, "wait: swap the stages' boundaries", rank) == PARALLEL_STEPS
-        assert named(events, "wait: hand out the prediction", rank) == PARALLEL_STEPS
+        assert named(events, "wait: receive the prediction", rank) == PARALLEL_STEPS
         assert not any(overlap(one, other) for one, other in itertools.pairwise(stages))
 
 
@@ -92,12 +117,12 @@ def traced(folder: str) -> str:
     rank = distributed.get_rank()
     part = pipe.transformer.transformer_blocks[1].attn if rank == 0 else pipe.transformer.proj_out
     part.register_forward_pre_hook(lambda *_: time.sleep(PAUSE))
-    config = ParallelConfig(outputs="all", trace=True, **capped(6, 1, PARALLEL_STEPS, cut=1))
+    config = ParallelConfig(outputs="all", trace=True, **capped(6, 1, PARALLEL_STEPS, split_point=1))
     with parallelize(pipe, config) as parallel:
         draw(parallel, "sd3", num_inference_steps=6)
     assert parallel.report is not None
     path = Path(folder) / f"{rank}.json"
-    write_chrome_trace(parallel.report, path)
+    write_chrome_trace(parallel.report.spans, path)
     return path.read_text()
 
 

@@ -1,0 +1,1 @@
+"""Comparisons with what others bring, measured by the package's own evaluation."""

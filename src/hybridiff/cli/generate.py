@@ -1,0 +1,166 @@
+"""`hybridiff generate`."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from ..arguments import MOST_IMAGES
+from ..config import QUALITIES, STRATEGIES, ParallelConfig, PublishedSettings, check_ranks
+from ..distributed.placement import Placement, is_under_torchrun
+from ..errors import UsageError
+from ..utils.prompts import Prompt, read_prompts
+from .flags import choice, flag, number, setting
+from .options import (
+    HELP,
+    PROMPTS,
+    PUBLISHED,
+    SETTINGS,
+    WHAT,
+    CallOptions,
+    ConfigFile,
+    apply_config,
+    check_known,
+    read_settings,
+)
+
+if TYPE_CHECKING:
+    from ..launch.engine import Engine
+    from ..launch.protocol import Generation
+    from ..models.loading import ModelFolder
+
+TOGETHER = "How the ranks work together"
+STRATEGY = f"{HELP['strategy']} (default: the one whose settings are given, else cfg, or serial on one device)"
+QUALITY = f"{HELP['quality']} (default: balanced)"
+SET = "\n".join(["any other setting; repeatable:\n\n\b", *(f"{name}: {text}" for name, text in SETTINGS.items())])
+CONFIG = "these options from a JSON or TOML file, set and arg as tables; flags beat it"
+OF_HYBRID = ("quality", "calibration", "step_kind", "tolerance", "full_steps")
+"""Settings that mean the strategy `hybrid`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generate(CallOptions):
+    """Generate images for a prompt, or for many."""
+
+    prompt: Annotated[str | None, flag(WHAT, "what the image shows", "TEXT")] = None
+    prompts: Annotated[str | None, flag(WHAT, PROMPTS, "FILE")] = None
+    num_images: Annotated[int, number(WHAT, "images per prompt", least=1, most=MOST_IMAGES)] = 1
+    seed: Annotated[int, number(WHAT, "of the noise", least=0, most=2**64 - 1)] = 0
+    output: Annotated[str, flag(WHAT, "an image, or a folder for image.png", "PATH")] = "out/image.png"
+    trace: Annotated[str | None, flag(WHAT, f"{HELP['trace']}; for ui.perfetto.dev", "FILE.json")] = None
+    config: Annotated[
+        ConfigFile | None, flag(WHAT, CONFIG, "FILE", parser=ConfigFile, callback=apply_config, is_eager=True)
+    ] = None
+    devices: Annotated[int | None, setting(TOGETHER, "devices", "N")] = None
+    strategy: Annotated[str | None, choice(TOGETHER, STRATEGY, STRATEGIES)] = None
+    quality: Annotated[str | None, flag(TOGETHER, QUALITY, "NAME", names=tuple(QUALITIES))] = None
+    calibration: Annotated[str | None, flag(TOGETHER, HELP["calibration"], "FILE")] = None
+    set: Annotated[list[str] | None, flag(TOGETHER, SET, "NAME=VALUE", names=[f"{name}=" for name in SETTINGS])] = None
+    simulate: Annotated[bool, flag(TOGETHER, HELP["simulate"], "", "--simulate")] = False
+    timeout: Annotated[float, setting(TOGETHER, "timeout", "SECONDS")] = ParallelConfig.timeout
+
+    def run(self) -> None:
+        """Generate, write and tell."""
+        from ..evaluation.workload import recommended
+        from ..launch.engine import Engine
+        from ..models.loading import find_model
+        from .output import Output, progress_bar
+
+        prompts = self.all_prompts()
+        output = Output.parse(self.output)
+        trace = None if self.trace is None else Output.file(self.trace, ".json")
+        config = self.parallel_config()
+        call = recommended(self.model) | self.call_arguments(self._table("arg"))
+        if self.num_images > 1:
+            call["num_images_per_prompt"] = self.num_images
+        # What cannot be had is refused before gigabytes of a model are downloaded.
+        check_ranks(config, config.devices or Placement.resolve(device="cpu").world)
+        Placement.resolve(config.devices, self.device, config.simulate)
+        folder = find_model(self.model, self.variant)
+        folder.check_call(call)
+        self._check_known(folder, call)
+        output.prepare()
+        with Engine(folder, config=config, **self.given("device", "dtype", "scheduler", "variant")) as engine:
+            for number, prompt in enumerate(prompts, start=1):
+                own = call if prompt.negative_prompt is None else call | {"negative_prompt": prompt.negative_prompt}
+                with progress_bar(engine.is_leader, smoothing=0.3) as show:
+                    on_step = partial(show, f"{number}/{len(prompts)}")
+                    generation = engine.generate(prompt.prompt, seed=prompt.seed, on_step=on_step, **own)
+                if engine.is_leader:
+                    facts = self._facts(engine, prompt, own)
+                    paths = output.numbered(number, len(prompts)).write(generation, facts)
+                    if trace is not None:
+                        paths.append(trace.numbered(number, len(prompts)).write_trace(generation))
+                    _tell(generation, paths)
+
+    def all_prompts(self) -> list[Prompt]:
+        """What to generate, each with a seed; a flag takes the place of either option of the config file.
+
+        Raises:
+            UsageError: there is none, or both a prompt and a file of prompts, or the file is malformed.
+        """
+        given = self.given("prompt", "prompts") or (self.config.entries if self.config else {})
+        if len(given.keys() & {"prompt", "prompts"}) != 1:
+            raise UsageError("give either --prompt TEXT or --prompts FILE")
+        file = given.get("prompts")
+        prompts = [Prompt(given["prompt"])] if file is None else read_prompts(Path(file).expanduser())
+        return [replace(prompt, seed=self.seed if prompt.seed is None else prompt.seed) for prompt in prompts]
+
+    def parallel_config(self) -> ParallelConfig:
+        """What the options say about the ranks.
+
+        Raises:
+            UsageError: a setting is unknown, or its value does not fit.
+        """
+        settings = self.given("quality", "calibration") | read_settings(self.set, self._table("set"))
+        published = {name.removeprefix("published."): settings.pop(name) for name in PUBLISHED if name in settings}
+        devices = self.devices
+        if devices is None and not is_under_torchrun():
+            devices = 1 if self.strategy == "serial" else 2
+        # Who gives a setting means the strategy that has it; serial and cfg have none.
+        implied = "published" if published else "hybrid" if settings.keys() & OF_HYBRID else None
+        return ParallelConfig(
+            strategy=self.strategy or implied or ("serial" if devices == 1 else "cfg"),
+            devices=devices,
+            simulate=self.simulate,
+            timeout=self.timeout,
+            trace=self.trace is not None,
+            published=PublishedSettings(**published),
+            **settings,
+        )
+
+    def _check_known(self, folder: "ModelFolder", call: dict[str, Any]) -> None:
+        if not self.arg and not self._table("arg"):
+            return
+        import diffusers  # takes seconds
+
+        pipeline = getattr(diffusers, folder.index["_class_name"], None)
+        if pipeline is not None:
+            check_known(pipeline, call)
+
+    def _table(self, name: str) -> dict[str, Any]:
+        return self.config.tables.get(name, {}) if self.config else {}
+
+    def _facts(self, engine: "Engine", prompt: Prompt, call: dict[str, Any]) -> dict[str, Any]:
+        """How an image was made; what is not told is the model's own."""
+        facts = {"model": self.model, "prompt": prompt.prompt, "negative_prompt": call.get("negative_prompt")}
+        settings = {**engine.config.to_dict(), "device": engine.device, **self.given("dtype", "scheduler", "variant")}
+        settings |= {name: value for name, value in call.items() if name not in facts}
+        return {name: fact for name, fact in facts.items() if fact is not None} | {"settings": settings}
+
+
+def _tell(generation: "Generation", paths: Sequence[Path]) -> None:
+    report = generation.report
+    for note in report.notes:
+        print(f"note: {note}", file=sys.stderr)
+    devices = f"{report.devices} device{'s' * (report.devices != 1)}"
+    kinds = ", ".join(f"{count} {kind}" for kind, count in report.kinds.items())
+    ideal = f", ideal speed-up {report.ideal_speedup:.2f}x" if report.ideal_speedup else ""
+    print(
+        f"{report.strategy} on {devices}: {len(report.steps)} steps ({kinds}) in {report.seconds:.2f} s{ideal}, "
+        f"seed {generation.seed}"
+    )
+    for path in paths:
+        print(f"  {path}")

@@ -1,0 +1,157 @@
+"""The commands that measure a model on one device: `inspect`, `calibrate` and `simulate`."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from ..arguments import MOST_IMAGES
+from ..distributed.placement import Placement
+from ..models.tiny import EMBEDDED
+from .flags import flag, number
+from .options import PROMPTS, WHAT, CallOptions, ModelOptions, check_known
+
+BATCH = "prompts at once where the schedule does not depend on them"
+TYPICAL_PROMPTS = "prompts for typical schedules, none of --prompts; the embedded models bring theirs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspect(ModelOptions):
+    """Show where a model's denoiser is split, what the stages cost, what crosses."""
+
+    all: Annotated[bool, flag(WHAT, "list every split point, not only the chosen ones", "", "--all")] = False
+
+    def run(self) -> None:
+        """Measure and tell."""
+        from ..evaluation.inspect import format_inspection, inspect_denoiser
+        from ..models.loading import find_model, load_pipeline
+
+        device = Placement.resolve(1, self.device, simulate=True).device
+        folder = find_model(self.model, self.variant)
+        size = self.given("height", "width")
+        folder.check_call(size)
+        pipe = load_pipeline(folder.path, device, self.dtype, variant=self.variant)
+        pipe.set_progress_bar_config(disable=True)
+        print(format_inspection(inspect_denoiser(pipe, **size), self.all))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _ManyPrompts(CallOptions):
+    prompts: Annotated[str | None, flag(WHAT, f"{PROMPTS}; the embedded models bring theirs", "FILE")] = None
+
+    def load(self) -> Any:
+        """The model and how it is called."""
+        from ..evaluation.workload import Workload
+
+        machine = self.given("device", "dtype", "scheduler", "variant")
+        workload = Workload.load(self.model, self.call_arguments(), **machine)
+        check_known(type(workload.pipe), workload.call)
+        return workload
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibrate(_ManyPrompts):
+    """Measure a model's thresholds for hybrid, on one device."""
+
+    step_kinds: Annotated[
+        str, flag(WHAT, "what the steps between full ones may be; the fastest is chosen for each quality", "A,B")
+    ] = "cached,reuse"
+    output: Annotated[str, flag(WHAT, "what it holds for other schedulers and numbers of steps is kept", "FILE")] = (
+        "calibration.json"
+    )
+
+    def run(self) -> None:
+        """Measure, write and tell."""
+        from ..evaluation.calibrate import calibrate, check_candidates, check_order, format_expectations
+        from ..evaluation.charts import plot_calibration
+        from ..evaluation.workload import take_prompts
+        from ..schedule.calibration import FEWEST_PROMPTS, Calibration
+        from .output import Output, progress_bar
+
+        output = Output.file(self.output, ".json")
+        kinds = _names(self.step_kinds)
+        check_candidates(kinds)
+        Calibration.open(output.path, self.model)  # refuses another model's file before hours of work
+        prompts = take_prompts(self.model, self.prompts, "calibration", (16, 16))
+        if len(prompts) < FEWEST_PROMPTS:
+            few = f"warning: thresholds from {len(prompts)} prompts follow the prompts more than the model"
+            print(f"{few}; give at least {FEWEST_PROMPTS}", file=sys.stderr)
+        workload = self.load()
+        check_order(workload.pipe.scheduler)
+        with progress_bar() as show:
+            entry = calibrate(workload.pipe, prompts, workload.call, kinds, show)
+        # Opened again: another calibration may have been added to the file since.
+        Calibration.open(output.path, self.model).with_entry(entry).write(output.path)
+        chart = output.path.with_name(f"{output.stem}-{entry.scheduler}-{entry.num_inference_steps}.png")
+        plot_calibration(self.model, entry, chart)
+        print(f"{self.model}, {entry.scheduler}, {entry.num_inference_steps} steps, {entry.prompts} prompts\n")
+        print(f"{format_expectations(entry)}\n")
+        print(f"to use it: hybridiff generate --strategy hybrid --quality balanced --calibration {self.output} ...")
+        print(f"  {output.path}\n  {chart}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulate(_ManyPrompts):
+    """Compare fidelity and ideal speed-up of many settings, on one device."""
+
+    limit: Annotated[int | None, number(WHAT, "take the first prompts only", least=1)] = None
+    methods: Annotated[str | None, flag(WHAT, "methods to compare (default: all, or none with --settings)", "A,B")] = (
+        None
+    )
+    settings: Annotated[
+        str | None, flag(WHAT, "more settings: a JSON list of objects with method, label, config, steps", "FILE")
+    ] = None
+    calibration: Annotated[str | None, flag(WHAT, "thresholds that hybridiff calibrate wrote", "FILE")] = None
+    calibration_prompts: Annotated[str | None, flag(WHAT, TYPICAL_PROMPTS, "FILE")] = None
+    batch: Annotated[int, number(WHAT, BATCH, least=1, most=MOST_IMAGES)] = 1
+    output: Annotated[str, flag(WHAT, "the rows; a chart and a page lie beside it", "FILE")] = "out/frontier.json"
+    fresh: Annotated[bool, flag(WHAT, "start over where the output is there already", "", "--fresh")] = False
+
+    def run(self) -> None:
+        """Measure, write and tell."""
+        from ..evaluation.charts import plot_frontier
+        from ..evaluation.frontier import seeded
+        from ..evaluation.grid import TYPICAL, guided_models, list_settings
+        from ..evaluation.study import Study, read_settings, run_study
+        from ..evaluation.tables import format_markdown, format_study
+        from ..evaluation.workload import describe_prompts, take_prompts, versions
+        from .output import Output, progress_bar
+
+        target = Output.file(self.output, ".json").path
+        methods = self._methods()
+        own = [] if self.settings is None else read_settings(Path(self.settings).expanduser())
+        prompts = seeded(take_prompts(self.model, self.prompts, "evaluation", (64,)))[: self.limit]
+        guided, guided_prompts = [], []  # whose typical schedules are to be found first
+        if TYPICAL in methods:
+            guided = guided_models()
+            guided_prompts = take_prompts(self.model, self.calibration_prompts, "calibration", (16,))
+        workload = self.load()
+        settings = [*list_settings(methods, workload.steps), *own]
+        if self.calibration is not None:
+            settings, guided = ([one.calibrated(self.calibration) for one in some] for some in (settings, guided))
+        facts = workload.facts() | {"prompts": describe_prompts(prompts)}
+        made_with = {"command": "hybridiff " + " ".join(sys.argv[1:]), **versions()}
+        study = Study.open(target, run=facts, made_with=made_with, fresh=self.fresh)
+        with progress_bar() as show:
+            run_study(study, workload.pipe, prompts, settings, workload.call, guided, guided_prompts, show, self.batch)
+        chart, page = target.with_suffix(".png"), target.with_suffix(".md")
+        plot_frontier(study.to_dict(), chart)
+        page.write_text(format_markdown(study), encoding="utf-8")
+        print(f"{format_study(study)}\n  {target}\n  {chart}\n  {page}")
+
+    def _methods(self) -> list[str]:
+        """The methods to compare: those that were named, or all that can be."""
+        from ..evaluation.grid import NAMES, TYPICAL, check_methods
+
+        if self.methods is not None:
+            names = _names(self.methods)
+            check_methods(names)
+            return names
+        if self.settings is not None:
+            return []
+        has_prompts = self.model in EMBEDDED or self.calibration_prompts is not None
+        return [name for name in NAMES if name != TYPICAL or has_prompts]
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]

@@ -1,0 +1,93 @@
+"""What one setting gave over all prompts."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from .settings import Setting
+from .simulation import RunSummary
+
+
+@dataclass(frozen=True)
+class ImageResult:
+    """One image by one setting, beside the one-device image of the same prompt and seed.
+
+    Attributes:
+        psnr: In dB on float pixels, at most 100.
+        ssim: See `metrics.structural_similarity`.
+        is_right: Whether colours, position and background are the caption's; None for prompts that are no captions,
+            and where hybridiff[eval] is not installed.
+        run: How the run went.
+    """
+
+    psnr: float
+    ssim: float | None
+    is_right: bool | None
+    run: RunSummary
+
+
+@dataclass(frozen=True)
+class FrontierRow:
+    """One setting over all prompts.
+
+    Attributes:
+        setting: Which.
+        results: One per prompt.
+    """
+
+    setting: Setting
+    results: list[ImageResult]
+
+    @property
+    def ideal_speedup(self) -> float:
+        """Mean over the prompts."""
+        return statistics.mean(result.run.ideal_speedup for result in self.results)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was measured as plain data, ready for JSON."""
+        psnrs = sorted(result.psnr for result in self.results)
+        ssims = [result.ssim for result in self.results if result.ssim is not None]
+        schedules = [result.run.schedule for result in self.results]
+        found = {
+            "prompts": len(self.results),
+            "ideal_speedup": round(self.ideal_speedup, 4),
+            "psnr": round(statistics.mean(psnrs), 3),
+            "psnr_worst_tenth": round(statistics.mean(psnrs[: max(1, len(psnrs) // 10)]), 3),
+            "ssim": round(statistics.mean(ssims), 5) if ssims else None,
+            "right": share_right(result.is_right for result in self.results),
+            "schedules": {schedule: schedules.count(schedule) for schedule in sorted(set(schedules))},
+        }
+        return found | (self._spread() if self.setting.is_adaptive else {})
+
+    def _spread(self) -> dict[str, Any]:
+        """How the schedules differ over the prompts."""
+        full = [result.run.schedule.count("f") for result in self.results]
+        middle = {"median": statistics.median(full), "deviation": round(statistics.pstdev(full), 3)}
+        return {
+            "full_steps": {"min": min(full), "max": max(full), **middle},
+            "tau1": _range(result.run.tau1 for result in self.results),
+            "tau2": _range(result.run.tau2 for result in self.results),
+        }
+
+
+def share_right(verdicts: Iterable[bool | None]) -> float | None:
+    """The share of captions whose image is right; None where there are none."""
+    known = [verdict for verdict in verdicts if verdict is not None]
+    return round(sum(known) / len(known), 4) if known else None
+
+
+def upper_envelope(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points, (speed, fidelity), that no other one beats in both; from slow to fast."""
+    best: list[tuple[float, float]] = []
+    for speed, fidelity in sorted(points, reverse=True):
+        if not best or fidelity > best[-1][1]:
+            best.append((speed, fidelity))
+    return best[::-1]
+
+
+def _range(values: Iterable[int | None]) -> list[int] | None:
+    known = [value for value in values if value is not None]
+    return [min(known), max(known)] if known else None

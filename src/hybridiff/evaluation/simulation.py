@@ -1,0 +1,95 @@
+"""A pipeline that generates by one config in this process, and says how each run went."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..config import ParallelConfig
+from ..denoiser.adapters import find_denoiser
+from ..pipeline import parallelize
+from ..report.report import RunReport
+from ..schedule.calibration import Calibration
+from ..schedule.presets import ModelSettings, model_name
+from .inspect import inspect_denoiser
+
+Splits = dict[str, dict[str, Any]]
+"""Where the network is split, by kind of steps (pipelined, reuse): index, and time of the outer and the inner stage.
+
+Measured once for all settings, so that their ideal speed-ups rest on the same times; ready for JSON.
+"""
+
+
+def measure_splits(pipe: Any, call: dict[str, Any]) -> Splits:
+    """Measure a pipeline's denoiser, and choose as the strategies do."""
+    found = min((inspect_denoiser(pipe, **call) for _ in range(3)), key=lambda inspection: inspection.seconds)
+    chosen = {kind: (index, found.splits[index]) for kind, index in found.chosen.items()}
+    return {
+        kind: {"index": index, "outer": round(split.outer, 4), "inner": round(split.inner, 4)}
+        for kind, (index, split) in chosen.items()
+    }
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """How one run went.
+
+    Attributes:
+        ideal_speedup: Of the recorded schedule, against one device in as many steps.
+        schedule: One letter per step: f(ull), p(ipelined), r(euse), c(ached).
+        tau1: Last step before the parallel phase, None where there was none.
+        tau2: Last step of the parallel phase, likewise.
+    """
+
+    ideal_speedup: float
+    schedule: str
+    tau1: int | None = None
+    tau2: int | None = None
+
+
+class SimulatedPipeline:
+    """A stock pipeline whose ranks are all played in this process, until it is detached.
+
+    Args:
+        pipe: The stock pipeline.
+        config: How the ranks work together.
+        splits: Where the network is split, and what the stages cost; as in any other run unless given.
+    """
+
+    def __init__(self, pipe: Any, config: ParallelConfig, splits: Splits | None = None) -> None:
+        if splits is not None:
+            config = replace(config, calibration=_with_split_points(pipe, config.calibration, splits))
+        self._splits = splits
+        self._parallel = parallelize(pipe, replace(config, simulate=True))
+
+    def __call__(self, **arguments: Any) -> Any:
+        return self._parallel(**arguments)
+
+    @property
+    def report(self) -> RunReport:
+        """Of the last call, with the costs of the stages as they were given."""
+        report = self._parallel.report
+        assert report is not None
+        if self._splits is None or not report.stages:
+            return report
+        return replace(report, stages=self._splits["pipelined" if report.strategy == "published" else "reuse"])
+
+    @property
+    def summary(self) -> RunSummary:
+        """Of the last call."""
+        report = self.report
+        letters = "".join(step.kind.value[0] for step in report.steps)
+        return RunSummary(report.ideal_speedup or 1.0, letters, report.tau1, report.tau2)
+
+    def __enter__(self) -> SimulatedPipeline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._parallel.detach()
+
+
+def _with_split_points(pipe: Any, calibration: object, splits: Splits) -> Calibration:
+    """A config's calibration, or else the model's own, with these split points in it."""
+    found = ModelSettings.find(pipe, find_denoiser(pipe)[0], calibration).calibration
+    points = {kind: int(split["index"]) for kind, split in splits.items()}
+    return replace(found or Calibration(model_name(pipe), ()), split_points=points)
