@@ -195,8 +195,7 @@ def test_an_error_while_the_leader_decodes() -> None:
     outcomes, again = zip(*results, strict=True)
     assert (outcomes[0].error, outcomes[0].message) == ("Planted", "decoder")
     assert outcomes[1].error == "RankError"
-    assert outcomes[1].message.startswith("rank 0 failed in ")
-    assert outcomes[1].message.endswith(": Planted: decoder")
+    assert outcomes[1].message == "rank 0 failed in the end of the run: Planted: decoder"
     assert [outcome.value for outcome in again] == [["Image"], None]
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from hybridiff.models.tiny.checking import check
-from hybridiff.models.tiny.drawing import render
 from hybridiff.models.tiny.scenes import (
     COLOURS,
     POSITIONS,
@@ -26,6 +25,7 @@ from hybridiff.models.tiny.scenes import (
     sample_scenes,
     split_of,
 )
+from tools.tiny_models.drawing import render
 
 
 def test_captions_read_as_intended() -> None:
