@@ -71,10 +71,12 @@ class RunPlan:
         guided = GuidedSettings.choose(config, entry, grid)
         sensitivity = agree(measure_sensitivity(scheduler, steps, first_timestep))
         notes = plan_notes(config, settings, entry, pipe, grid, guided)
+        policy = _policy(config, guided, sensitivity, steps)
+        if isinstance(policy, FixedPolicy) and policy.tau1 is None:  # nothing has to be prepared for other steps
+            return cls.all_full(steps, *notes)
         if guided.step_kind is StepKind.CACHED and not sensitivity.on_sample:
             name = type(scheduler).__name__
             notes.append(f"{name} is not linear as it is configured: nothing makes up for the errors of cached steps")
-        policy = _policy(config, guided, sensitivity, steps)
         return cls(policy, guided.step_kind, guided.correction, sensitivity, tuple(notes))
 
 

@@ -37,7 +37,7 @@ class CachedStep(StepExecutor):
     def run(self, evaluation: Evaluation, step: int) -> Answer:
         assert self._latest is not None
         self._answered.append((step, self._latest))
-        return Answer(self._latest)
+        return Answer(self._latest.clone())  # the pipeline may do with its own what it likes
 
     def observe(self, step: int, prediction: torch.Tensor) -> None:
         if self._latest is not None and len(prediction) < len(self._latest):
