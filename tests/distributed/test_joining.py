@@ -44,8 +44,8 @@ with Engine("tiny-sdxl", config=ParallelConfig(timeout=60), device="cpu") as eng
     except EngineError as error:
         assert not engine.is_leader and "rank 0 failed" in str(error)
     # No pickling here, and a seed that nobody gave.
-    drawn = engine.generate("a red ring", num_inference_steps=2, callback_on_step_end=lambda *step: step[-1])
-    sys.stdout.write(f"seed {drawn.seed} leader {drawn.images is not None}\\n")
+    generated = engine.generate("a red ring", num_inference_steps=2, callback_on_step_end=lambda *step: step[-1])
+    sys.stdout.write(f"seed {generated.seed} leader {generated.images is not None}\\n")
 assert not dist.is_initialized()
 """
 
