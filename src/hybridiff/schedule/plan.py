@@ -6,16 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import ParallelConfig, parse_steps, quality_value
+from ..config import LEAST_STEPS, ParallelConfig, parse_steps, quality_value
 from ..numerics.sensitivity import Sensitivity, measure_sensitivity
 from .fixed import FixedPolicy
 from .guided import GuidedPolicy
 from .kinds import Policy, StepKind
 from .notes import plan_notes, second_order_note
 from .presets import GuidedSettings, ModelSettings
-
-LEAST_STEPS = 3
-"""A run has to have a full step or two before another kind; with fewer steps all are full."""
 
 
 @dataclass(frozen=True)

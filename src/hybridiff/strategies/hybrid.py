@@ -63,4 +63,4 @@ class HybridStrategy(SwitchingStrategy):
         staged = split_network(
             self.context, first, StepKind.REUSE, lambda splits: choose_outer(splits, settings.reuse_share)
         )
-        return ReuseStep(self.evaluator, self.context, staged)
+        return ReuseStep(self.evaluator, staged)

@@ -58,7 +58,7 @@ class SwitchingStrategy(CfgStrategy):
         if kind is not StepKind.FULL:
             return self.between.run(evaluation, step)
         over = self.phase(step) is Phase.CONNECT  # no step follows that needs what a full one leaves
-        answer = self.full.run(evaluation, step, None if over else self.between.run_full)
+        answer = self.full.run(evaluation, None if over else self.between.run_full)
         return self._learn(step, answer)
 
     def _learn(self, step: int, answer: Answer) -> Answer:
@@ -79,7 +79,7 @@ class SwitchingStrategy(CfgStrategy):
                 self.between.end(step)
             self.policy.tau2 = step - 1
         self.channel.begin_step(step, StepKind.FULL)
-        prediction = self.full.run(evaluation, step).prediction
+        prediction = self.full.run(evaluation).prediction
         self.between.observe(step, prediction.clone())
         return Answer(self.between.correct(step, prediction))
 
