@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import typing
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from types import NoneType
 from typing import Any
 
@@ -54,12 +54,9 @@ class PublishedSettings:
     @property
     def values(self) -> tuple[int, float, int, int]:
         """All four, where none is left to the model."""
-        window, threshold, length, cap = self.slope_window, self.slope_threshold, self.parallel_steps, self.tau_cap
-        assert window is not None
-        assert threshold is not None
-        assert length is not None
-        assert cap is not None
-        return window, threshold, length, cap
+        values = astuple(self)
+        assert None not in values
+        return values
 
     def or_else(self, preset: PublishedSettings) -> PublishedSettings:
         """The user's own values, and the preset's where there are none."""

@@ -1,4 +1,4 @@
-"""Files of prompts: one a line, plain or JSON."""
+"""Files of prompts: one per line, plain or JSON."""
 
 from __future__ import annotations
 
