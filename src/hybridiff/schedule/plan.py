@@ -13,6 +13,7 @@ from .guided import GuidedPolicy
 from .kinds import Policy, StepKind
 from .notes import plan_notes, second_order_note
 from .presets import GuidedSettings, ModelSettings
+from .promised import PromisedPolicy
 
 LEAST_STEPS = 3
 """A run has to have a full step or two before another kind; with fewer steps all are full."""
@@ -74,8 +75,19 @@ class RunPlan:
         if guided.step_kind is StepKind.CACHED and not sensitivity.on_sample:
             name = type(scheduler).__name__
             notes.append(f"{name} is not linear as it is configured: nothing makes up for the errors of cached steps")
-        policy = _policy(config, guided, sensitivity, steps)
+        if config.fidelity is not None:
+            policy = _promise(config, sensitivity, steps, guided.longest, settings.decoder_gain)
+        else:
+            policy = _policy(config, guided, sensitivity, steps)
         return cls(policy, guided.step_kind, guided.correction, sensitivity, tuple(notes))
+
+
+def _promise(config: ParallelConfig, sensitivity: Sensitivity, steps: int, longest: int, gain: float) -> Policy:
+    """Full steps only where a promise could not be kept otherwise."""
+    assert config.fidelity is not None
+    if not sensitivity.on_sample or steps < LEAST_STEPS:
+        return FixedPolicy.all_full(steps)
+    return PromisedPolicy(10 ** (-config.fidelity / 20) / gain, sensitivity, longest)
 
 
 def _policy(config: ParallelConfig, guided: GuidedSettings, sensitivity: Sensitivity, steps: int) -> Policy:

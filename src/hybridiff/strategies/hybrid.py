@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ..config import ParallelConfig, parse_steps
 from ..denoiser.call import Evaluation
 from ..denoiser.split import choose_outer
+from ..numerics.estimate import ErrorEstimate
 from ..numerics.sensitivity import Sensitivity
 from ..schedule.fixed import FixedPolicy
 from ..schedule.kinds import StepKind
 from ..schedule.plan import RunPlan
 from ..schedule.presets import ModelSettings
+from ..schedule.promised import PromisedPolicy
 from .base import RunContext
 from .steps.cached import CachedStep
 from .steps.executor import NoStep, StepExecutor
 from .steps.reuse import ReuseStep
 from .switching import SwitchingStrategy, split_network
+
+MOST_DECIBELS = 100.0
+"""An estimate says no more: float32 itself is not nearer."""
 
 
 class HybridStrategy(SwitchingStrategy):
@@ -48,6 +54,21 @@ class HybridStrategy(SwitchingStrategy):
             return RunPlan.all_full(steps)
         return RunPlan.make(context.config, context.settings, context.pipe, steps, first.timestep, self._leaders)
 
+    def _estimate(self) -> ErrorEstimate | None:
+        """Where the policy keeps a promise, what it goes by."""
+        if not isinstance(self.policy, PromisedPolicy):
+            return None
+        return ErrorEstimate(self._plan.sensitivity, float(self.context.pipe.guidance_scale))
+
+    def fidelity(self) -> dict[str, float]:
+        """The promise and what was estimated, in dB; empty where nothing was promised."""
+        promised = self.context.config.fidelity
+        if promised is None:
+            return {}
+        off = self.policy.estimated if isinstance(self.policy, PromisedPolicy) else 0.0
+        estimated = -20 * math.log10(off * self.context.settings.decoder_gain) if off else math.inf
+        return {"promised": promised, "estimated": min(estimated, MOST_DECIBELS)}
+
     def _leaders(self, measured: Sensitivity) -> Sensitivity:
         """The leader's measurement where those of the ranks may differ in a bit."""
         if not self.context.heterogeneous:
@@ -59,7 +80,7 @@ class HybridStrategy(SwitchingStrategy):
         if plan.step_kind is StepKind.FULL:
             return NoStep(self.evaluator)
         if plan.step_kind is StepKind.CACHED:
-            return CachedStep(self.evaluator, plan.correction, plan.sensitivity)
+            return CachedStep(self.evaluator, plan.correction, plan.sensitivity, self._estimate())
         staged = split_network(
             self.context, first, StepKind.REUSE, lambda splits: choose_outer(splits, settings.reuse_share)
         )

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from ..denoiser.call import Evaluation
 from ..denoiser.rows import branch_rows
 from ..denoiser.split import Split
@@ -58,19 +60,25 @@ class SwitchingStrategy(CfgStrategy):
         if kind is not StepKind.FULL:
             return self.between.run(evaluation, step)
         over = self.phase(step) is Phase.CONNECT  # no step follows that needs what a full one leaves
-        answer = self.full.run(evaluation, step, None if over else self.between.run_full)
-        return self._learn(step, answer)
+        forward = None if over else self.between.run_full
+        answer = self.full.run(evaluation, step, forward, lambda prediction: self._learn(step, prediction))
+        self._decide(step, answer)
+        return Answer(self.between.correct(step, answer.prediction), answer.reading)
 
-    def _learn(self, step: int, answer: Answer) -> Answer:
-        """What a full step teaches every rank alike."""
+    def _learn(self, step: int, prediction: torch.Tensor) -> Sequence[torch.Tensor]:
+        """What a full step teaches the other steps; and what that tells the policy."""
+        self.between.observe(step, prediction)
+        return self.between.measure()
+
+    def _decide(self, step: int, answer: Answer) -> None:
+        """Let the policy see what a full step showed, on every rank the same."""
         assert answer.reading is not None
-        discrepancy, drift = answer.reading.values()
+        shown = answer.reading.values()
         if self.context.heterogeneous:
             # A bit may decide which step is the next full one: what the leader measured holds.
-            discrepancy, drift = self.channel.consensus((discrepancy, drift), "agree on what the step showed")[0]
-        self.between.observe(step, answer.prediction.clone())
-        self.policy.observe(step, discrepancy, drift)
-        return Answer(self.between.correct(step, answer.prediction), answer.reading)
+            shown = self.channel.consensus(shown, "agree on what the step showed")[0]
+        discrepancy, drift, *estimates = shown
+        self.policy.observe(step, discrepancy, drift, estimates)
 
     def _predict_unguided(self, evaluation: Evaluation, step: int) -> Answer:
         """Guidance is off, or has ended early, and the parallel phase with it."""

@@ -1,0 +1,93 @@
+"""Promised switching: an error bound is spread over the run, and what gaps really cost is measured as it goes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ..numerics.estimate import REACTION
+from ..numerics.sensitivity import Sensitivity
+from .kinds import Policy, StepKind
+
+_LEAST_FULL = 3
+"""Full steps before the first gap: a speed needs two, and the very first step is unlike all others."""
+
+_SMOOTHING = 0.5
+_CLIP = (0.25, 4.0)
+
+
+class PromisedPolicy(Policy):
+    """Gaps as long as the error they are expected to leave in the final sample fits into what is left of a bound.
+
+    With a gap of h steps after step i the last predictions are held while they go on changing at the speed seen; the
+    correction that this will need is expected to be `speed * sum_r r s(i+r)`, a share of which is left (`REACTION`).
+    What the last gaps really left, as estimated in hindsight, corrects the expectation, as an integral controller does.
+    A gap may spend the part of the remaining (squared) bound that it covers of the remaining steps, so that all gaps
+    cost alike, which is the cheapest way to spend it. The worst image of a batch decides.
+
+    Args:
+        bound: Root mean square that the final sample may be off.
+        sensitivity: How far each prediction moves the sample; of a linear scheduler.
+        longest: Full steps are at most this far apart.
+    """
+
+    def __init__(self, bound: float, sensitivity: Sensitivity, longest: int) -> None:
+        super().__init__(StepKind.CACHED)
+        self.bound, self.longest = bound, longest
+        self._final = [abs(value) for value in sensitivity.on_sample[-1]]
+        self._full_steps = 0
+        self._latest, self._next = 0, 1
+        self._expected: list[float] = []  # of the gap that runs, per image, before the factor
+        self._spent: list[float] = []
+        self._factor: list[float] = []
+
+    @property
+    def estimated(self) -> float:
+        """The estimated error of the worst image so far."""
+        return max(self._spent, default=0.0)
+
+    def observe(self, step: int, discrepancy: float, drift: float, estimates: Sequence[float] = ()) -> None:
+        speeds, spent = estimates[: len(estimates) // 2], list(estimates[len(estimates) // 2 :])
+        self._learn(spent)
+        distance, self._latest = max(1, step - self._latest), step
+        self._full_steps += 1
+        last = len(self._final) - 1
+        room = self._room(step, distance, speeds, last) if self._full_steps >= _LEAST_FULL else 1
+        self._next = step + room
+        self._expected = [self._expect(speed, step, room) for speed in speeds] if room > 1 else []
+        if room > 1 and self.tau1 is None:
+            self.tau1 = step
+        if step >= last and self.tau1 is not None:
+            self.tau2 = step
+
+    def is_full(self, step: int) -> bool:
+        return not self._latest < step < self._next
+
+    def _learn(self, spent: list[float]) -> None:
+        """Compare what the last gap left with what was expected of it."""
+        if not self._factor:
+            self._factor, self._spent = [1.0] * len(spent), [0.0] * len(spent)
+        for row, expected in enumerate(self._expected):
+            left = math.sqrt(max(0.0, spent[row] ** 2 - self._spent[row] ** 2))
+            if expected > 0 and left > 0:
+                ratio = min(max(left / expected, _CLIP[0]), _CLIP[1])
+                self._factor[row] = self._factor[row] ** (1 - _SMOOTHING) * ratio**_SMOOTHING
+        self._spent = spent
+
+    def _room(self, step: int, distance: int, speeds: Sequence[float], last: int) -> int:
+        limit = min(self.longest, 2 * distance, last - step)
+        room = 1
+        while room < limit and self._fits(step, room + 1, speeds, last):
+            room += 1
+        return room
+
+    def _fits(self, step: int, room: int, speeds: Sequence[float], last: int) -> bool:
+        for row, speed in enumerate(speeds):
+            left = self.bound**2 - self._spent[row] ** 2
+            expected = self._factor[row] * self._expect(speed, step, room)
+            if not expected**2 <= left * room / (last - step):
+                return False
+        return bool(speeds)
+
+    def _expect(self, speed: float, step: int, room: int) -> float:
+        return REACTION * speed * sum(ahead * self._final[step + ahead] for ahead in range(1, room))
