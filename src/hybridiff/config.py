@@ -94,7 +94,7 @@ class ParallelConfig:
         "little or nothing between them; published: the method of the paper",
     )
     devices: int | None = _setting(
-        None, "number of ranks; those that were started unless given, 2 under simulate", least=1, most=4096
+        None, "number of ranks; those that were started unless given, else 2", least=1, most=4096
     )
     fidelity: float | None = _setting(
         None,
@@ -251,8 +251,8 @@ def check_limits(
     if not math.isfinite(value):
         raise UsageError(f"{name} must be a finite number, got {value}")
     if value < least:
-        raise UsageError(f"{name} must be at least {least:g}, got {value:g}")
+        raise UsageError(f"{name} must be at least {least:g}, got {value}")
     if value <= above:
-        raise UsageError(f"{name} must be above {above:g}, got {value:g}")
+        raise UsageError(f"{name} must be above {above:g}, got {value}")
     if value > most:
-        raise UsageError(f"{name} must be at most {most:g}, got {value:g}")
+        raise UsageError(f"{name} must be at most {most:.10g}, got {value}")

@@ -20,6 +20,7 @@ from support.jobs import Outcome, attempt, rank
 from support.oracles import drawn_one_part_after_another
 from support.pipelines import build, call_arguments, denoiser_of, draw
 from support.ranks import run_ranks
+from support.schedules import capped
 
 pytestmark = pytest.mark.distributed
 
@@ -102,6 +103,41 @@ def check_story(outcomes: tuple[Outcome, ...], faulty: int, where: str, message:
             assert outcome.error == "RankError", outcome
             assert outcome.message == f"rank {faulty} failed in {where}: Planted: {message}"
         assert outcome.seconds < QUICK
+
+
+@pytest.mark.parametrize(
+    ("config", "steps"),
+    [
+        pytest.param({}, [0, 1, 2, 3], id="cfg"),
+        pytest.param({"strategy": "serial"}, [0, 1, 2, 3], id="serial"),
+        pytest.param(capped(8, 1, 4, split_point=1), [0, 1, 2, 3], id="pipelined"),
+        pytest.param({"strategy": "hybrid", "full_steps": "0-1,6-7", "step_kind": "reuse"}, [0, 1, 2, 3], id="reuse"),
+        pytest.param(
+            {"strategy": "hybrid", "full_steps": "0-1,5-7", "step_kind": "cached"}, [0, 1, 2, 3, 4], id="cached"
+        ),
+        pytest.param({"strategy": "hybrid", "quality": "exact"}, [0, 1, 2], id="full steps of hybrid, read at once"),
+    ],
+)
+def test_the_other_rank_goes_on_until_it_reads_of_the_error(config: dict[str, Any], steps: list[int]) -> None:
+    """The error of step 2 is told in the next message, which is read with it or before the one after it."""
+    (mine, _), (other, seen) = run_ranks(run_and_count, 2, config)
+    assert (mine.error, other.error) == ("Planted", "RankError")
+    assert other.message.endswith(", step 2: Planted: callback")
+    assert seen == steps
+
+
+def run_and_count(config: dict[str, Any]) -> tuple[Outcome, list[int]]:
+    steps: list[int] = []
+
+    def callback(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if step == 2 and rank() == 0:
+            raise Planted("callback")
+        steps.append(step)
+        return tensors
+
+    parallel = parallelize(build("sd3"), ParallelConfig(timeout=GROUP_TIMEOUT, **config))
+    outcome = attempt(lambda: draw(parallel, "sd3", num_inference_steps=8, callback_on_step_end=callback))
+    return outcome, steps
 
 
 def test_two_ranks_that_fail_at_different_places() -> None:

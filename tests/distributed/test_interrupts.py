@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from hybridiff import ParallelConfig, RankError, parallelize
-from support.failing import GROUP_TIMEOUT, parts
+from hybridiff.distributed.process import ProcessComm
+from support.failing import GROUP_TIMEOUT, SOON, parts
 from support.jobs import rank
 from support.pipelines import build, draw
 from support.ranks import run_ranks
@@ -80,6 +81,8 @@ def latents_after(steps: int, changes: dict[str, Any], config: dict[str, Any]) -
 
 
 CACHED = {"strategy": "hybrid", "full_steps": "0-1,5,7"}
+PUBLISHED = capped(8, 2, 3, split_point=1)
+"""Steps 3 to 5 are pipelined."""
 
 
 @pytest.mark.parametrize(
@@ -91,8 +94,8 @@ CACHED = {"strategy": "hybrid", "full_steps": "0-1,5,7"}
         pytest.param({}, "text encoder", 0, "the start of the run", id="text encoder"),
         pytest.param(CACHED, "callback", 3, "parallel, step 3", id="cached step"),
         pytest.param(CACHED, "outer", 5, "parallel, step 5", id="full step between cached ones"),
-        pytest.param(capped(8, 2, 3, split_point=1), "callback", 4, "parallel, step 4", id="pipelined step, callback"),
-        pytest.param(capped(8, 2, 3, split_point=1), "embedding", 4, "parallel, step 4", id="pipelined step, network"),
+        pytest.param(PUBLISHED, "callback", 4, "parallel, step 4", id="pipelined step, callback"),
+        pytest.param(PUBLISHED, "embedding", 4, "parallel, step 4", id="pipelined step, network"),
     ],
 )
 @pytest.mark.parametrize("faulty", [0, 1])
@@ -136,3 +139,49 @@ def run_with_ctrl_c(config: dict[str, Any], place: str, step: int, faulty: int) 
     for hook in hooks:
         hook.remove()
     return ended, draw(parallel, "sd3", **EIGHT)
+
+
+@pytest.mark.parametrize(
+    ("config", "message", "step", "where"),
+    [
+        pytest.param({}, "all_gather", 2, "warm-up, step 2", id="cfg"),
+        pytest.param({}, "all_gather", 7, "warm-up, step 7", id="cfg, last step"),
+        pytest.param({"strategy": "serial"}, "all_gather", 2, "warm-up, step 2", id="serial"),
+        pytest.param(CACHED, "all_gather", 5, "parallel, step 5", id="hybrid, before a cached step"),
+        pytest.param(PUBLISHED, "all_gather", 2, "warm-up, step 2", id="published, before a pipelined step"),
+        pytest.param(PUBLISHED, "sendrecv", 3, "parallel, step 3", id="pipelined step, swap"),
+        pytest.param(PUBLISHED, "broadcast", 4, "parallel, step 4", id="pipelined step, prediction"),
+        pytest.param(PUBLISHED, "broadcast", 5, "parallel, step 5", id="last pipelined step, prediction"),
+    ],
+)
+@pytest.mark.parametrize("faulty", [0, 1])
+def test_ctrl_c_while_a_rank_waits_for_a_message(
+    config: dict[str, Any], message: str, step: int, where: str, faulty: int
+) -> None:
+    """Python raises it when the message is there: the next one is to say so."""
+    for number, ended in enumerate(run_ranks(run_with_ctrl_c_in_message, 2, config, message, step, faulty)):
+        if number == faulty:
+            assert ended == "KeyboardInterrupt: "
+        else:
+            assert ended == f"RankError: rank {faulty} failed in {where}: KeyboardInterrupt: "
+
+
+def run_with_ctrl_c_in_message(config: dict[str, Any], message: str, step: int, faulty: int) -> str:
+    comm = ProcessComm(SOON)
+    send = getattr(comm, message)
+
+    def interrupted(*args: Any) -> None:
+        send(*args)
+        setattr(comm, message, send)
+        raise KeyboardInterrupt
+
+    def arm(_: Any = None) -> None:
+        if rank() == faulty:
+            setattr(comm, message, interrupted)
+
+    parallel = parallelize(build("sd3"), ParallelConfig(timeout=SOON, **config), comm=comm)
+    try:
+        draw(parallel, "sd3", **EIGHT, callback_on_step_end=callback_at(step - 1, arm))
+    except (KeyboardInterrupt, RankError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing happened"

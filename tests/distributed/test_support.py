@@ -37,7 +37,7 @@ def raise_on_rank_1() -> None:
 
 def test_a_rank_that_dies_or_hangs_fails_the_test_in_time() -> None:
     with pytest.raises(RanksFailed, match=r"(?s)rank 0 ---\ndid not come to an end in time.*rank 1 ---\ndied without"):
-        run_ranks(hang_or_die, 2, timeout=5.0)
+        run_ranks(hang_or_die, 2, timeout=10.0)
 
 
 def hang_or_die() -> None:

@@ -32,7 +32,7 @@ def one_part_after_another(pipe: Any, parts: int = 2) -> Iterator[None]:
 
     def forward(*args: Any, **kwargs: Any) -> tuple[torch.Tensor]:
         sample = args[0] if args else kwargs["hidden_states"]
-        if sample.shape[0] % parts:  # one picture's extra call, or no guidance
+        if sample.shape[0] % parts:  # one image's extra call, or no guidance
             return whole(*args, **kwargs)  # type: ignore[no-any-return]
         return (torch.cat([part_of(whole, parts, index, *args, **kwargs) for index in range(parts)]),)
 

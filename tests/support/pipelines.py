@@ -177,7 +177,7 @@ def draw(pipe: Any, name: str, **changes: Any) -> torch.Tensor:
 
 
 def picture() -> Image.Image:
-    """A picture to start from: a colour gradient."""
+    """An image to start from: a colour gradient."""
     ramp = Image.linear_gradient("L").resize((SIZE, SIZE))
     return Image.merge("RGB", (ramp, ramp.rotate(90), ramp.rotate(180)))
 

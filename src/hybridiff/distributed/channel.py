@@ -90,7 +90,7 @@ class Channel:
             self._unfinished.begin()
 
     def end_messages(self) -> None:
-        """All messages of the step are sent."""
+        """The last message of the step is about to be sent."""
         self._unfinished = None
 
     def send(self, send: Callable[[], None], what: str) -> None:

@@ -45,9 +45,9 @@ class GatherMessages(Messages):
         for rank, buffer in self._buffers.items():
             fill(buffer, (pieces[rank],) if rank in pieces else ())
             channel.write_slot(buffer)
+        channel.end_messages()  # whoever is interrupted while it waits has taken part all the same
         channel.send(lambda: comm.all_gather(self._buffers, self._gathered), "gather the predictions")
         channel.count(purpose, self.room, self._gathered.element_size(), comm.size * (comm.size - 1))
-        channel.end_messages()
         return self._gathered[:, :-SLOT]
 
     def read_status(self, scalars: torch.Tensor | None = None) -> Reading:

@@ -72,22 +72,23 @@ class RunPlan:
         guided = GuidedSettings.choose(config, entry, grid)
         sensitivity = agree(measure_sensitivity(scheduler, steps, first_timestep))
         notes = plan_notes(config, settings, entry, pipe, grid, guided)
+        if config.fidelity is None:
+            policy = _policy(config, guided, sensitivity, steps)
+        else:
+            policy = _promise(config.fidelity, sensitivity, steps, guided.longest, settings.decoder_gain)
+        if isinstance(policy, FixedPolicy) and policy.tau1 is None:  # nothing has to be prepared for other steps
+            return cls.all_full(steps, *notes)
         if guided.step_kind is StepKind.CACHED and not sensitivity.on_sample:
             name = type(scheduler).__name__
             notes.append(f"{name} is not linear as it is configured: nothing makes up for the errors of cached steps")
-        if config.fidelity is not None:
-            policy = _promise(config, sensitivity, steps, guided.longest, settings.decoder_gain)
-        else:
-            policy = _policy(config, guided, sensitivity, steps)
         return cls(policy, guided.step_kind, guided.correction, sensitivity, tuple(notes))
 
 
-def _promise(config: ParallelConfig, sensitivity: Sensitivity, steps: int, longest: int, gain: float) -> Policy:
+def _promise(fidelity: float, sensitivity: Sensitivity, steps: int, longest: int, gain: float) -> Policy:
     """Full steps only where a promise could not be kept otherwise."""
-    assert config.fidelity is not None
     if not sensitivity.on_sample or steps < LEAST_STEPS:
         return FixedPolicy.all_full(steps)
-    return PromisedPolicy(10 ** (-config.fidelity / 20) / gain, sensitivity, longest)
+    return PromisedPolicy(10 ** (-fidelity / 20) / gain, sensitivity, longest)
 
 
 def _policy(config: ParallelConfig, guided: GuidedSettings, sensitivity: Sensitivity, steps: int) -> Policy:

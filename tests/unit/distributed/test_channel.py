@@ -3,96 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from typing import Any
 
 import pytest
 import torch
 
-from hybridiff.distributed.channel import Channel
-from hybridiff.distributed.comm import LocalComm
-from hybridiff.distributed.gather import GatherMessages
 from hybridiff.distributed.readback import Readback
-from hybridiff.distributed.status import SLOT, SlotTable, Status
-from hybridiff.errors import CommError, RankError
-from hybridiff.report.timeline import Timeline
+from hybridiff.distributed.status import Status
+from hybridiff.errors import RankError
 from hybridiff.schedule.kinds import StepKind
 from support.events import FakeEvent
+from support.scripted import STEP, closed_channel, open_channel
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-STEPS, STEP = 10, 3
-
-
-class Scripted(LocalComm):
-    """Rank 0 of two; the other rank says what the test lets it say."""
-
-    def __init__(self) -> None:
-        super().__init__(2)
-        self.local_ranks = (0,)
-        self.status = Status.WORKING
-        self.kind = StepKind.FULL
-        self.step: int | None = None  # that of rank 0
-        self.prediction = 10.0
-        self.story: Any = (Status.WORKING, "step 3", None)
-        self.answer: Any = None  # to the first object, before its story
-        self.log: list[str] = []
-        self.dead = False
-
-    def all_gather(self, buffers: Mapping[int, torch.Tensor], out: torch.Tensor) -> None:
-        self._note("gather")
-        out[0].copy_(buffers[0])
-        out[1].fill_(self.prediction)
-        out[1, -SLOT:].copy_(buffers[0][-SLOT:])  # the same step, unless told otherwise
-        low_and_high = out[1, -2:].float().tolist()
-        step = int(low_and_high[0] + 128 * low_and_high[1]) if self.step is None else self.step
-        SlotTable(STEPS, out).write(out[1], self.status, self.kind, step)
-
-    def all_gather_object(self, thing: Any) -> list[Any]:
-        self._note("objects")
-        answer, self.answer = self.answer, None
-        return [thing, self.story if answer is None else answer]
-
-    def _note(self, message: str) -> None:
-        self.log.append(message)
-        if self.dead:
-            self.fail()
-            raise CommError("gone")
-
-
-def closed_channel() -> tuple[Channel, Scripted]:
-    comm = Scripted()
-    return Channel(comm, lambda: "the start of the run", Timeline()), comm
-
-
-def open_channel(dtype: torch.dtype = torch.float32, elements: int = 2) -> tuple[Channel, GatherMessages, Scripted]:
-    comm = Scripted()
-    channel = Channel(comm, lambda: f"warm-up, step {channel.step}", Timeline())
-    like = torch.zeros(1, dtype=dtype)
-    messages = GatherMessages(channel, elements, like)
-    channel.open(STEPS, like, {StepKind.FULL: messages, StepKind.REUSE: messages})
-    channel.begin_step(STEP, StepKind.FULL)
-    return channel, messages, comm
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_gather_hands_over_pieces_and_reads_scalars(dtype: torch.dtype) -> None:
-    _, messages, comm = open_channel(dtype)
-    gathered = messages.all_gather({0: torch.tensor([[1.0, 2.0]], dtype=dtype)})
-    assert gathered.tolist() == [[1, 2], [10, 10]]
-    assert messages.read_status(torch.tensor([0.25, -3.5])).values() == [0.25, -3.5]
-    assert messages.read_status().values() == []
-    assert comm.log == ["gather"]
-
-
-def test_scalars_may_be_read_late_and_twice() -> None:
-    """As `cfg` does: at the next message, and again for the report."""
-    channel, messages, _ = open_channel()
-    messages.all_gather({0: torch.tensor([1.0, 2.0])})
-    first = messages.read_status(torch.tensor([0.25]))
-    channel.begin_step(STEP + 1, StepKind.FULL)
-    messages.all_gather({0: torch.tensor([3.0, 4.0])})
-    second = messages.read_status(torch.tensor([0.5]))
-    assert (second.values(), first.values(), second.values()) == ([0.5], [0.25], [0.5])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -153,29 +75,6 @@ def test_a_rank_that_left_early_is_named() -> None:
         messages.read_status().values()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_ranks_at_different_steps(dtype: torch.dtype) -> None:
-    channel, messages, comm = open_channel(dtype)
-    channel.begin_step(7, StepKind.FULL)
-    comm.step = 8
-    messages.all_gather({})
-    sentence = (
-        r"^ranks are at different steps: rank 0 at step 7 \(full\), rank 1 at step 8 \(full\); "
-        "make the same call on every rank$"
-    )
-    with pytest.raises(RankError, match=sentence):
-        messages.read_status().values()
-    assert comm.log == ["gather"]  # every rank reads the same slots, so nothing needs to be told
-
-
-def test_ranks_in_steps_of_different_kinds() -> None:
-    _, messages, comm = open_channel()
-    comm.kind = StepKind.REUSE
-    messages.all_gather({})
-    with pytest.raises(RankError, match=r"rank 0 at step 3 \(full\), rank 1 at step 3 \(reuse\)"):
-        messages.read_status().values()
-
-
 def test_a_rank_that_leaves_need_not_be_at_the_same_step() -> None:
     """It takes part in the next message that it knows of; why it left is what counts."""
     _, messages, comm = open_channel()
@@ -184,35 +83,6 @@ def test_a_rank_that_leaves_need_not_be_at_the_same_step() -> None:
     messages.all_gather({})
     with pytest.raises(RankError, match="rank 1 failed in parallel, step 6"):
         messages.read_status().values()
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_predictions_that_are_no_numbers(value: float, dtype: torch.dtype) -> None:
-    """They do not touch the status slots, name the rank, and the step in which they were made."""
-    channel, messages, comm = open_channel(dtype)
-    comm.prediction = value
-    messages.all_gather({0: torch.ones(2, dtype=dtype)})
-    reading = messages.read_status()
-    channel.begin_step(STEP + 1, StepKind.FULL)
-    with pytest.raises(RankError, match="rank 1 predicted NaN or infinity in warm-up, step 3; if the network runs in"):
-        reading.values()
-    assert not channel.interrupted
-
-
-def test_a_heartbeat_tells_whether_a_prediction_is_finite() -> None:
-    channel, messages, comm = open_channel()
-    comm.prediction = 0.0
-    messages.heartbeat(torch.tensor([1.0, float("inf"), 2.0]))
-    with pytest.raises(RankError, match="rank 0 predicted NaN or infinity in warm-up, step 3"):
-        messages.read_status().values()
-    assert channel.sent.keys() == {"control"}
-
-
-def test_bytes_of_a_message_and_of_its_status_slots() -> None:
-    channel, messages, _ = open_channel(torch.bfloat16, elements=5)
-    messages.all_gather({})
-    assert channel.sent == {"prediction": 2 * 5 * 2, "control": 2 * SLOT * 2}
 
 
 def test_a_failing_rank_takes_part_in_the_gather_that_others_wait_for() -> None:

@@ -109,7 +109,15 @@ def test_fixed_schedules(config: dict[str, Any], full: list[int]) -> None:
 @pytest.mark.parametrize("step_kind", ["cached", "reuse"])
 @pytest.mark.parametrize("quality", ["exact", 1.0, "1"])
 def test_exact_has_full_steps_only(steps: int, step_kind: str, quality: Any) -> None:
-    assert full_steps(make(steps, quality=quality, step_kind=step_kind), steps) == list(range(steps))
+    plan = make(steps, quality=quality, step_kind=step_kind)
+    assert full_steps(plan, steps) == list(range(steps))
+    assert plan.step_kind is StepKind.FULL, "nothing has to be prepared for others"
+
+
+@pytest.mark.parametrize("step_kind", ["cached", "reuse"])
+def test_a_schedule_by_hand_may_have_full_steps_only(step_kind: str) -> None:
+    plan = make(6, full_steps="0-5", step_kind=step_kind)
+    assert (full_steps(plan, 6), plan.step_kind) == (list(range(6)), StepKind.FULL)
 
 
 @pytest.mark.parametrize("config", [{}, {"step_kind": "reuse"}, {"tolerance": 9.0}])
@@ -211,4 +219,5 @@ def test_a_scheduler_that_is_not_linear_cannot_make_up_for_errors() -> None:
     (note,) = make(pipe=pipe, tolerance=0.1).notes
     assert note == "DDIMScheduler is not linear as it is configured: nothing makes up for the errors of cached steps"
     assert make(pipe=pipe, tolerance=0.1, step_kind="reuse").notes == ()
+    assert make(pipe=pipe, quality="exact").notes == ("quality exact: every step is a full one",)
     assert make(pipe=pipe, tolerance=0.1).sensitivity == Sensitivity.unknown(20)

@@ -9,6 +9,8 @@ import torch
 
 from hybridiff import ParallelConfig, UsageError, parallelize
 from hybridiff.denoiser.stages import StagedDenoiser
+from hybridiff.numerics.sensitivity import Sensitivity
+from hybridiff.strategies.steps.cached import CachedStep
 from support.jobs import Drawn, draw_parallel
 from support.oracles import differences, drawn_one_part_after_another, relative_difference, state_of
 from support.pipelines import build, denoiser_of, draw
@@ -87,6 +89,7 @@ def test_exact_is_cfg_bit_for_bit(name: str, changes: dict[str, Any], step_kind:
     exact = simulated(name, {"strategy": "hybrid", "quality": "exact", "step_kind": step_kind}, changes)
     assert torch.equal(exact.latents, drawn_one_part_after_another(name, **STEPS, **changes))
     assert set(kinds(exact)) == {"f"}
+    assert exact.report["stages"] == {}
     assert exact.report["notes"] == ["quality exact: every step is a full one"]
     assert (exact.report["tau1"], exact.report["tau2"]) == (None, None)
 
@@ -113,6 +116,25 @@ def test_a_schedule_that_cannot_be_is_refused_before_any_network_runs(full: str)
     config = ParallelConfig("hybrid", full_steps=full, simulate=True)
     with parallelize(pipe, config) as parallel, pytest.raises(UsageError, match=r"full.step"):
         draw(parallel, "sd3", **STEPS)
+
+
+def test_a_run_that_turns_out_too_short_is_refused_at_its_first_step() -> None:
+    """Image to image takes eight of ten steps, which shows late."""
+    with parallelize(build("sd15 img2img"), ParallelConfig("hybrid", full_steps="0-3,9", simulate=True)) as parallel:
+        with pytest.raises(UsageError, match=r"full step 9 lies beyond the last of 8 steps \(7\)"):
+            draw(parallel, "sd15 img2img", **STEPS)
+        assert draw(parallel, "sd15 img2img", num_inference_steps=13).isfinite().all()
+
+
+def test_what_a_pipeline_does_to_an_answer_changes_no_other_one() -> None:
+    """Some add to predictions in place."""
+    step = CachedStep(evaluator=None, correction=1.0, sensitivity=Sensitivity.unknown(9))  # type: ignore[arg-type]
+    prediction = torch.randn(2, 4, 8, 8)
+    step.observe(0, prediction.clone())
+    for number in (1, 2, 3):
+        answer = step.run(None, number).prediction  # type: ignore[arg-type]
+        assert torch.equal(answer, prediction)
+        answer.mul_(2.0)
 
 
 @pytest.mark.parametrize(("name", "step_kind"), [("sdxl", "cached"), ("sd15", "reuse"), ("sd3.5", "reuse")])

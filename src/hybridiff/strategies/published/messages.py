@@ -49,8 +49,8 @@ class PipelineMessages(Messages):
         for rank, buffer in self._outgoing.items():
             fill(buffer, boundaries.get(rank, ()))
             channel.write_slot(buffer)
+        self._swapped = True  # whoever is interrupted while it waits has taken part all the same
         channel.send(lambda: comm.sendrecv(PEERS, self._outgoing, self._incoming), "swap the stages' boundaries")
-        self._swapped = True
         for rank in PEERS:
             channel.count("boundary", self._elements[rank], self._outgoing[comm.rank].element_size(), 1)
         return {rank: buffer[:-SLOT] for rank, buffer in self._incoming.items()}
@@ -62,10 +62,10 @@ class PipelineMessages(Messages):
             buffer = self._predictions[OUTER_RANK]
             fill(buffer, (prediction[OUTER_RANK],) if OUTER_RANK in prediction else ())
             channel.write_slot(buffer)
+        channel.end_messages()
         channel.send(lambda: comm.broadcast(OUTER_RANK, self._predictions), "receive the prediction")
         buffer = self._predictions[comm.rank]
         channel.count("prediction", buffer.numel() - SLOT, buffer.element_size(), comm.size - 1)
-        channel.end_messages()
         return buffer[:-SLOT]
 
     def read_status(self, scalars: torch.Tensor | None = None) -> Reading:

@@ -51,7 +51,7 @@ class CachedStep(StepExecutor):
     def run(self, evaluation: Evaluation, step: int) -> Answer:
         assert self._latest is not None
         self._answered.append((step, self._latest))
-        return Answer(self._latest)
+        return Answer(self._latest.clone())  # the pipeline may do with its own what it likes
 
     def observe(self, step: int, prediction: torch.Tensor) -> None:
         if self._latest is not None and len(prediction) < len(self._latest):
@@ -90,7 +90,8 @@ class CachedStep(StepExecutor):
         difference, times how far j moves the sample relative to this step, moves the sample to where it would be.
         """
         corrected = prediction.float()
-        for cached, error in self._errors.items():
+        errors, self._errors = self._errors, {}
+        for cached, error in errors.items():
             gain = self._correction * self._sensitivity.gain(cached, step)
             if gain:
                 corrected = corrected + gain * error
