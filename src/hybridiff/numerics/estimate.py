@@ -1,8 +1,8 @@
 """How far cached steps leave the final sample off: an estimate that costs no evaluation.
 
 A full step corrects the cached steps before it in hindsight. Two things are left: what the interpolation gets wrong,
-about the difference of two interpolations of neighbouring degree (an embedded pair, as in Runge-Kutta methods), and what
-the network made of the displaced sample, about a share of the correction itself.
+about the difference of two interpolations of neighbouring degree (an embedded pair, as in Runge-Kutta methods), and
+what the network made of the displaced sample, about a share of the correction itself.
 """
 
 from __future__ import annotations
@@ -13,11 +13,19 @@ import torch
 
 from .sensitivity import Sensitivity
 
-REACTION = 0.22
-"""Share of a correction that is left because the network has reacted to the error before it was corrected."""
+REACTION = 0.35
+"""Share of a correction that is left, as the network has reacted to the error before it was corrected."""
 
 PAIR = 0.5
 """Share of the difference between the cubic and the parabola that the cubic itself is off."""
+
+FADING = 7.0
+"""Decibels by which the network reduces an error of the first step until the last one; of later ones in proportion."""
+
+
+def fading(step: int, steps: int) -> float:
+    """By how much the network reduces an error of a step until the end."""
+    return float(10 ** (-FADING / 20 * (1 - (step + 1) / steps)))
 
 
 class ErrorEstimate:
@@ -43,6 +51,7 @@ class ErrorEstimate:
         """
         corrected, pair = self._moved(steps, errors), self._moved(steps, pairs)
         left = (REACTION * corrected).square() + (PAIR * pair).square()
+        left = left * fading(steps[-1] + 1, len(self._final)) ** 2
         self._squares = left if self._squares is None else self._squares + left
 
     def speeds(self, now: torch.Tensor, before: torch.Tensor, distance: int) -> torch.Tensor:

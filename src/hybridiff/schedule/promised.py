@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ..numerics.estimate import REACTION
+from ..numerics.estimate import REACTION, fading
 from ..numerics.sensitivity import Sensitivity
 from .kinds import Policy, StepKind
 
@@ -13,7 +13,10 @@ _LEAST_FULL = 3
 """Full steps before the first gap: a speed needs two, and the very first step is unlike all others."""
 
 _SMOOTHING = 0.5
+"""Weight of the last gap in what is learned of all gaps."""
+
 _CLIP = (0.25, 4.0)
+"""What one gap left of what was expected of it counts no further than this."""
 
 
 class PromisedPolicy(Policy):
@@ -67,11 +70,12 @@ class PromisedPolicy(Policy):
         """Compare what the last gap left with what was expected of it."""
         if not self._factor:
             self._factor, self._spent = [1.0] * len(spent), [0.0] * len(spent)
+        self._factor = [factor**_SMOOTHING for factor in self._factor]  # what was learned is forgotten, too
         for row, expected in enumerate(self._expected):
             left = math.sqrt(max(0.0, spent[row] ** 2 - self._spent[row] ** 2))
             if expected > 0 and left > 0:
                 ratio = min(max(left / expected, _CLIP[0]), _CLIP[1])
-                self._factor[row] = self._factor[row] ** (1 - _SMOOTHING) * ratio**_SMOOTHING
+                self._factor[row] *= ratio**_SMOOTHING
         self._spent = spent
 
     def _room(self, step: int, distance: int, speeds: Sequence[float], last: int) -> int:
@@ -90,4 +94,5 @@ class PromisedPolicy(Policy):
         return bool(speeds)
 
     def _expect(self, speed: float, step: int, room: int) -> float:
-        return REACTION * speed * sum(ahead * self._final[step + ahead] for ahead in range(1, room))
+        moved = speed * sum(ahead * self._final[step + ahead] for ahead in range(1, room))
+        return REACTION * moved * fading(step + room, len(self._final))
