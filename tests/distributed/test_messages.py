@@ -185,3 +185,20 @@ def test_where_nothing_is_shared_a_heartbeat_says_how_ranks_fare(
 def _finest_level(name: str) -> int:
     """Index of the split point that leaves the finest level outside."""
     return level_split(build(name).unet, 1)
+
+
+def test_a_trace_holds_what_all_ranks_did_on_every_rank() -> None:
+    config = {"strategy": "hybrid", "full_steps": "0,1,3,6", "step_kind": "reuse", "trace": True}
+    first, second = run_ranks(spans_of_a_run, 2, config)
+    assert first == second
+    for rank in range(2):
+        assert first.count((rank, "whole network, own branch")) == 4
+        assert first.count((rank, "outer stage, own branch")) == 4
+        assert first.count((rank, "wait: gather the predictions")) >= STEPS
+
+
+def spans_of_a_run(config: dict[str, Any]) -> list[tuple[int, str]]:
+    parallel = parallelize(build("sd3"), ParallelConfig(outputs="all", **config))
+    draw(parallel, "sd3", num_inference_steps=STEPS)
+    assert parallel.report is not None
+    return [(span.rank, span.name) for span in parallel.report.spans]
