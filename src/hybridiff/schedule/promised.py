@@ -9,6 +9,9 @@ from ..numerics.estimate import REACTION, fading
 from ..numerics.sensitivity import Sensitivity
 from .kinds import Policy, StepKind
 
+MOST_DECIBELS = 100.0
+"""An estimate says no more: float32 itself is not nearer."""
+
 _LEAST_FULL = 3
 """Full steps before the first gap: a speed needs two, and the very first step is unlike all others."""
 
@@ -96,3 +99,14 @@ class PromisedPolicy(Policy):
     def _expect(self, speed: float, step: int, room: int) -> float:
         moved = speed * sum(ahead * self._final[step + ahead] for ahead in range(1, room))
         return REACTION * moved * fading(step + room, len(self._final))
+
+
+def estimated_fidelity(policy: Policy, decoder_gain: float) -> float:
+    """What a run is estimated to have kept, in dB: of the worst image of the batch, at most `MOST_DECIBELS`."""
+    error = policy.estimated * decoder_gain if isinstance(policy, PromisedPolicy) else 0.0
+    return MOST_DECIBELS if error <= 10 ** (-MOST_DECIBELS / 20) else -20 * math.log10(error)
+
+
+def error_bound(fidelity: float, decoder_gain: float) -> float:
+    """Root mean square that the final sample may be off for a fidelity in dB of images with values from 0 to 1."""
+    return float(10 ** (-fidelity / 20)) / decoder_gain

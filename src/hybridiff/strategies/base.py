@@ -110,7 +110,7 @@ class Strategy(ABC):
         return {}
 
     def fidelity(self) -> dict[str, float]:
-        """What was promised and what is estimated, in dB; empty where nothing was promised."""
+        """What was promised and what is estimated, in dB; empty where there was no promise."""
         return {}
 
     def notes(self) -> list[str]:

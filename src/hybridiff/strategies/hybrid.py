@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from ..config import ParallelConfig, parse_steps
@@ -14,15 +13,12 @@ from ..schedule.fixed import FixedPolicy
 from ..schedule.kinds import StepKind
 from ..schedule.plan import RunPlan
 from ..schedule.presets import ModelSettings
-from ..schedule.promised import PromisedPolicy
+from ..schedule.promised import PromisedPolicy, estimated_fidelity
 from .base import RunContext
 from .steps.cached import CachedStep
 from .steps.executor import NoStep, StepExecutor
 from .steps.reuse import ReuseStep
 from .switching import SwitchingStrategy, split_network
-
-MOST_DECIBELS = 100.0
-"""An estimate says no more: float32 itself is not nearer."""
 
 
 class HybridStrategy(SwitchingStrategy):
@@ -61,13 +57,8 @@ class HybridStrategy(SwitchingStrategy):
         return ErrorEstimate(self._plan.sensitivity, float(self.context.pipe.guidance_scale))
 
     def fidelity(self) -> dict[str, float]:
-        """The promise and what was estimated, in dB; empty where nothing was promised."""
-        promised = self.context.config.fidelity
-        if promised is None:
-            return {}
-        off = self.policy.estimated if isinstance(self.policy, PromisedPolicy) else 0.0
-        estimated = -20 * math.log10(off * self.context.settings.decoder_gain) if off else math.inf
-        return {"promised": promised, "estimated": min(estimated, MOST_DECIBELS)}
+        promised, gain = self.context.config.fidelity, self.context.settings.decoder_gain
+        return {} if promised is None else {"promised": promised, "estimated": estimated_fidelity(self.policy, gain)}
 
     def _leaders(self, measured: Sensitivity) -> Sensitivity:
         """The leader's measurement where those of the ranks may differ in a bit."""

