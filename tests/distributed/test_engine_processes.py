@@ -40,7 +40,9 @@ def test_a_model_that_cannot_be_loaded_is_one_value_error(tmp_path: Path) -> Non
 
 
 PARENT = """
+import signal
 from hybridiff import Engine
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
 engine = Engine("tiny-sdxl", 2, device="cpu")
 print(*engine.pids, flush=True)
 engine.generate("a red ring", num_inference_steps=1000, on_step=lambda done, total: print(done, flush=True))
