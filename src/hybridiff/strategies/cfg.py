@@ -27,7 +27,7 @@ class CfgStrategy(Strategy):
 
     def predict(self, evaluation: Evaluation, step: int) -> Answer:
         self.channel.begin_step(step, self.kind(step))
-        return self.full.run(evaluation, step)
+        return self.full.run(evaluation)
 
     def predict_extra(self, evaluation: Evaluation) -> torch.Tensor:
         return self.evaluator.evaluate_extra(evaluation)
