@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -81,7 +82,7 @@ def test_bounds_of_gaps(run: dict[str, Any]) -> None:
     assert full_steps(shown)[:3] == [0, 1, 2]
     assert full_steps(shown)[-1] == steps - 1
     assert all(distance <= run["longest"] for distance in distances)
-    assert all(after <= 2 * before for before, after in zip(distances, distances[1:], strict=False))
+    assert all(after <= 2 * before for before, after in itertools.pairwise(distances))
     assert policy.estimated == max(shown[-1][2])
     if any(distance > 1 for distance in distances):
         first = next(place for place, distance in enumerate(distances) if distance > 1)
