@@ -250,9 +250,10 @@ def check_limits(
     """
     if not math.isfinite(value):
         raise UsageError(f"{name} must be a finite number, got {value}")
+    shown = f"{value:g}" if isinstance(value, float) else str(value)
     if value < least:
-        raise UsageError(f"{name} must be at least {least:g}, got {value}")
+        raise UsageError(f"{name} must be at least {least:g}, got {shown}")
     if value <= above:
-        raise UsageError(f"{name} must be above {above:g}, got {value}")
+        raise UsageError(f"{name} must be above {above:g}, got {shown}")
     if value > most:
-        raise UsageError(f"{name} must be at most {most:.10g}, got {value}")
+        raise UsageError(f"{name} must be at most {most:.10g}, got {shown}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -48,15 +49,15 @@ def parallelize(pipe: Any, config: ParallelConfig | None = None, *, comm: Comm |
     _detach_earlier(pipe)
     if comm is not None:
         return ParallelPipeline(pipe, config, comm)
-    joined = not config.simulate and join_torchrun(pipe.device, config.timeout)
-    comm = LocalComm(config.devices or 2) if config.simulate else world_comm(config.timeout)
-    try:
-        return ParallelPipeline(pipe, config, comm, leave=leave_process_group if joined else None)
-    except BaseException:
-        comm.close()
+    with contextlib.ExitStack() as undo:
+        joined = not config.simulate and join_torchrun(pipe.device, config.timeout)
         if joined:
-            leave_process_group()
-        raise
+            undo.callback(leave_process_group)
+        comm = LocalComm(config.devices or 2) if config.simulate else world_comm(config.timeout)
+        undo.callback(comm.close)
+        parallel = ParallelPipeline(pipe, config, comm, leave=leave_process_group if joined else None)
+        undo.pop_all()
+    return parallel
 
 
 class ParallelPipeline:

@@ -147,7 +147,7 @@ class Run:
         return STRATEGIES[setup.config.strategy](context, evaluation)
 
     def _meet(self, evaluation: Evaluation) -> bool:
-        """Whether ranks have unlike devices; refuses, on every rank, calls that do not fit together."""
+        """Whether ranks have heterogeneous devices; refuses, on every rank, calls that do not fit together."""
         shape = f"{tuple(evaluation.sample.shape)} {evaluation.sample.dtype}, {self._setup.pipe.num_timesteps} steps"
         mine = shape, device_identity(evaluation.sample.device)
         met = self._channel.consensus(mine, "the first denoiser call")
@@ -187,6 +187,8 @@ class Run:
     def _where(self) -> str:
         if self._strategy is None:
             return "the start of the run"
+        if self._current.index == self._setup.pipe.num_timesteps:
+            return "the end of the run"
         return f"{self._phase().value}, step {self._current.index}"
 
 

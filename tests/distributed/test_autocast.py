@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from support.jobs import Drawn, draw_parallel
+from support.jobs import Generated, generate_parallel
 from support.ranks import run_ranks
 from support.schedules import capped, guidance_until
 
@@ -33,20 +33,20 @@ CACHED = {"strategy": "hybrid", "full_steps": "0-1,3", "step_kind": "cached"}
 def test_ranks_agree_with_each_other_and_with_one_process(
     ranks: int, name: str, changes: dict[str, Any], config: dict[str, Any]
 ) -> None:
-    drawn = run_ranks(draw_under_autocast, ranks, name, changes, config)
-    simulated = draw_under_autocast(name, changes, config | {"simulate": True, "devices": ranks})
-    assert {other.latents.dtype for other in drawn} == {simulated.latents.dtype}
-    assert all(torch.equal(other.latents, simulated.latents) for other in drawn)
+    generated = run_ranks(generate_under_autocast, ranks, name, changes, config)
+    simulated = generate_under_autocast(name, changes, config | {"simulate": True, "devices": ranks})
+    assert {other.latents.dtype for other in generated} == {simulated.latents.dtype}
+    assert all(torch.equal(other.latents, simulated.latents) for other in generated)
 
 
-def draw_under_autocast(name: str, changes: dict[str, Any], config: dict[str, Any]) -> Drawn:
+def generate_under_autocast(name: str, changes: dict[str, Any], config: dict[str, Any]) -> Generated:
     ending = guidance_until(name, changes["end"]) if "end" in changes else {}
     changes = {argument: value for argument, value in changes.items() if argument != "end"}
     with torch.autocast("cpu", torch.bfloat16):
-        return draw_parallel(name, changes | ending, **config)[0]
+        return generate_parallel(name, changes | ending, **config)[0]
 
 
 def test_autocast_changes_what_networks_answer() -> None:
     """Otherwise the comparison above would say nothing of dtypes."""
-    latents = draw_parallel("sd3", {}, simulate=True)[0].latents
-    assert not torch.equal(draw_under_autocast("sd3", {}, {"simulate": True}).latents, latents)
+    latents = generate_parallel("sd3", {}, simulate=True)[0].latents
+    assert not torch.equal(generate_under_autocast("sd3", {}, {"simulate": True}).latents, latents)

@@ -13,8 +13,8 @@ import torch
 from hybridiff import ParallelConfig, parallelize
 from support.calibrations import ENTRY, calibration_file
 from support.failing import GROUP_TIMEOUT, QUICK, Planted, check_fault, run_with_fault
-from support.jobs import Drawn, Outcome, attempt, draw_parallel, rank
-from support.pipelines import build, draw
+from support.jobs import Generated, Outcome, attempt, generate_parallel, rank
+from support.pipelines import build, generate
 from support.ranks import run_ranks
 from support.schedules import callback_at, capped, guidance_until, split_at
 
@@ -32,9 +32,9 @@ REUSE = CACHED | {"step_kind": "reuse", "calibration": split_at("reuse", 1)}
 def failing(
     ranks: int, config: dict[str, Any], faulty: int, place: str, step: int
 ) -> tuple[list[tuple[Outcome, Outcome]], torch.Tensor]:
-    """How a run ends in which one rank fails, and what it should have drawn."""
+    """How a run ends in which one rank fails, and what it should have generated."""
     changes = STEPS | (TWO if ranks == 4 else {})
-    expected = draw_parallel("sd3", changes, simulate=True, devices=ranks, **config)[0].latents
+    expected = generate_parallel("sd3", changes, simulate=True, devices=ranks, **config)[0].latents
     return run_ranks(fail_in_a_run, ranks, config, faulty, place, step, changes), expected
 
 
@@ -84,7 +84,7 @@ def run_with_two_faults() -> Outcome:
         raise Planted(f"rank {rank()}")
 
     parallel = parallelize(build("sd3"), ParallelConfig(timeout=GROUP_TIMEOUT, **CACHED))
-    return attempt(lambda: draw(parallel, "sd3", **STEPS, callback_on_step_end=callback_at(3 + rank(), fail)))
+    return attempt(lambda: generate(parallel, "sd3", **STEPS, callback_on_step_end=callback_at(3 + rank(), fail)))
 
 
 @pytest.mark.parametrize("faulty", [0, 1])
@@ -116,20 +116,20 @@ def fail_where_guidance_ends(config: dict[str, Any], last: int, faulty: int) -> 
         return ending["callback_on_step_end"](pipe, step, timestep, tensors)  # type: ignore[no-any-return]
 
     parallel = parallelize(build("sd3"), ParallelConfig(timeout=GROUP_TIMEOUT, **config))
-    return attempt(lambda: draw(parallel, "sd3", **STEPS, **(ending | {"callback_on_step_end": callback})))
+    return attempt(lambda: generate(parallel, "sd3", **STEPS, **(ending | {"callback_on_step_end": callback})))
 
 
 @pytest.mark.parametrize(("config", "last"), [(CACHED, 4), (REUSE, 4)], ids=["cached", "reuse"])
 def test_guidance_that_ends_on_all_ranks(config: dict[str, Any], last: int) -> None:
-    simulated = draw_until_guidance_ends(config, last, True)
-    for drawn in run_ranks(draw_until_guidance_ends, 2, config, last, False):
-        assert torch.equal(drawn.latents, simulated.latents)
-        assert drawn.report["tau2"] == last
-        assert [step["kind"] for step in drawn.report["steps"]][last + 1 :] == ["full"] * (9 - last)
+    simulated = generate_until_guidance_ends(config, last, True)
+    for generated in run_ranks(generate_until_guidance_ends, 2, config, last, False):
+        assert torch.equal(generated.latents, simulated.latents)
+        assert generated.report["tau2"] == last
+        assert [step["kind"] for step in generated.report["steps"]][last + 1 :] == ["full"] * (9 - last)
 
 
-def draw_until_guidance_ends(config: dict[str, Any], last: int, simulate: bool) -> Drawn:
-    return draw_parallel("sd3", STEPS | guidance_until("sd3", last), simulate=simulate, **config)[0]
+def generate_until_guidance_ends(config: dict[str, Any], last: int, simulate: bool) -> Generated:
+    return generate_parallel("sd3", STEPS | guidance_until("sd3", last), simulate=simulate, **config)[0]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def run_with_one_leaving(config: dict[str, Any], leaving: int, step: int) -> Out
             pipe.__class__ = type("Interrupted", (type(pipe),), {"interrupt": property(lambda self: True)})
 
     parallel = parallelize(build("sd3"), ParallelConfig(timeout=GROUP_TIMEOUT, **config))
-    return attempt(lambda: draw(parallel, "sd3", **STEPS, callback_on_step_end=callback_at(step, leave)))
+    return attempt(lambda: generate(parallel, "sd3", **STEPS, callback_on_step_end=callback_at(step, leave)))
 
 
 def test_a_rank_that_dies_in_a_cached_step() -> None:
@@ -172,7 +172,7 @@ def run_until_death() -> Outcome:
             os._exit(3)
 
     parallel = parallelize(build("sd3"), ParallelConfig(timeout=GROUP_TIMEOUT, **CACHED))
-    return attempt(lambda: draw(parallel, "sd3", **STEPS, callback_on_step_end=callback_at(4, die)))
+    return attempt(lambda: generate(parallel, "sd3", **STEPS, callback_on_step_end=callback_at(4, die)))
 
 
 @pytest.mark.parametrize("asking", [0, 1])
@@ -195,7 +195,7 @@ def test_an_interrupt_on_one_rank_stops_all_after_the_same_step(
         kept.append(tensors["latents"].clone())
         return tensors
 
-    draw_parallel("sd3", STEPS | {"callback_on_step_end": keep}, simulate=True, **config)
+    generate_parallel("sd3", STEPS | {"callback_on_step_end": keep}, simulate=True, **config)
     for interrupted, count, whole in run_ranks(run_with_interrupt, 2, config, last, asking):
         assert count == steps
         assert torch.equal(interrupted, kept[steps - 1])
@@ -207,9 +207,9 @@ def run_with_interrupt(config: dict[str, Any], last: int, asking: int) -> Any:
         pipe._interrupt = pipe._interrupt or rank() == asking
 
     parallel = parallelize(build("sd3"), ParallelConfig(outputs="all", timeout=GROUP_TIMEOUT, **config))
-    interrupted = draw(parallel, "sd3", **STEPS, callback_on_step_end=callback_at(last, interrupt))
+    interrupted = generate(parallel, "sd3", **STEPS, callback_on_step_end=callback_at(last, interrupt))
     assert parallel.report is not None
-    return interrupted, len(parallel.report.steps), draw(parallel, "sd3", **STEPS)
+    return interrupted, len(parallel.report.steps), generate(parallel, "sd3", **STEPS)
 
 
 def test_ranks_with_different_calibrations_are_refused(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import torch
 
 from hybridiff import ParallelConfig, parallelize
 from hybridiff.distributed.process import ProcessComm
-from support.jobs import Drawn, draw_parallel, on_ranks, rank
-from support.oracles import drawn_one_part_after_another, relative_difference
-from support.pipelines import PIPELINES, TEXT_WIDTH, build, call_arguments, draw
+from support.jobs import Generated, generate_parallel, on_ranks, rank
+from support.oracles import generated_one_part_after_another, relative_difference
+from support.pipelines import PIPELINES, TEXT_WIDTH, build, call_arguments, generate
 from support.ranks import run_ranks
 
 pytestmark = pytest.mark.distributed
@@ -19,23 +19,23 @@ pytestmark = pytest.mark.distributed
 TWO_PROMPTS = {"prompt": ["a red ring", "two blue cubes"], "negative_prompt": ["blurred", "dark"]}
 
 
-def draw_on_ranks(name: str, ranks: int = 2, changes: dict[str, Any] | None = None, **config: Any) -> Drawn:
+def generate_on_ranks(name: str, ranks: int = 2, changes: dict[str, Any] | None = None, **config: Any) -> Generated:
     """What all ranks generate, which must be the same on each."""
-    drawn = [runs[-1] for runs in run_ranks(on_ranks, ranks, name, changes or {}, config)]
-    assert all(torch.equal(other.latents, drawn[0].latents) for other in drawn)
-    return drawn[0]
+    generated = [runs[-1] for runs in run_ranks(on_ranks, ranks, name, changes or {}, config)]
+    assert all(torch.equal(other.latents, generated[0].latents) for other in generated)
+    return generated[0]
 
 
-def simulated(name: str, ranks: int = 2, changes: dict[str, Any] | None = None, **config: Any) -> Drawn:
-    return draw_parallel(name, changes or {}, simulate=True, devices=ranks, **config)[-1]
+def simulated(name: str, ranks: int = 2, changes: dict[str, Any] | None = None, **config: Any) -> Generated:
+    return generate_parallel(name, changes or {}, simulate=True, devices=ranks, **config)[-1]
 
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_two_ranks_equal_one_branch_after_the_other(name: str) -> None:
-    latents = draw_on_ranks(name).latents
-    assert torch.equal(latents, drawn_one_part_after_another(name))
+    latents = generate_on_ranks(name).latents
+    assert torch.equal(latents, generated_one_part_after_another(name))
     assert torch.equal(latents, simulated(name).latents)
-    assert relative_difference(latents, draw(build(name), name)) < 1e-4
+    assert relative_difference(latents, generate(build(name), name)) < 1e-4
 
 
 @pytest.mark.parametrize("name", ["sdxl two levels", "sd3.5"])
@@ -49,9 +49,9 @@ def test_two_ranks_equal_one_branch_after_the_other(name: str) -> None:
     ],
 )
 def test_batches_equal_one_branch_after_the_other(name: str, changes: dict[str, Any]) -> None:
-    latents = draw_on_ranks(name, changes=changes).latents
-    assert torch.equal(latents, drawn_one_part_after_another(name, **changes))
-    assert relative_difference(latents, draw(build(name), name, **changes)) < 1e-4
+    latents = generate_on_ranks(name, changes=changes).latents
+    assert torch.equal(latents, generated_one_part_after_another(name, **changes))
+    assert relative_difference(latents, generate(build(name), name, **changes)) < 1e-4
 
 
 FOUR_ROWS = {"rows": 4, "largest": 1, "largest_extra": None}
@@ -60,18 +60,18 @@ FOUR_ROWS = {"rows": 4, "largest": 1, "largest_extra": None}
 @pytest.mark.parametrize("name", ["sdxl two levels", "sd3"])
 def test_four_ranks_split_the_images_of_each_branch(name: str) -> None:
     changes = {"num_images_per_prompt": 2}
-    drawn = draw_on_ranks(name, 4, changes)
-    assert torch.equal(drawn.latents, drawn_one_part_after_another(name, parts=4, **changes))
-    assert relative_difference(drawn.latents, draw(build(name), name, **changes)) < 1e-4
-    assert (drawn.report["partition"], drawn.report["ideal_speedup"]) == (FOUR_ROWS, 4.0)
+    generated = generate_on_ranks(name, 4, changes)
+    assert torch.equal(generated.latents, generated_one_part_after_another(name, parts=4, **changes))
+    assert relative_difference(generated.latents, generate(build(name), name, **changes)) < 1e-4
+    assert (generated.report["partition"], generated.report["ideal_speedup"]) == (FOUR_ROWS, 4.0)
 
 
 @pytest.mark.parametrize("images", [1, 3])
 def test_four_ranks_with_an_uneven_partition(images: int) -> None:
     changes = {"num_images_per_prompt": images}
-    latents = draw_on_ranks("sdxl two levels", 4, changes).latents
+    latents = generate_on_ranks("sdxl two levels", 4, changes).latents
     assert torch.equal(latents, simulated("sdxl two levels", 4, changes).latents)
-    assert relative_difference(latents, draw(build("sdxl two levels"), "sdxl two levels", **changes)) < 1e-4
+    assert relative_difference(latents, generate(build("sdxl two levels"), "sdxl two levels", **changes)) < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -80,30 +80,32 @@ def test_four_ranks_with_an_uneven_partition(images: int) -> None:
 )
 def test_schedulers(scheduler: str, steps: int) -> None:
     name, changes = "sdxl two levels", {"num_inference_steps": steps}
-    drawn = draw_on_ranks(name, changes=changes, scheduler=scheduler)
-    assert torch.equal(drawn.latents, drawn_one_part_after_another(name, scheduler=scheduler, **changes))
-    assert len(drawn.report["steps"]) == (2 * steps - 1 if scheduler == "heun" else steps)
+    generated = generate_on_ranks(name, changes=changes, scheduler=scheduler)
+    assert torch.equal(generated.latents, generated_one_part_after_another(name, scheduler=scheduler, **changes))
+    assert len(generated.report["steps"]) == (2 * steps - 1 if scheduler == "heun" else steps)
 
 
 @pytest.mark.parametrize("name", ["sdxl two levels", "sd3"])
 def test_a_hundred_steps(name: str) -> None:
     changes = {"num_inference_steps": 100}
-    assert torch.equal(draw_on_ranks(name, changes=changes).latents, drawn_one_part_after_another(name, **changes))
+    assert torch.equal(
+        generate_on_ranks(name, changes=changes).latents, generated_one_part_after_another(name, **changes)
+    )
 
 
 def test_guidance_rescale() -> None:
     changes = {"guidance_rescale": 0.7}
     name = "sdxl two levels"
-    latents = draw_on_ranks(name, changes=changes).latents
-    assert torch.equal(latents, drawn_one_part_after_another(name, **changes))
-    assert not torch.equal(latents, drawn_one_part_after_another(name))
+    latents = generate_on_ranks(name, changes=changes).latents
+    assert torch.equal(latents, generated_one_part_after_another(name, **changes))
+    assert not torch.equal(latents, generated_one_part_after_another(name))
 
 
 def test_skip_layer_guidance() -> None:
     changes = {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 0.9}
-    latents = draw_on_ranks("sd3", changes=changes).latents
-    assert torch.equal(latents, drawn_one_part_after_another("sd3", **changes))
-    assert not torch.equal(latents, drawn_one_part_after_another("sd3"))
+    latents = generate_on_ranks("sd3", changes=changes).latents
+    assert torch.equal(latents, generated_one_part_after_another("sd3", **changes))
+    assert not torch.equal(latents, generated_one_part_after_another("sd3"))
 
 
 def test_prompt_embeddings_in_the_place_of_prompts() -> None:
@@ -114,22 +116,24 @@ def test_prompt_embeddings_in_the_place_of_prompts() -> None:
         f"{sign}pooled_prompt_embeds": torch.randn(1, TEXT_WIDTH, generator=random) for sign in ("", "negative_")
     }
     changes |= {"prompt": None, "negative_prompt": None}
-    assert torch.equal(draw_on_ranks("sdxl", changes=changes).latents, drawn_one_part_after_another("sdxl", **changes))
+    assert torch.equal(
+        generate_on_ranks("sdxl", changes=changes).latents, generated_one_part_after_another("sdxl", **changes)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", ["sdxl two levels", "sd3"])
 def test_half_precision(name: str, dtype: torch.dtype) -> None:
-    drawn = draw_on_ranks(name, dtype=dtype)
-    assert drawn.latents.dtype == dtype
-    assert torch.equal(drawn.latents, simulated(name, dtype=dtype).latents)
+    generated = generate_on_ranks(name, dtype=dtype)
+    assert generated.latents.dtype == dtype
+    assert torch.equal(generated.latents, simulated(name, dtype=dtype).latents)
     with_branches = build(name).to(dtype)
-    assert relative_difference(drawn.latents.float(), draw(with_branches, name).float()) < 0.1
+    assert relative_difference(generated.latents.float(), generate(with_branches, name).float()) < 0.1
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3.5"])
 def test_a_second_run_equals_the_first(name: str) -> None:
-    first, second = (drawn.latents for drawn in run_ranks(on_ranks, 2, name, {}, {"runs": 2})[0])
+    first, second = (generated.latents for generated in run_ranks(on_ranks, 2, name, {}, {"runs": 2})[0])
     assert torch.equal(first, second)
 
 
@@ -137,9 +141,9 @@ def test_a_second_run_equals_the_first(name: str) -> None:
 def test_swapped_branches_would_be_noticed(name: str) -> None:
     """Random weights can ignore the text, and then any comparison above would pass: here they do not."""
     changes = {"prompt": "blurred", "negative_prompt": "a red ring"}
-    swapped = drawn_one_part_after_another(name, **changes)
-    assert relative_difference(swapped, drawn_one_part_after_another(name)) > 0.05
-    assert not torch.equal(swapped, draw_on_ranks(name).latents)
+    swapped = generated_one_part_after_another(name, **changes)
+    assert relative_difference(swapped, generated_one_part_after_another(name)) > 0.05
+    assert not torch.equal(swapped, generate_on_ranks(name).latents)
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3"])
@@ -169,14 +173,14 @@ def returned_images(name: str, changes: dict[str, Any], config: dict[str, Any]) 
     return [None if these is None else [type(image).__name__ for image in these] for these in (images, output[0])]
 
 
-def test_ranks_without_a_generator_draw_the_same() -> None:
-    first, second = run_ranks(draw_with_own_global_seed, 2)
+def test_ranks_without_a_generator_generate_the_same() -> None:
+    first, second = run_ranks(generate_with_own_global_seed, 2)
     assert torch.equal(first, second)
 
 
-def draw_with_own_global_seed() -> torch.Tensor:
+def generate_with_own_global_seed() -> torch.Tensor:
     torch.manual_seed(rank())
-    return draw_parallel("sdxl two levels", {"generator": None}, scheduler="euler-ancestral")[0].latents
+    return generate_parallel("sdxl two levels", {"generator": None}, scheduler="euler-ancestral")[0].latents
 
 
 @pytest.mark.parametrize(
@@ -223,10 +227,10 @@ def record_messages(changes: dict[str, Any], config: dict[str, Any]) -> list[str
         return tensors
 
     parallel = parallelize(build("sd3"), ParallelConfig(outputs="all", **config), comm=RecordingComm(60.0))
-    draw(parallel, "sd3", callback_on_step_end=note_step, **changes)
+    generate(parallel, "sd3", callback_on_step_end=note_step, **changes)
     return log
 
 
 def test_serial_on_two_ranks_is_the_stock_pipeline_on_both() -> None:
-    latents = draw_on_ranks("sd3", strategy="serial").latents
-    assert torch.equal(latents, draw(build("sd3"), "sd3"))
+    latents = generate_on_ranks("sd3", strategy="serial").latents
+    assert torch.equal(latents, generate(build("sd3"), "sd3"))

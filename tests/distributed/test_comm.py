@@ -12,8 +12,8 @@ from hybridiff.distributed.comm import Comm
 from hybridiff.distributed.process import ProcessComm, world_comm
 from support.failing import GROUP_TIMEOUT, QUICK, Planted
 from support.jobs import Outcome, attempt, rank
-from support.oracles import drawn_one_part_after_another
-from support.pipelines import build, draw
+from support.oracles import generated_one_part_after_another
+from support.pipelines import build, generate
 from support.ranks import run_ranks
 from support.schedules import callback_at, capped
 
@@ -110,7 +110,7 @@ def test_two_groups_generate_an_image_each(strategy: str) -> None:
         assert outcome.error is None, outcome
         assert torch.equal(outcome.value, results[number // 2 * 2].value)
         if strategy == "cfg":
-            assert torch.equal(outcome.value, drawn_one_part_after_another("sd3", **changes_of(number // 2)))
+            assert torch.equal(outcome.value, generated_one_part_after_another("sd3", **changes_of(number // 2)))
     assert not torch.equal(results[0].value, results[2].value)
 
 
@@ -136,7 +136,7 @@ def generate_in_groups(strategy: str, has_fault: bool) -> Outcome:
             raise Planted("callback")
 
     parallel = parallelize(build("sd3"), ParallelConfig(outputs="all", **CONFIGS[strategy]), comm=groups[mine])
-    return attempt(lambda: draw(parallel, "sd3", **changes_of(mine), callback_on_step_end=callback_at(2, fail)))
+    return attempt(lambda: generate(parallel, "sd3", **changes_of(mine), callback_on_step_end=callback_at(2, fail)))
 
 
 def changes_of(group: int) -> dict[str, Any]:

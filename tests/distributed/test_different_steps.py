@@ -10,7 +10,7 @@ import torch
 from hybridiff import ParallelConfig, parallelize
 from support.failing import GROUP_TIMEOUT, QUICK, SOON
 from support.jobs import Outcome, attempt, rank
-from support.pipelines import build, draw
+from support.pipelines import build, generate
 from support.ranks import run_ranks
 from support.schedules import callback_at, capped
 
@@ -68,9 +68,9 @@ def run_with_other_policy(config: dict[str, Any], faulty: int, step: int) -> tup
     if rank() == faulty:
         FixedPolicy.kind = lambda policy, which: policy.step_kind if which == step else kind(policy, which)  # type: ignore[method-assign]
     parallel = parallelize(build("sd3"), ParallelConfig(outputs="all", timeout=GROUP_TIMEOUT, **config))
-    outcome = attempt(lambda: draw(parallel, "sd3", **STEPS))
+    outcome = attempt(lambda: generate(parallel, "sd3", **STEPS))
     FixedPolicy.kind = kind  # type: ignore[method-assign]
-    return outcome, attempt(lambda: draw(parallel, "sd3", **STEPS))
+    return outcome, attempt(lambda: generate(parallel, "sd3", **STEPS))
 
 
 def run_with_other_phase() -> Outcome:
@@ -84,4 +84,6 @@ def run_with_other_phase() -> Outcome:
             PublishedPolicy.kind = lambda policy, step: StepKind.FULL  # type: ignore[method-assign]
 
     parallel = parallelize(build("sd3"), ParallelConfig(timeout=SOON, **capped(10, 3, 4, split_point=1)))
-    return attempt(lambda: draw(parallel, "sd3", num_inference_steps=10, callback_on_step_end=callback_at(3, forget)))
+    return attempt(
+        lambda: generate(parallel, "sd3", num_inference_steps=10, callback_on_step_end=callback_at(3, forget))
+    )

@@ -36,11 +36,11 @@ def test_generates_what_the_stock_pipeline_generates(engine: Engine) -> None:
 
 
 def test_seed_decides_the_image_and_is_told(engine: Engine) -> None:
-    drawn = engine.generate(PROMPT, num_inference_steps=2)
-    again = engine.generate(PROMPT, seed=drawn.seed, num_inference_steps=2)
-    other = engine.generate(PROMPT, seed=drawn.seed + 1, num_inference_steps=2)
-    assert np.array_equal(drawn.images[0], again.images[0])
-    assert not np.array_equal(drawn.images[0], other.images[0])
+    generated = engine.generate(PROMPT, num_inference_steps=2)
+    again = engine.generate(PROMPT, seed=generated.seed, num_inference_steps=2)
+    other = engine.generate(PROMPT, seed=generated.seed + 1, num_inference_steps=2)
+    assert np.array_equal(generated.images[0], again.images[0])
+    assert not np.array_equal(generated.images[0], other.images[0])
 
 
 def test_several_images_and_tensors_travel(engine: Engine) -> None:

@@ -40,7 +40,9 @@ def test_a_model_that_cannot_be_loaded_is_one_value_error(tmp_path: Path) -> Non
 
 
 PARENT = """
+import signal
 from hybridiff import Engine
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
 engine = Engine("tiny-sdxl", 2, device="cpu")
 print(*engine.pids, flush=True)
 engine.generate("a red ring", num_inference_steps=1000, on_step=lambda done, total: print(done, flush=True))
@@ -61,9 +63,9 @@ def test_ranks_end_with_their_parent(end: signal.Signals) -> None:
 
 
 def test_joins_the_ranks_of_torchrun(tmp_path: Path) -> None:
-    picture = tmp_path / "ring.png"
+    image = tmp_path / "ring.png"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    flags = ["--model", "tiny-sdxl", "--prompt", PROMPT, "--num-inference-steps", "3", "--output", str(picture)]
+    flags = ["--model", "tiny-sdxl", "--prompt", PROMPT, "--num-inference-steps", "3", "--output", str(image)]
     done = subprocess.run(
         [*torchrun, "-m", "hybridiff", "generate", *flags, "--device", "cpu"],
         env=os.environ | {"PYTHONPATH": str(SOURCE)},
@@ -73,6 +75,6 @@ def test_joins_the_ranks_of_torchrun(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("cfg on 2 devices") == 1
-    report = json.loads(picture.with_suffix(".json").read_text())
+    report = json.loads(image.with_suffix(".json").read_text())
     assert (report["devices"], len(report["steps"])) == (2, 3)
-    assert picture.stat().st_size > 0
+    assert image.stat().st_size > 0

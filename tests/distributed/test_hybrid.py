@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from hybridiff.distributed.status import SLOT
-from support.jobs import Drawn, Outcome, attempt, draw_parallel, drawn_on_ranks, rank, told_alike
-from support.oracles import drawn_one_part_after_another
+from support.jobs import Generated, Outcome, attempt, generate_parallel, generated_on_ranks, rank, told_alike
+from support.oracles import generated_one_part_after_another
 from support.ranks import run_ranks
 from support.schedules import split_at
 
@@ -53,27 +53,31 @@ def test_ranks_equal_their_simulation(
     ranks: int, name: str, scheduler: str, config: dict[str, Any], changes: dict[str, Any]
 ) -> None:
     changes = changes | TWELVE
-    drawn = drawn_on_ranks(ranks, name, changes, config | {"scheduler": scheduler})
-    simulated = draw_parallel(name, changes, simulate=True, devices=ranks, scheduler=scheduler, **config)[0]
-    assert torch.equal(drawn.latents, simulated.latents)
-    assert told_alike(drawn) == told_alike(simulated)
-    assert len({step["kind"] for step in drawn.report["steps"]}) > 1
+    generated = generated_on_ranks(ranks, name, changes, config | {"scheduler": scheduler})
+    simulated = generate_parallel(name, changes, simulate=True, devices=ranks, scheduler=scheduler, **config)[0]
+    assert torch.equal(generated.latents, simulated.latents)
+    assert told_alike(generated) == told_alike(simulated)
+    assert len({step["kind"] for step in generated.report["steps"]}) > 1
 
 
 @pytest.mark.parametrize("measures", ["drift", "sensitivity"])
 @pytest.mark.parametrize("step_kind", ["cached", "reuse"])
 def test_where_devices_are_not_alike_the_leader_decides(step_kind: str, measures: str) -> None:
     config = reuse(1, tolerance=0.3) if step_kind == "reuse" else GUIDED
-    drawn, other = run_ranks(draw_on_unlike_devices, 2, config, measures, True)
-    simulated = draw_parallel("sd3", TWELVE, simulate=True, **config)[0]
-    assert told_schedule(drawn) == told_schedule(other) == told_schedule(simulated)
-    assert torch.equal(drawn.latents, simulated.latents)
+    generated, other = run_ranks(generate_on_heterogeneous_devices, 2, config, measures, True)
+    simulated = generate_parallel("sd3", TWELVE, simulate=True, **config)[0]
+    assert told_schedule(generated) == told_schedule(other) == told_schedule(simulated)
+    assert torch.equal(generated.latents, simulated.latents)
     assert torch.equal(other.latents, simulated.latents)
-    assert len({step["kind"] for step in drawn.report["steps"]}) > 1
+    assert len({step["kind"] for step in generated.report["steps"]}) > 1
 
 
-def told_schedule(drawn: Drawn) -> Any:
-    return [(step["kind"], step["phase"]) for step in drawn.report["steps"]], drawn.report["tau1"], drawn.report["tau2"]
+def told_schedule(generated: Generated) -> Any:
+    return (
+        [(step["kind"], step["phase"]) for step in generated.report["steps"]],
+        generated.report["tau1"],
+        generated.report["tau2"],
+    )
 
 
 @pytest.mark.parametrize("measures", ["drift", "sensitivity"])
@@ -85,10 +89,10 @@ def test_ranks_that_measure_differently_on_like_devices_are_found_out(measures: 
 
 
 def attempt_on_devices_that_seem_alike(measures: str) -> Outcome:
-    return attempt(lambda: draw_on_unlike_devices(GUIDED, measures, False))
+    return attempt(lambda: generate_on_heterogeneous_devices(GUIDED, measures, False))
 
 
-def draw_on_unlike_devices(config: dict[str, Any], measures: str, is_told: bool) -> Drawn:
+def generate_on_heterogeneous_devices(config: dict[str, Any], measures: str, is_told: bool) -> Generated:
     """Rank 1 measures something so unlike the leader's that it would decide otherwise.
 
     Args:
@@ -108,7 +112,7 @@ def draw_on_unlike_devices(config: dict[str, Any], measures: str, is_told: bool)
             full.drift = lambda prediction, earlier: 100 * guidance.drift(prediction, earlier)
         else:
             plan.measure_sensitivity = lambda *arguments: _other(sensitivity.measure_sensitivity(*arguments))
-    return draw_parallel("sd3", TWELVE, **config)[0]
+    return generate_parallel("sd3", TWELVE, **config)[0]
 
 
 def _other(measured: Any) -> Any:
@@ -119,8 +123,8 @@ def _other(measured: Any) -> Any:
 @pytest.mark.parametrize(("name", "ranks"), [("sdxl two levels", 2), ("sd3", 4)])
 def test_exact_is_one_branch_after_the_other(name: str, ranks: int) -> None:
     changes = {"num_images_per_prompt": ranks // 2}
-    drawn = drawn_on_ranks(ranks, name, changes, {"strategy": "hybrid", "quality": "exact"})
-    assert torch.equal(drawn.latents, drawn_one_part_after_another(name, parts=ranks, **changes))
+    generated = generated_on_ranks(ranks, name, changes, {"strategy": "hybrid", "quality": "exact"})
+    assert torch.equal(generated.latents, generated_one_part_after_another(name, parts=ranks, **changes))
 
 
 @pytest.mark.parametrize(
@@ -132,22 +136,24 @@ def test_exact_is_one_branch_after_the_other(name: str, ranks: int) -> None:
     ],
 )
 def test_half_precision(name: str, dtype: torch.dtype, config: dict[str, Any]) -> None:
-    drawn = drawn_on_ranks(2, name, TWELVE, config | {"dtype": dtype})
-    assert drawn.latents.dtype == dtype
-    assert torch.equal(drawn.latents, draw_parallel(name, TWELVE, simulate=True, dtype=dtype, **config)[0].latents)
+    generated = generated_on_ranks(2, name, TWELVE, config | {"dtype": dtype})
+    assert generated.latents.dtype == dtype
+    assert torch.equal(
+        generated.latents, generate_parallel(name, TWELVE, simulate=True, dtype=dtype, **config)[0].latents
+    )
 
 
 def test_bytes_of_a_step_by_its_kind() -> None:
     """A cached step sends nothing, a reuse step what a full one does."""
-    reused = _bytes(drawn_on_ranks(2, "sd3", TWELVE, reuse(1), runs=1))
-    cached = _bytes(drawn_on_ranks(2, "sd3", TWELVE, GUIDED, runs=1))
+    reused = _bytes(generated_on_ranks(2, "sd3", TWELVE, reuse(1), runs=1))
+    cached = _bytes(generated_on_ranks(2, "sd3", TWELVE, GUIDED, runs=1))
     gather = {"prediction": 2 * 4 * 16 * 16 * 4, "control": 2 * SLOT * 4}
     assert cached == {"full": gather, "cached": {}}
     assert reused == {"full": gather, "reuse": gather}
 
 
-def _bytes(drawn: Drawn) -> dict[str, dict[str, int]]:
+def _bytes(generated: Generated) -> dict[str, dict[str, int]]:
     kinds: dict[str, dict[str, int]] = {}
-    for step in drawn.report["steps"]:
+    for step in generated.report["steps"]:
         assert kinds.setdefault(step["kind"], step["bytes_by_purpose"]) == step["bytes_by_purpose"]
     return kinds

@@ -12,7 +12,7 @@ from hybridiff import ParallelConfig, RankError, parallelize
 from hybridiff.distributed.process import ProcessComm
 from support.failing import GROUP_TIMEOUT, SOON, parts
 from support.jobs import rank
-from support.pipelines import build, draw
+from support.pipelines import build, generate
 from support.ranks import run_ranks
 from support.schedules import callback_at, capped
 
@@ -59,10 +59,10 @@ def run_with_interrupt(asking: dict[int, int], changes: dict[str, Any], config: 
         return tensors
 
     parallel = parallelize(build(NAME), ParallelConfig(outputs="all", timeout=GROUP_TIMEOUT, **config))
-    latents = draw(parallel, NAME, **changes | EIGHT, callback_on_step_end=callback)
+    latents = generate(parallel, NAME, **changes | EIGHT, callback_on_step_end=callback)
     assert parallel.report is not None
     steps, seen = len(parallel.report.steps), list(callbacks)
-    draw(parallel, NAME, **changes | EIGHT)  # nothing of the interrupt is left
+    generate(parallel, NAME, **changes | EIGHT)  # nothing of the interrupt is left
     assert len(parallel.report.steps) == 8
     return latents, steps, seen, latents_after(steps, changes, config)
 
@@ -76,7 +76,7 @@ def latents_after(steps: int, changes: dict[str, Any], config: dict[str, Any]) -
         return tensors
 
     parallel = parallelize(build(NAME), ParallelConfig(simulate=True, **config))
-    draw(parallel, NAME, **changes | EIGHT, callback_on_step_end=keep)
+    generate(parallel, NAME, **changes | EIGHT, callback_on_step_end=keep)
     return seen[steps - 1]
 
 
@@ -132,13 +132,13 @@ def run_with_ctrl_c(config: dict[str, Any], place: str, step: int, faulty: int) 
         callback = callback_at(step - 1, arm)
     parallel = parallelize(pipe, ParallelConfig(outputs="all", timeout=GROUP_TIMEOUT, **config))
     try:
-        draw(parallel, "sd3", **EIGHT, callback_on_step_end=callback)
+        generate(parallel, "sd3", **EIGHT, callback_on_step_end=callback)
         ended = "nothing happened"
     except (KeyboardInterrupt, RankError) as error:
         ended = f"{type(error).__name__}: {error}"
     for hook in hooks:
         hook.remove()
-    return ended, draw(parallel, "sd3", **EIGHT)
+    return ended, generate(parallel, "sd3", **EIGHT)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def run_with_ctrl_c_in_message(config: dict[str, Any], message: str, step: int, 
 
     parallel = parallelize(build("sd3"), ParallelConfig(timeout=SOON, **config), comm=comm)
     try:
-        draw(parallel, "sd3", **EIGHT, callback_on_step_end=callback_at(step - 1, arm))
+        generate(parallel, "sd3", **EIGHT, callback_on_step_end=callback_at(step - 1, arm))
     except (KeyboardInterrupt, RankError) as error:
         return f"{type(error).__name__}: {error}"
     return "nothing happened"

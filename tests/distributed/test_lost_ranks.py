@@ -16,9 +16,9 @@ from hybridiff.distributed import reading
 from hybridiff.distributed.readback import Readback
 from support.events import FakeEvent
 from support.failing import GROUP_TIMEOUT, QUICK, SOON, Planted
-from support.jobs import Outcome, attempt, draw_parallel, rank
-from support.oracles import drawn_one_part_after_another
-from support.pipelines import build, denoiser_of, draw
+from support.jobs import Outcome, attempt, generate_parallel, rank
+from support.oracles import generated_one_part_after_another
+from support.pipelines import build, denoiser_of, generate
 from support.ranks import run_ranks
 from support.schedules import callback_at, capped
 
@@ -66,8 +66,8 @@ def run_until_death(way: str, timeout: float, config: dict[str, Any]) -> tuple[O
     changes = {"num_inference_steps": 6}
     pipe = build(NAME)
     parallel = parallelize(pipe, ParallelConfig(timeout=timeout, **config))
-    outcome = attempt(lambda: draw(parallel, NAME, **changes, callback_on_step_end=callback_at(2, die)))
-    again = attempt(lambda: draw(parallel, NAME, **changes))
+    outcome = attempt(lambda: generate(parallel, NAME, **changes, callback_on_step_end=callback_at(2, die)))
+    again = attempt(lambda: generate(parallel, NAME, **changes))
     return outcome, again, attempt(lambda: parallelize(pipe, ParallelConfig(timeout=timeout, **config)))
 
 
@@ -86,7 +86,7 @@ def run_beside_a_sleeper(strategy: str) -> Outcome:
             time.sleep(600)
 
     parallel = parallelize(build(NAME), ParallelConfig(strategy=strategy, timeout=SOON))
-    return attempt(lambda: draw(parallel, NAME, callback_on_step_end=callback_at(1, sleep)))
+    return attempt(lambda: generate(parallel, NAME, callback_on_step_end=callback_at(1, sleep)))
 
 
 def test_a_status_that_never_arrives() -> None:
@@ -106,28 +106,28 @@ def run_with_deaf_rank() -> Outcome:
             reading.Readback = functools.partial(Readback, make_event=lambda _: FakeEvent(ready_after=None))  # type: ignore[misc]
 
     parallel = parallelize(build(NAME), ParallelConfig(timeout=SOON))
-    return attempt(lambda: draw(parallel, NAME, callback_on_step_end=callback_at(1, deafen)))
+    return attempt(lambda: generate(parallel, NAME, callback_on_step_end=callback_at(1, deafen)))
 
 
 def test_statuses_that_take_their_time_change_nothing() -> None:
     """Every number comes by way of an event that has not happened when it is first asked for."""
-    drawn = run_ranks(draw_with_slow_events, 2)
-    assert all(torch.equal(latents, drawn_one_part_after_another(NAME)) for latents in drawn)
+    generated = run_ranks(generate_with_slow_events, 2)
+    assert all(torch.equal(latents, generated_one_part_after_another(NAME)) for latents in generated)
 
 
-def draw_with_slow_events() -> torch.Tensor:
+def generate_with_slow_events() -> torch.Tensor:
     reading.Readback = functools.partial(Readback, make_event=lambda _: FakeEvent(ready_after=3))  # type: ignore[misc]
-    return draw_parallel(NAME, {}, timeout=GROUP_TIMEOUT)[0].latents
+    return generate_parallel(NAME, {}, timeout=GROUP_TIMEOUT)[0].latents
 
 
 @pytest.mark.parametrize("detached", [True, False], ids=["detached in between", "not detached"])
 @pytest.mark.parametrize("config", [{}, capped(6, 1, 3, split_point=1)], ids=["cfg", "pipelined"])
 def test_parallelize_again_after_a_failed_call(config: dict[str, Any], detached: bool) -> None:
-    expected = drawn_one_part_after_another(NAME)
+    expected = generated_one_part_after_another(NAME)
     for number, (failed, again, stock) in enumerate(run_ranks(parallelize_after_failure, 2, config, detached)):
         assert failed.error == ("Planted" if number == 1 else "RankError")
         assert torch.equal(again, expected)
-        assert torch.equal(stock, draw(build(NAME), NAME))
+        assert torch.equal(stock, generate(build(NAME), NAME))
 
 
 def parallelize_after_failure(config: dict[str, Any], detached: bool) -> tuple[Outcome, torch.Tensor, torch.Tensor]:
@@ -139,19 +139,19 @@ def parallelize_after_failure(config: dict[str, Any], detached: bool) -> tuple[O
 
     pipe = build(NAME)
     first = parallelize(pipe, ParallelConfig(timeout=GROUP_TIMEOUT, **config))
-    failed = attempt(lambda: draw(first, NAME, num_inference_steps=6, callback_on_step_end=callback_at(2, fail)))
+    failed = attempt(lambda: generate(first, NAME, num_inference_steps=6, callback_on_step_end=callback_at(2, fail)))
     if detached:
         first.detach()
     with parallelize(pipe, ParallelConfig(timeout=GROUP_TIMEOUT, outputs="all")) as second:
-        again = draw(second, NAME)
+        again = generate(second, NAME)
     assert not hasattr(denoiser_of(pipe), "_diffusers_hook")
-    return failed, again, draw(pipe, NAME)
+    return failed, again, generate(pipe, NAME)
 
 
 @pytest.mark.slow
 def test_parallelize_again_after_a_deadline_has_passed() -> None:
     """Both ranks are alive: the second group knows nothing of the first."""
-    expected = drawn_one_part_after_another(NAME)
+    expected = generated_one_part_after_another(NAME)
     for late, again in run_ranks(parallelize_after_deadline, 2):
         assert late.error == "RankError"
         assert f"no answer from the other ranks within {SOON:g} s, or one died" in late.message
@@ -165,6 +165,6 @@ def parallelize_after_deadline() -> tuple[Outcome, torch.Tensor]:
 
     pipe = build(NAME)
     first = parallelize(pipe, ParallelConfig(timeout=SOON))
-    late = attempt(lambda: draw(first, NAME, callback_on_step_end=callback_at(1, sleep)))
+    late = attempt(lambda: generate(first, NAME, callback_on_step_end=callback_at(1, sleep)))
     second = parallelize(pipe, ParallelConfig(timeout=GROUP_TIMEOUT, outputs="all"))
-    return late, draw(second, NAME)
+    return late, generate(second, NAME)

@@ -14,7 +14,7 @@ from hybridiff.distributed.process import ProcessComm
 from hybridiff.distributed.status import SLOT
 from support.by_hand import level_split
 from support.networks import count_layers
-from support.pipelines import build, denoiser_of, draw
+from support.pipelines import build, denoiser_of, generate
 from support.ranks import run_ranks
 from support.schedules import capped, split_at
 
@@ -67,10 +67,10 @@ def watch(
 
     changes = {"num_inference_steps": STEPS, "num_images_per_prompt": images} | (changes or {})
     parallel = parallelize(pipe, ParallelConfig(outputs="all", **config), comm=comm)
-    draw(parallel, name, **changes)
+    generate(parallel, name, **changes)
     counts.clear()
     comm.messages.clear()
-    draw(parallel, name, **changes, callback_on_step_end=note)
+    generate(parallel, name, **changes, callback_on_step_end=note)
     assert parallel.report is not None
     for step, record in zip(seen, parallel.report.to_dict()["steps"], strict=True):
         step["bytes"], step["kind"] = record["bytes_by_purpose"], record["kind"]
@@ -199,6 +199,6 @@ def test_a_trace_holds_what_all_ranks_did_on_every_rank() -> None:
 
 def spans_of_a_run(config: dict[str, Any]) -> list[tuple[int, str]]:
     parallel = parallelize(build("sd3"), ParallelConfig(outputs="all", **config))
-    draw(parallel, "sd3", num_inference_steps=STEPS)
+    generate(parallel, "sd3", num_inference_steps=STEPS)
     assert parallel.report is not None
     return [(span.rank, span.name) for span in parallel.report.spans]

@@ -10,7 +10,7 @@ import torch
 from hybridiff import ParallelConfig, parallelize
 from support.failing import GROUP_TIMEOUT, QUICK, Planted, parts
 from support.jobs import Outcome, attempt, rank
-from support.pipelines import build, draw
+from support.pipelines import build, generate
 from support.ranks import run_ranks
 from support.schedules import callback_at, capped
 
@@ -85,8 +85,8 @@ def run_with_nan(
     changes = STEPS | changes
     if step == 0:
         arm()
-    outcome = attempt(lambda: draw(parallel, "sd3", **changes, callback_on_step_end=callback_at(step - 1, arm)))
-    return outcome, draw(parallel, "sd3", **changes)
+    outcome = attempt(lambda: generate(parallel, "sd3", **changes, callback_on_step_end=callback_at(step - 1, arm)))
+    return outcome, generate(parallel, "sd3", **changes)
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -120,4 +120,4 @@ def run_with_nan_and_fault(config: dict[str, Any], step: int) -> Outcome:
             pipe.scheduler.step = fail
 
     parallel = parallelize(pipe, ParallelConfig(timeout=GROUP_TIMEOUT, **config))
-    return attempt(lambda: draw(parallel, "sd3", **STEPS, **TWO, callback_on_step_end=callback_at(step - 1, arm)))
+    return attempt(lambda: generate(parallel, "sd3", **STEPS, **TWO, callback_on_step_end=callback_at(step - 1, arm)))

@@ -9,9 +9,9 @@ import torch
 
 from hybridiff import ParallelConfig, PublishedSettings, parallelize
 from support.failing import GROUP_TIMEOUT
-from support.jobs import Drawn, Outcome, attempt, draw_parallel, drawn_on_ranks, on_ranks, rank, told_alike
+from support.jobs import Generated, Outcome, attempt, generate_parallel, generated_on_ranks, on_ranks, rank, told_alike
 from support.networks import adapter_of
-from support.pipelines import build, denoiser_of, draw
+from support.pipelines import build, denoiser_of, generate
 from support.ranks import run_ranks
 from support.schedules import callback_at, capped, guidance_until, split_at
 
@@ -43,11 +43,11 @@ def test_two_ranks_equal_their_simulation(
 ) -> None:
     changes = changes | {"num_inference_steps": steps}
     config = capped(steps, steps // 4, steps // 2, split_point=split_point, scheduler=scheduler)
-    drawn = drawn_on_ranks(2, name, changes, config, runs=2 if steps <= 10 else 1)
-    simulated = draw_parallel(name, changes, simulate=True, **config)[0]
-    assert torch.equal(drawn.latents, simulated.latents)
-    assert [told_alike(drawn)[i] for i in (0, 1, 2, 4)] == [told_alike(simulated)[i] for i in (0, 1, 2, 4)]
-    kinds = [step["kind"] for step in drawn.report["steps"]]
+    generated = generated_on_ranks(2, name, changes, config, runs=2 if steps <= 10 else 1)
+    simulated = generate_parallel(name, changes, simulate=True, **config)[0]
+    assert torch.equal(generated.latents, simulated.latents)
+    assert [told_alike(generated)[i] for i in (0, 1, 2, 4)] == [told_alike(simulated)[i] for i in (0, 1, 2, 4)]
+    kinds = [step["kind"] for step in generated.report["steps"]]
     assert kinds.count("pipelined") == steps // 2
     assert kinds[steps // 4 + 1 :][: steps // 2] == ["pipelined"] * (steps // 2)
 
@@ -75,7 +75,7 @@ def test_the_split_that_work_counts_for(name: str) -> None:
         split_at("pipelined", index),
         split_at("pipelined", len(points)),
     ):  # the last one not there
-        simulated = draw_parallel(name, changes, simulate=True, calibration=calibration, **config)[0]
+        simulated = generate_parallel(name, changes, simulate=True, calibration=calibration, **config)[0]
         assert torch.equal(first.latents, simulated.latents)
         assert torch.equal(second.latents, simulated.latents)
 
@@ -83,9 +83,9 @@ def test_the_split_that_work_counts_for(name: str) -> None:
 @pytest.mark.parametrize(("name", "dtype"), [(SMALL, torch.float16), ("sd3", torch.bfloat16)])
 def test_half_precision(name: str, dtype: torch.dtype) -> None:
     changes, config = {"num_inference_steps": 10}, capped(10, 3, 4, split_point=1, dtype=dtype)
-    drawn = drawn_on_ranks(2, name, changes, config)
-    assert drawn.latents.dtype == dtype
-    assert torch.equal(drawn.latents, draw_parallel(name, changes, simulate=True, **config)[0].latents)
+    generated = generated_on_ranks(2, name, changes, config)
+    assert generated.latents.dtype == dtype
+    assert torch.equal(generated.latents, generate_parallel(name, changes, simulate=True, **config)[0].latents)
 
 
 @pytest.mark.parametrize(
@@ -96,17 +96,17 @@ def test_half_precision(name: str, dtype: torch.dtype) -> None:
     ],
 )
 def test_guidance_that_ends_in_the_parallel_phase(name: str, changes: dict[str, Any]) -> None:
-    ranks = run_ranks(draw_until_guidance_ends, 2, name, changes, False)
-    simulated = draw_until_guidance_ends(name, changes, True)
-    for drawn in ranks:
-        assert torch.equal(drawn.latents, simulated.latents)
-        assert told_alike(drawn) == told_alike(simulated)
+    ranks = run_ranks(generate_until_guidance_ends, 2, name, changes, False)
+    simulated = generate_until_guidance_ends(name, changes, True)
+    for generated in ranks:
+        assert torch.equal(generated.latents, simulated.latents)
+        assert told_alike(generated) == told_alike(simulated)
     assert [step["kind"] for step in simulated.report["steps"]] == ["full"] * 4 + ["pipelined"] * 2 + ["full"] * 4
 
 
-def draw_until_guidance_ends(name: str, changes: dict[str, Any], simulate: bool) -> Drawn:
+def generate_until_guidance_ends(name: str, changes: dict[str, Any], simulate: bool) -> Generated:
     changes = changes | guidance_until(name, 5) | {"num_inference_steps": 10}
-    return draw_parallel(name, changes, simulate=simulate, **capped(10, 3, 4, split_point=1))[0]
+    return generate_parallel(name, changes, simulate=simulate, **capped(10, 3, 4, split_point=1))[0]
 
 
 def test_steps_of_skip_layer_guidance_are_full() -> None:
@@ -114,10 +114,10 @@ def test_steps_of_skip_layer_guidance_are_full() -> None:
     changes: dict[str, Any] = {"skip_guidance_layers": [1], "num_inference_steps": 10}
     changes |= {"skip_layer_guidance_start": 0.35, "skip_layer_guidance_stop": 0.55}
     config = capped(10, 3, 4, split_point=1)
-    drawn = drawn_on_ranks(2, "sd3", changes, config)
-    assert torch.equal(drawn.latents, draw_parallel("sd3", changes, simulate=True, **config)[0].latents)
-    assert [step["kind"] for step in drawn.report["steps"]] == ["full"] * 6 + ["pipelined"] * 2 + ["full"] * 2
-    assert [step.get("extra_evaluations", 0) for step in drawn.report["steps"]] == [0] * 4 + [1] * 2 + [0] * 4
+    generated = generated_on_ranks(2, "sd3", changes, config)
+    assert torch.equal(generated.latents, generate_parallel("sd3", changes, simulate=True, **config)[0].latents)
+    assert [step["kind"] for step in generated.report["steps"]] == ["full"] * 6 + ["pipelined"] * 2 + ["full"] * 2
+    assert [step.get("extra_evaluations", 0) for step in generated.report["steps"]] == [0] * 4 + [1] * 2 + [0] * 4
 
 
 @pytest.mark.parametrize("asking", [0, 1])
@@ -141,7 +141,7 @@ def test_an_interrupt_on_one_rank_stops_both_after_the_same_step(last: int, step
         return tensors
 
     changes = {"num_inference_steps": 10, "callback_on_step_end": keep}
-    draw_parallel("sd3", changes, simulate=True, **capped(10, 3, 4, split_point=1))
+    generate_parallel("sd3", changes, simulate=True, **capped(10, 3, 4, split_point=1))
     for interrupted, count, whole in results:
         assert count == steps <= last + 3
         assert torch.equal(interrupted, kept[steps - 1])
@@ -156,9 +156,9 @@ def run_with_interrupt(last: int, asking: int) -> Any:
     parallel = parallelize(
         build("sd3"), ParallelConfig(outputs="all", timeout=GROUP_TIMEOUT, **capped(10, 3, 4, split_point=1))
     )
-    interrupted = draw(parallel, "sd3", **changes, callback_on_step_end=callback_at(last, interrupt))
+    interrupted = generate(parallel, "sd3", **changes, callback_on_step_end=callback_at(last, interrupt))
     assert parallel.report is not None
-    return interrupted, len(parallel.report.steps), draw(parallel, "sd3", **changes)
+    return interrupted, len(parallel.report.steps), generate(parallel, "sd3", **changes)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -188,7 +188,7 @@ def refusals() -> tuple[list[Outcome], int]:
         def call(pipe: Any = pipe, settings: dict[str, Any] = settings) -> None:
             config = ParallelConfig(strategy="published", published=PublishedSettings(**settings))
             with parallelize(pipe, config) as parallel:
-                draw(parallel, "sd3", num_inference_steps=10)
+                generate(parallel, "sd3", num_inference_steps=10)
 
         outcomes.append(attempt(call))
     return outcomes, len(calls)

@@ -9,8 +9,8 @@ import torch
 
 from hybridiff import ParallelConfig, parallelize
 from support.failing import GROUP_TIMEOUT, QUICK, Planted, check_fault, run_with_fault
-from support.jobs import Outcome, attempt, draw_parallel, rank
-from support.pipelines import build, draw
+from support.jobs import Outcome, attempt, generate_parallel, rank
+from support.pipelines import build, generate
 from support.ranks import run_ranks
 from support.schedules import callback_at, capped
 
@@ -40,7 +40,7 @@ def fail_in_a_run(
 @pytest.fixture(scope="module")
 def expected() -> dict[str, torch.Tensor]:
     config = capped(10, TAU1, PARALLEL_STEPS, split_point=1)
-    return {name: draw_parallel(name, STEPS, simulate=True, **config)[0].latents for name in ("sd15", "sd3")}
+    return {name: generate_parallel(name, STEPS, simulate=True, **config)[0].latents for name in ("sd15", "sd3")}
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def run_with_one_leaving(leaving: int, step: int) -> Outcome:
 
     config = capped(10, TAU1, PARALLEL_STEPS, split_point=1, timeout=GROUP_TIMEOUT)
     parallel = parallelize(build("sd3"), ParallelConfig(**config))
-    return attempt(lambda: draw(parallel, "sd3", **STEPS, callback_on_step_end=callback_at(step, leave)))
+    return attempt(lambda: generate(parallel, "sd3", **STEPS, callback_on_step_end=callback_at(step, leave)))
 
 
 @pytest.mark.parametrize("faulty", [0, 1])
@@ -145,4 +145,4 @@ def run_with_fault_in_measurement(faulty: int) -> tuple[Outcome, Outcome]:
     hooks.append(pipe.transformer.proj_out.register_forward_pre_hook(fail))
     config = capped(10, TAU1, PARALLEL_STEPS, outputs="all", timeout=GROUP_TIMEOUT)
     parallel = parallelize(pipe, ParallelConfig(**config))
-    return attempt(lambda: draw(parallel, "sd3", **STEPS)), attempt(lambda: draw(parallel, "sd3", **STEPS))
+    return attempt(lambda: generate(parallel, "sd3", **STEPS)), attempt(lambda: generate(parallel, "sd3", **STEPS))

@@ -12,7 +12,7 @@ import torch
 from hybridiff import ParallelConfig, UsageError, parallelize
 from support.failing import SOON, Planted
 from support.jobs import Outcome, attempt, rank
-from support.pipelines import SCHEDULERS, build, call_arguments, draw, picture
+from support.pipelines import SCHEDULERS, build, call_arguments, generate, start_image
 from support.ranks import run_ranks
 
 pytestmark = pytest.mark.distributed
@@ -67,9 +67,9 @@ def call_differently(changes: dict[str, Any]) -> tuple[Outcome, int]:
     pipe = build(NAME)
     networks_run = count_networks(pipe)
     parallel = parallelize(pipe, ParallelConfig(outputs="all"))
-    outcome = attempt(lambda: draw(parallel, NAME, **(changes if rank() == 1 else {})))
+    outcome = attempt(lambda: generate(parallel, NAME, **(changes if rank() == 1 else {})))
     before = networks_run()
-    draw(parallel, NAME)  # the refusal broke nothing
+    generate(parallel, NAME)  # the refusal broke nothing
     return outcome, before
 
 
@@ -85,7 +85,7 @@ def call_sd3_with_unknown_argument() -> tuple[Outcome, int]:
     pipe = build("sd3")
     networks_run = count_networks(pipe)
     changes = {"promt": "a"} if rank() == 1 else {}
-    return attempt(lambda: draw(parallelize(pipe), "sd3", **changes)), networks_run()
+    return attempt(lambda: generate(parallelize(pipe), "sd3", **changes)), networks_run()
 
 
 def check_refusals(results: list[tuple[Outcome, int]], sentence: str) -> None:
@@ -122,7 +122,7 @@ def call_different_pipelines(case: str) -> tuple[Outcome, int]:
     if rank() == 1:
         PIPES[case][0](pipe)
     networks_run = count_networks(pipe)
-    return attempt(lambda: draw(parallelize(pipe), NAME)), networks_run()
+    return attempt(lambda: generate(parallelize(pipe), NAME)), networks_run()
 
 
 def test_the_same_image_passes_and_another_does_not() -> None:
@@ -134,8 +134,8 @@ def test_the_same_image_passes_and_another_does_not() -> None:
 def call_with_images() -> tuple[Outcome, Outcome]:
     name = "sdxl img2img"
     parallel = parallelize(build(name), ParallelConfig(outputs="all"))
-    other = picture().rotate(90 * rank())
-    return attempt(lambda: draw(parallel, name)), attempt(lambda: draw(parallel, name, image=other))
+    other = start_image().rotate(90 * rank())
+    return attempt(lambda: generate(parallel, name)), attempt(lambda: generate(parallel, name, image=other))
 
 
 class Thing:
@@ -152,7 +152,7 @@ def test_the_same_object_elsewhere_in_memory_passes() -> None:
 
 def call_with_thing() -> torch.Tensor:
     parallel = parallelize(build("sd3"), ParallelConfig(outputs="all"))
-    return draw(parallel, "sd3", joint_attention_kwargs={"thing": Thing()})
+    return generate(parallel, "sd3", joint_attention_kwargs={"thing": Thing()})
 
 
 # (ranks, config of rank 0, what rank 1 has otherwise, sentence)
@@ -225,7 +225,7 @@ def fail_before_the_start(moment: str) -> Outcome:
     parallel = None if moment == "parallelize" else parallelize(pipe)
     if rank() == 1:
         agreement.describe_call = fail
-    return attempt(lambda: parallelize(pipe) if parallel is None else draw(parallel, NAME))
+    return attempt(lambda: parallelize(pipe) if parallel is None else generate(parallel, NAME))
 
 
 def test_a_detached_pipeline() -> None:
@@ -240,7 +240,7 @@ def call_detached() -> tuple[Outcome, int]:
     networks_run = count_networks(pipe)
     parallel = parallelize(pipe)
     parallel.detach()
-    return attempt(lambda: draw(parallel, NAME)), networks_run()
+    return attempt(lambda: generate(parallel, NAME)), networks_run()
 
 
 def test_a_rank_that_does_not_come() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from hybridiff import ParallelConfig, parallelize
 from support.jobs import Outcome, attempt, rank
-from support.pipelines import build, draw
+from support.pipelines import build, generate
 from support.schedules import callback_at
 
 GROUP_TIMEOUT = 60.0  # no rank is to wait that long
@@ -61,8 +61,8 @@ def run_with_fault(
         callback = callback_at(step - 1, lambda _: _fail_once(pipe.scheduler) if rank() == faulty else None)
     else:
         callback = callback_at(step - 1, arm)
-    outcome = attempt(lambda: draw(parallel, name, **changes, callback_on_step_end=callback))
-    return outcome, attempt(lambda: draw(parallel, name, **changes))
+    outcome = attempt(lambda: generate(parallel, name, **changes, callback_on_step_end=callback))
+    return outcome, attempt(lambda: generate(parallel, name, **changes))
 
 
 def parts(name: str, pipe: Any) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def _fail_once(scheduler: Any) -> None:
 def check_fault(
     results: list[tuple[Outcome, Outcome]], faulty: int, place: str, where: str, expected: torch.Tensor
 ) -> None:
-    """The rank at fault raises its own error, the others name rank, phase, step and cause; then all draw again."""
+    """The rank at fault raises its own error, the others name rank, phase, step and cause; then all generate again."""
     for number, (outcome, again) in enumerate(results):
         if number == faulty:
             assert (outcome.error, outcome.message) == ("Planted", place)

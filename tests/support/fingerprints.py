@@ -1,7 +1,7 @@
-"""Fingerprints of what the embedded models draw: the bits of the latents, recorded before the code was rearranged.
+"""Fingerprints of what the embedded models generate: the bits of the latents, recorded before the code was rearranged.
 
-`python -m support.fingerprints` (from tests/) draws every case and writes the file anew; only a change that is meant to
-change images may do so, and has to say why.
+`python -m support.fingerprints` (from tests/) generates every case and writes the file anew; only a change that is meant
+to change images may do so, and has to say why.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Case:
     def name(self) -> str:
         return " ".join(filter(None, [self.model, self.how, f"{self.steps} steps", self.scheduler]))
 
-    def draw(self) -> dict[str, Any]:
-        """Draw it and take its fingerprint."""
+    def generate(self) -> dict[str, Any]:
+        """Generate it and take its fingerprint."""
         pipe = load_pipeline(self.model, scheduler=self.scheduler)
         pipe.set_progress_bar_config(disable=True)
         with parallelize(pipe, ParallelConfig(simulate=True, **self.config)) as parallel:
@@ -109,10 +109,10 @@ def cases() -> list[Case]:
 
 
 def write() -> None:
-    """Draw every case and write the file."""
+    """Generate every case and write the file."""
     torch.set_num_threads(1)
-    drawn = {case.name: case.draw() for case in cases()}
-    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(found)}" for name, found in drawn.items())
+    generated = {case.name: case.generate() for case in cases()}
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(found)}" for name, found in generated.items())
     FILE.parent.mkdir(exist_ok=True)
     FILE.write_text(f'{{\n "machine": {json.dumps(machine())},\n "cases": {{\n{lines}\n }}\n}}\n')
 

@@ -11,13 +11,13 @@ import torch
 import torch.distributed as dist
 
 from hybridiff import ParallelConfig, RankError, parallelize
-from support.pipelines import build, draw
+from support.pipelines import build, generate
 from support.ranks import run_ranks
 
 
 @dataclass
-class Drawn:
-    """Latents and the report of the run that drew them."""
+class Generated:
+    """Latents and the report of the run that generated them."""
 
     latents: torch.Tensor
     report: dict[str, Any]
@@ -33,27 +33,27 @@ class Outcome:
     seconds: float = 0.0
 
 
-def draw_parallel(
+def generate_parallel(
     name: str,
     changes: dict[str, Any],
     scheduler: str | None = None,
     runs: int = 1,
     dtype: torch.dtype = torch.float32,
     **config: Any,
-) -> list[Drawn]:
-    """Draw several times in turn with one parallel pipeline, with a fresh generator each time."""
-    drawn = []
+) -> list[Generated]:
+    """Generate several times in turn with one parallel pipeline, with a fresh generator each time."""
+    generated = []
     with parallelize(build(name, scheduler).to(dtype), ParallelConfig(outputs="all", **config)) as parallel:
         for _ in range(runs):
-            latents = draw(parallel, name, **changes)
+            latents = generate(parallel, name, **changes)
             assert parallel.report is not None
-            drawn.append(Drawn(latents, parallel.report.to_dict()))
-    return drawn
+            generated.append(Generated(latents, parallel.report.to_dict()))
+    return generated
 
 
-def on_ranks(name: str, changes: dict[str, Any], config: dict[str, Any]) -> list[Drawn]:
-    """`draw_parallel` with its keyword arguments in a dict."""
-    return draw_parallel(name, changes, **config)
+def on_ranks(name: str, changes: dict[str, Any], config: dict[str, Any]) -> list[Generated]:
+    """`generate_parallel` with its keyword arguments in a dict."""
+    return generate_parallel(name, changes, **config)
 
 
 def attempt(action: Callable[[], Any]) -> Outcome:
@@ -71,20 +71,22 @@ def rank() -> int:
     return dist.get_rank()
 
 
-def drawn_on_ranks(ranks: int, name: str, changes: dict[str, Any], config: dict[str, Any], runs: int = 2) -> Drawn:
-    """What ranks draw in some runs, which must be the same in all of them and on every rank."""
+def generated_on_ranks(
+    ranks: int, name: str, changes: dict[str, Any], config: dict[str, Any], runs: int = 2
+) -> Generated:
+    """What ranks generate in some runs, which must be the same in all of them and on every rank."""
     results = run_ranks(on_ranks, ranks, name, changes, config | {"runs": runs})
     first = results[0][0]
     for ranks_runs in results:
-        for drawn in ranks_runs:
-            assert torch.equal(drawn.latents, first.latents)
-            assert told_alike(drawn) == told_alike(first)
+        for generated in ranks_runs:
+            assert torch.equal(generated.latents, first.latents)
+            assert told_alike(generated) == told_alike(first)
     return first  # type: ignore[no-any-return]
 
 
-def told_alike(drawn: Drawn) -> Any:
+def told_alike(generated: Generated) -> Any:
     """What reports must agree on: everything but times, and what the first step of a first run costs."""
     told = ("index", "phase", "kind", "discrepancy", "drift")
-    steps = [{key: step[key] for key in told} for step in drawn.report["steps"]]
-    report = drawn.report
+    steps = [{key: step[key] for key in told} for step in generated.report["steps"]]
+    report = generated.report
     return steps, report["tau1"], report["tau2"], report["stages"].get("point"), report["notes"]

@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 
-from support.pipelines import build, denoiser_of, draw
+from support.pipelines import build, denoiser_of, generate
 
 
-def drawn_one_part_after_another(
+def generated_one_part_after_another(
     name: str, parts: int = 2, scheduler: str | None = None, **changes: Any
 ) -> torch.Tensor:
     """Latents of a stock pipeline in this process, its denoiser fed with `parts` equal parts of the batch in turn.
 
-    Two parts are the guidance branches; four parts of two pictures are single rows.
+    Two parts are the guidance branches; four parts of two images are single rows.
     """
     pipe = build(name, scheduler)
     with one_part_after_another(pipe, parts):
-        return draw(pipe, name, **changes)
+        return generate(pipe, name, **changes)
 
 
 @contextmanager

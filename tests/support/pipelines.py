@@ -159,7 +159,7 @@ def call_arguments(name: str, seed: int = 3, **changes: Any) -> dict[str, Any]:
         "output_type": "latent",
     }
     if "img2img" in name or "inpaint" in name:
-        arguments |= {"image": picture(), "strength": 0.8}
+        arguments |= {"image": start_image(), "strength": 0.8}
     else:
         arguments |= {"height": SIZE, "width": SIZE}
     if "inpaint" in name:
@@ -169,14 +169,14 @@ def call_arguments(name: str, seed: int = 3, **changes: Any) -> dict[str, Any]:
     return arguments | changes
 
 
-def draw(pipe: Any, name: str, **changes: Any) -> torch.Tensor:
-    """The latents that a stock or a parallel pipeline draws."""
+def generate(pipe: Any, name: str, **changes: Any) -> torch.Tensor:
+    """The latents that a stock or a parallel pipeline generates."""
     latents = pipe(**call_arguments(name, **changes)).images
     assert isinstance(latents, torch.Tensor)
     return latents
 
 
-def picture() -> Image.Image:
+def start_image() -> Image.Image:
     """An image to start from: a colour gradient."""
     ramp = Image.linear_gradient("L").resize((SIZE, SIZE))
     return Image.merge("RGB", (ramp, ramp.rotate(90), ramp.rotate(180)))

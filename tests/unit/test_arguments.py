@@ -11,15 +11,15 @@ import torch
 
 from hybridiff import ParallelConfig, UsageError, parallelize
 from hybridiff.arguments import SizeLimits, check_arguments
-from support.oracles import drawn_one_part_after_another
-from support.pipelines import build, call_arguments, draw
+from support.oracles import generated_one_part_after_another
+from support.pipelines import build, call_arguments, generate
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"guidance_scale": math.nan}, "guidance_scale must be a finite number, got nan"),
     ({"guidance_scale": math.inf}, "guidance_scale must be a finite number, got inf"),
     ({"guidance_scale": -math.inf}, "guidance_scale must be a finite number, got -inf"),
     ({"guidance_scale": -1.0}, "guidance_scale must be at least 0, got -1"),
-    ({"guidance_scale": 1e9}, r"guidance_scale must be at most 1e\+06, got 1e\+09"),
+    ({"guidance_scale": 1e9}, r"guidance_scale must be at most 1000000, got 1e\+09"),
     ({"guidance_scale": np.float32("nan")}, "guidance_scale must be a finite number, got nan"),
     ({"height": 10_000_000}, "height must be at most .* pixels for StableDiffusion.*, got 10000000"),
     ({"width": 10_000_000}, "width must be at most .* pixels for StableDiffusion.*, got 10000000"),
@@ -51,7 +51,7 @@ def test_what_cannot_work_is_refused_before_anything_runs(name: str, changes: di
         module.register_forward_pre_hook(lambda *_: pytest.fail("a network ran"))
     parallel = parallelize(pipe, ParallelConfig(simulate=True))
     with pytest.raises(UsageError, match=f"^{sentence}$"):
-        draw(parallel, name, **changes)
+        generate(parallel, name, **changes)
     assert parallel.report is None
 
 
@@ -63,14 +63,14 @@ def test_arguments_of_one_family(name: str, changes: dict[str, Any]) -> None:
         parallelize(build(name), ParallelConfig(simulate=True)) as parallel,
         pytest.raises(UsageError, match=next(iter(changes))),
     ):
-        draw(parallel, name, **changes)
+        generate(parallel, name, **changes)
 
 
 def test_the_largest_image_is_that_of_the_networks_positions() -> None:
     with parallelize(build("sd3"), ParallelConfig(simulate=True)) as parallel:
-        assert draw(parallel, "sd3", height=96, width=32, num_inference_steps=1).shape[-2:] == (48, 16)
+        assert generate(parallel, "sd3", height=96, width=32, num_inference_steps=1).shape[-2:] == (48, 16)
         with pytest.raises(UsageError, match="height must be at most 96 pixels for StableDiffusion3Pipeline, got 112"):
-            draw(parallel, "sd3", height=112)
+            generate(parallel, "sd3", height=112)
 
 
 def test_a_positional_argument_is_named_too() -> None:
@@ -88,8 +88,8 @@ def test_an_error_leaves_the_pipeline_in_order() -> None:
     parallel = parallelize(build("sd3"), ParallelConfig(simulate=True))
     for changes, _ in REFUSED:
         with pytest.raises(UsageError):
-            draw(parallel, "sd3", **changes)
-    assert torch.equal(draw(parallel, "sd3"), drawn_one_part_after_another("sd3"))
+            generate(parallel, "sd3", **changes)
+    assert torch.equal(generate(parallel, "sd3"), generated_one_part_after_another("sd3"))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_an_error_leaves_the_pipeline_in_order() -> None:
 )
 def test_what_the_stock_pipeline_takes_is_taken(changes: dict[str, Any]) -> None:
     with parallelize(build("sd3"), ParallelConfig(simulate=True)) as parallel:
-        assert torch.equal(draw(parallel, "sd3", **changes), drawn_one_part_after_another("sd3", **changes))
+        assert torch.equal(generate(parallel, "sd3", **changes), generated_one_part_after_another("sd3", **changes))
 
 
 def test_sizes_by_their_limits() -> None:

@@ -1,4 +1,4 @@
-"""The embedded models draw what they drew before the house was rearranged: the same bits, the same schedules."""
+"""The embedded models generate what they did before the house was rearranged: the same bits, the same schedules."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ SAME_MACHINE = RECORDED["machine"] == machine()
 
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.name)
 def test_images_are_what_they_were(case: Case) -> None:
-    expected, drawn = RECORDED["cases"][case.name], case.draw()
-    assert drawn["schedule"] == expected["schedule"]
+    expected, generated = RECORDED["cases"][case.name], case.generate()
+    assert generated["schedule"] == expected["schedule"]
     if SAME_MACHINE:
-        assert drawn["sha256"] == expected["sha256"]
+        assert generated["sha256"] == expected["sha256"]
     else:  # another processor rounds differently
-        assert drawn["coarse"] == pytest.approx(expected["coarse"], abs=0.02)
+        assert generated["coarse"] == pytest.approx(expected["coarse"], abs=0.02)
 
 
-def test_every_recorded_case_is_drawn() -> None:
+def test_every_recorded_case_is_generated() -> None:
     assert {case.name for case in cases()} == set(RECORDED["cases"])

@@ -13,8 +13,8 @@ import torch
 from hybridiff import ParallelConfig, ParallelPipeline, RankError, UsageError, parallelize
 from hybridiff.schedule.calibration import Calibration
 from support.calibrations import ENTRY, calibration_file, entry_with
-from support.oracles import differences, drawn_one_part_after_another, state_of
-from support.pipelines import build, draw
+from support.oracles import differences, generated_one_part_after_another, state_of
+from support.pipelines import build, generate
 from support.schedules import callback_at
 
 NAME = "sdxl two levels"
@@ -43,11 +43,11 @@ def test_a_second_parallelize_takes_the_place_of_the_first() -> None:
     pipe = build(NAME)
     first = parallelize(pipe, ParallelConfig(simulate=True))
     second = parallelize(pipe, ParallelConfig(simulate=True))
-    assert torch.equal(draw(second, NAME), drawn_one_part_after_another(NAME))
+    assert torch.equal(generate(second, NAME), generated_one_part_after_another(NAME))
     with pytest.raises(UsageError, match="this pipeline was detached; call parallelize"):
-        draw(first, NAME)
+        generate(first, NAME)
     first.detach()  # which it is already
-    assert torch.equal(draw(second, NAME), drawn_one_part_after_another(NAME))
+    assert torch.equal(generate(second, NAME), generated_one_part_after_another(NAME))
     second.detach()
     assert not hasattr(pipe.unet, "_diffusers_hook")
 
@@ -57,10 +57,10 @@ def test_a_second_parallelize_after_a_call_that_failed(strategy: str) -> None:
     pipe = build("sd3")
     parallel = parallelize(pipe, ParallelConfig(strategy, simulate=True))
     with pytest.raises(RuntimeError, match="planted"):
-        draw(parallel, "sd3", callback_on_step_end=callback_at(1, planted(RuntimeError("planted"))))
+        generate(parallel, "sd3", callback_on_step_end=callback_at(1, planted(RuntimeError("planted"))))
     with parallelize(pipe, ParallelConfig(simulate=True)) as again:
-        assert torch.equal(draw(again, "sd3"), drawn_one_part_after_another("sd3"))
-    assert torch.equal(draw(pipe, "sd3"), draw(build("sd3"), "sd3"))
+        assert torch.equal(generate(again, "sd3"), generated_one_part_after_another("sd3"))
+    assert torch.equal(generate(pipe, "sd3"), generate(build("sd3"), "sd3"))
 
 
 def planted(error: BaseException) -> Callable[[Any], None]:
@@ -86,7 +86,7 @@ def test_a_process_alone_says_that_nothing_is_shared(strategy: str) -> None:
             parallelize(build(NAME), ParallelConfig(strategy))
         return
     parallel = parallelize(build(NAME), ParallelConfig(strategy))
-    draw(parallel, NAME)
+    generate(parallel, NAME)
     assert [note for note in notes_of(parallel) if "nothing is shared: this is the only rank" in note]
 
 
@@ -97,7 +97,7 @@ def test_a_process_alone_says_that_nothing_is_shared(strategy: str) -> None:
 )
 def test_nothing_is_said_where_one_process_is_meant(config: dict[str, Any]) -> None:
     parallel = parallelize(build(NAME), ParallelConfig(**config))
-    draw(parallel, NAME)
+    generate(parallel, NAME)
     assert not [note for note in notes_of(parallel) if "nothing is shared" in note]
 
 
@@ -146,14 +146,14 @@ def test_a_call_does_not_notice_what_happens_to_the_file(
 ) -> None:
     file = calibration_file(tmp_path, entry_with(kind, num_inference_steps=10))
     with simulate("sd3", strategy, **file) as parallel:
-        expected = draw(parallel, "sd3", **STEPS)
+        expected = generate(parallel, "sd3", **STEPS)
         notes = notes_of(parallel)
     reads.clear()
     with simulate("sd3", strategy, **file) as parallel:
         assert reads == [tmp_path / "calibration.json"]
         change(tmp_path / "calibration.json")
         for _ in range(2):
-            assert torch.equal(draw(parallel, "sd3", **STEPS), expected)
+            assert torch.equal(generate(parallel, "sd3", **STEPS), expected)
             assert notes_of(parallel) == notes
     assert len(reads) == 1
 
@@ -161,10 +161,10 @@ def test_a_call_does_not_notice_what_happens_to_the_file(
 def test_a_calibration_in_memory_is_not_read(tmp_path: Path, reads: list[Path]) -> None:
     entry = entry_with("cached", num_inference_steps=10)
     with simulate("sd3", "hybrid", **calibration_file(tmp_path, entry)) as parallel:
-        expected = draw(parallel, "sd3", **STEPS)
+        expected = generate(parallel, "sd3", **STEPS)
     reads.clear()
     with simulate("sd3", "hybrid", calibration=Calibration("someone/a-model", (entry,))) as parallel:
-        assert torch.equal(draw(parallel, "sd3", **STEPS), expected)
+        assert torch.equal(generate(parallel, "sd3", **STEPS), expected)
     assert reads == []
 
 
@@ -193,9 +193,9 @@ class Unprintable:
 def test_errors_that_are_not_ours_stay_what_they_are(strategy: str, changes: dict[str, Any], error: Exception) -> None:
     parallel = simulate(strategy=strategy)
     with pytest.raises(type(error), match=str(error)) as caught:
-        draw(parallel, NAME, **changes)
+        generate(parallel, NAME, **changes)
     assert type(caught.value) is type(error)
-    assert torch.equal(draw(parallel, NAME), draw(simulate(strategy=strategy), NAME))
+    assert torch.equal(generate(parallel, NAME), generate(simulate(strategy=strategy), NAME))
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_errors_that_are_not_ours_stay_what_they_are(strategy: str, changes: dic
 )
 def test_users_mistakes_are_usage_errors(changes: dict[str, Any], sentence: str) -> None:
     with simulate("sd3") as parallel, pytest.raises(UsageError, match=sentence):
-        draw(parallel, "sd3", **changes)
+        generate(parallel, "sd3", **changes)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3)], ids=lambda error: type(error).__name__)
@@ -219,9 +219,9 @@ def test_users_mistakes_are_usage_errors(changes: dict[str, Any], sentence: str)
 def test_an_end_from_outside_leaves_the_pipeline_in_order(strategy: str, error: BaseException) -> None:
     parallel = simulate("sd3", strategy)
     with pytest.raises(type(error)):
-        draw(parallel, "sd3", callback_on_step_end=callback_at(1, planted(error)))
+        generate(parallel, "sd3", callback_on_step_end=callback_at(1, planted(error)))
     assert parallel.report is None
-    assert torch.equal(draw(parallel, "sd3"), draw(simulate("sd3", strategy), "sd3"))
+    assert torch.equal(generate(parallel, "sd3"), generate(simulate("sd3", strategy), "sd3"))
 
 
 def test_a_rank_error_is_no_usage_error() -> None:
@@ -231,5 +231,5 @@ def test_a_rank_error_is_no_usage_error() -> None:
 
 def test_the_stock_pipeline_called_directly_runs_alone() -> None:
     with simulate() as parallel:
-        assert torch.equal(draw(parallel.pipe, NAME), draw(build(NAME), NAME))
+        assert torch.equal(generate(parallel.pipe, NAME), generate(build(NAME), NAME))
         assert parallel.report is None

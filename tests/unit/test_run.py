@@ -12,8 +12,8 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback, SD3CFG
 from hybridiff import ParallelConfig, ParallelPipeline, Phase, RankError, RunReport, UsageError, parallelize
 from hybridiff.distributed.status import SLOT
 from hybridiff.strategies import CfgStrategy, SerialStrategy, Strategy
-from support.oracles import drawn_one_part_after_another, relative_difference
-from support.pipelines import build, call_arguments, draw
+from support.oracles import generated_one_part_after_another, relative_difference
+from support.pipelines import build, call_arguments, generate
 from support.schedules import capped, split_at
 
 NAME = "sdxl two levels"
@@ -32,7 +32,7 @@ def report_of(parallel: ParallelPipeline) -> RunReport:
 def test_one_record_a_step(name: str) -> None:
     parallel = simulate(name)
     assert parallel.report is None
-    draw(parallel, name, num_inference_steps=5)
+    generate(parallel, name, num_inference_steps=5)
     report = report_of(parallel)
     assert (report.strategy, report.devices, report.tau1, report.tau2) == ("cfg", 2, None, None)
     assert [step.index for step in report.steps] == [0, 1, 2, 3, 4]
@@ -46,15 +46,15 @@ def test_one_record_a_step(name: str) -> None:
 
 def test_a_scheduler_that_evaluates_twice_a_step_has_a_record_for_each() -> None:
     parallel = simulate(NAME, scheduler="heun")
-    draw(parallel, NAME, num_inference_steps=5)
+    generate(parallel, NAME, num_inference_steps=5)
     assert len(report_of(parallel).steps) == 9
 
 
 def test_a_second_call_has_a_report_of_its_own() -> None:
     parallel = simulate("sd3")
-    draw(parallel, "sd3")
+    generate(parallel, "sd3")
     first = report_of(parallel)
-    draw(parallel, "sd3", num_inference_steps=2)
+    generate(parallel, "sd3", num_inference_steps=2)
     assert report_of(parallel) is not first
     assert (len(first.steps), len(report_of(parallel).steps)) == (4, 2)
 
@@ -64,7 +64,7 @@ def test_a_second_call_has_a_report_of_its_own() -> None:
 )
 def test_bytes_of_a_step_are_one_buffer_to_each_other_rank(ranks: int, images: int, rows: int) -> None:
     parallel = simulate("sd3", devices=ranks)
-    draw(parallel, "sd3", num_images_per_prompt=images)
+    generate(parallel, "sd3", num_images_per_prompt=images)
     copies = ranks * (ranks - 1)
     prediction, slot = rows * 4 * 16 * 16 * 4, SLOT * 4  # most rows that a rank has, and its status; float32
     expected = {"prediction": copies * prediction, "control": copies * slot}
@@ -74,8 +74,8 @@ def test_bytes_of_a_step_are_one_buffer_to_each_other_rank(ranks: int, images: i
 def test_serial_has_the_discrepancy_of_cfg_and_sends_nothing() -> None:
     serial = parallelize(build("sd3"), ParallelConfig(strategy="serial"))
     parallel = simulate("sd3")
-    draw(serial, "sd3")
-    draw(parallel, "sd3")
+    generate(serial, "sd3")
+    generate(parallel, "sd3")
     for one, other in zip(report_of(serial).steps, report_of(parallel).steps, strict=True):
         assert one.discrepancy == pytest.approx(other.discrepancy, rel=1e-4)
         assert one.bytes == 0
@@ -100,7 +100,7 @@ def test_a_step_reads_what_the_step_before_left(
         return answer
 
     monkeypatch.setattr(strategy, "predict", watched)
-    draw(simulate(NAME, strategy.name), NAME, guidance_scale=scale, num_inference_steps=5)
+    generate(simulate(NAME, strategy.name), NAME, guidance_scale=scale, num_inference_steps=5)
     assert events == ["answered", *["read", "answered"] * 4]
 
 
@@ -109,7 +109,7 @@ def test_a_step_reads_what_the_step_before_left(
 )
 def test_the_ideal_speedup_counts_the_partition_of_the_images(ranks: int, images: int, speedup: float) -> None:
     parallel = simulate("sd3", devices=ranks)
-    draw(parallel, "sd3", num_images_per_prompt=images)
+    generate(parallel, "sd3", num_images_per_prompt=images)
     assert report_of(parallel).ideal_speedup == pytest.approx(speedup)
     partition = {"rows": 2 * images, "largest": 2 * images // speedup, "largest_extra": None}
     assert json.loads(report_of(parallel).to_json())["partition"] == partition
@@ -118,20 +118,20 @@ def test_the_ideal_speedup_counts_the_partition_of_the_images(ranks: int, images
 @pytest.mark.parametrize("images", [1, 2])
 def test_full_steps_on_one_device_gain_nothing(images: int) -> None:
     parallel = simulate("sd3", "hybrid", devices=1, quality="exact")
-    draw(parallel, "sd3", num_images_per_prompt=images)
+    generate(parallel, "sd3", num_images_per_prompt=images)
     assert report_of(parallel).ideal_speedup == 1.0
 
 
 @pytest.mark.parametrize(("ranks", "speedup"), [(1, 2.0), (2, 4.0), (4, 8.0)])
 def test_cached_steps_and_the_partition_of_the_images_multiply(ranks: int, speedup: float) -> None:
     parallel = simulate("sd3", "hybrid", devices=ranks, full_steps="0,3,5")
-    draw(parallel, "sd3", num_images_per_prompt=2, num_inference_steps=6)
+    generate(parallel, "sd3", num_images_per_prompt=2, num_inference_steps=6)
     assert report_of(parallel).ideal_speedup == pytest.approx(speedup)
 
 
 def test_serial_has_no_partition() -> None:
     serial = parallelize(build("sd3"), ParallelConfig(strategy="serial"))
-    draw(serial, "sd3")
+    generate(serial, "sd3")
     assert (report_of(serial).partition, report_of(serial).ideal_speedup) == (None, None)
 
 
@@ -142,11 +142,11 @@ SKIP_LAYERS = {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.0, "s
 def test_skip_layer_guidance_is_part_of_its_step(images: int) -> None:
     parallel = simulate("sd3")
     changes = SKIP_LAYERS | {"num_images_per_prompt": images, "num_inference_steps": 6}
-    latents = draw(parallel, "sd3", **changes)
-    assert relative_difference(latents, draw(build("sd3"), "sd3", **changes)) < 1e-4
+    latents = generate(parallel, "sd3", **changes)
+    assert relative_difference(latents, generate(build("sd3"), "sd3", **changes)) < 1e-4
     assert [step.index for step in report_of(parallel).steps] == list(range(6))
     plain = simulate("sd3")
-    draw(plain, "sd3", **(changes | {"skip_guidance_layers": None}))
+    generate(plain, "sd3", **(changes | {"skip_guidance_layers": None}))
     assert report_of(parallel).steps[0].discrepancy == report_of(plain).steps[0].discrepancy
 
 
@@ -174,7 +174,7 @@ def test_extra_evaluations_are_not_free(
     """Their images are split over all ranks, and the steps that have them are full."""
     parallel = simulate("sd3", devices=ranks, **config)
     changes = SKIP_LAYERS | {"skip_layer_guidance_stop": stop, "num_images_per_prompt": images}
-    draw(parallel, "sd3", num_inference_steps=6, **changes)
+    generate(parallel, "sd3", num_inference_steps=6, **changes)
     report = report_of(parallel)
     assert [step.extra_evaluations for step in report.steps] == [int(0 < step < 6 * stop) for step in range(6)]
     assert report.ideal_speedup == pytest.approx(speedup)
@@ -187,8 +187,8 @@ def test_extra_evaluations_are_not_free(
 def test_without_guidance_it_runs_and_says_so(name: str, strategy: str, images: int, scale: float) -> None:
     parallel = simulate(name, strategy)
     changes = {"guidance_scale": scale, "num_images_per_prompt": images}
-    latents = draw(parallel, name, **changes)
-    stock = draw(build(name), name, **changes)
+    latents = generate(parallel, name, **changes)
+    stock = generate(build(name), name, **changes)
     assert relative_difference(latents, stock) < 1e-4
     if images == 1 or strategy == "serial":
         assert torch.equal(latents, stock)
@@ -223,9 +223,9 @@ def test_guidance_that_ends_midway(name: str, images: int, callback: Any) -> Non
     changes = {"num_images_per_prompt": images, "num_inference_steps": 6}
     cutoff = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": ["latents", *tensors]}
     parallel = simulate(name)
-    latents = draw(parallel, name, **changes, **cutoff)
-    assert relative_difference(latents, draw(build(name), name, **changes, **cutoff)) < 1e-4
-    assert relative_difference(latents, draw(build(name), name, **changes)) > 1e-3
+    latents = generate(parallel, name, **changes, **cutoff)
+    assert relative_difference(latents, generate(build(name), name, **changes, **cutoff)) < 1e-4
+    assert relative_difference(latents, generate(build(name), name, **changes)) > 1e-3
     known = [step.discrepancy is not None for step in report_of(parallel).steps]
     assert known == [True] * 4 + [False] * 2
 
@@ -251,9 +251,9 @@ def brighten(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> di
 )
 def test_callbacks_do_what_they_do_in_the_stock_pipeline(callback: Any) -> None:
     parallel = simulate(NAME)
-    latents = draw(parallel, NAME, callback_on_step_end=callback)
-    assert relative_difference(latents, draw(build(NAME), NAME, callback_on_step_end=callback)) < 1e-4
-    assert relative_difference(latents, draw(build(NAME), NAME)) > 1e-3
+    latents = generate(parallel, NAME, callback_on_step_end=callback)
+    assert relative_difference(latents, generate(build(NAME), NAME, callback_on_step_end=callback)) < 1e-4
+    assert relative_difference(latents, generate(build(NAME), NAME)) > 1e-3
     assert len(report_of(parallel).steps) == 4
 
 
@@ -266,7 +266,7 @@ def test_a_callback_is_given_what_it_asks_for() -> None:
 
     parallel = simulate(NAME)
     wanted = ["latents", "prompt_embeds"]
-    draw(parallel, NAME, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=wanted)
+    generate(parallel, NAME, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=wanted)
     assert [(step, tensors) for _, step, tensors in seen] == [(step, set(wanted)) for step in range(4)]
     assert all(pipe is parallel.pipe for pipe, _, _ in seen)
 
@@ -285,16 +285,16 @@ def interrupt_after(last_step: int) -> Any:
 def test_an_interrupt_takes_effect_after_two_further_steps_with_several_ranks(strategy: str, scale: float) -> None:
     """It rides with the message of the next step, which is read before that of the step after it."""
     parallel = simulate(NAME, strategy)
-    draw(parallel, NAME, num_inference_steps=8, guidance_scale=scale, callback_on_step_end=interrupt_after(2))
+    generate(parallel, NAME, num_inference_steps=8, guidance_scale=scale, callback_on_step_end=interrupt_after(2))
     assert len(report_of(parallel).steps) == 5
-    draw(parallel, NAME, num_inference_steps=8, guidance_scale=scale)
+    generate(parallel, NAME, num_inference_steps=8, guidance_scale=scale)
     assert len(report_of(parallel).steps) == 8
 
 
 def test_an_interrupt_of_one_rank_takes_effect_as_in_the_stock_pipeline() -> None:
     parallel = parallelize(build(NAME), ParallelConfig(strategy="serial"))
     changes = {"num_inference_steps": 8, "callback_on_step_end": interrupt_after(2)}
-    assert torch.equal(draw(parallel, NAME, **changes), draw(build(NAME), NAME, **changes))
+    assert torch.equal(generate(parallel, NAME, **changes), generate(build(NAME), NAME, **changes))
     assert len(report_of(parallel).steps) == 3
 
 
@@ -304,7 +304,7 @@ def test_an_interrupt_after_guidance_ended_is_heard() -> None:
 
     cutoff = SDXLCFGCutoffCallback(cutoff_step_ratio=0.2)
     parallel = simulate(NAME)
-    draw(
+    generate(
         parallel,
         NAME,
         num_inference_steps=10,
@@ -317,26 +317,26 @@ def test_an_interrupt_after_guidance_ended_is_heard() -> None:
 @pytest.mark.parametrize("last", [1, 2, 3])
 def test_an_interrupt_at_one_of_the_last_steps_changes_nothing(last: int) -> None:
     parallel = simulate(NAME)
-    latents = draw(parallel, NAME, callback_on_step_end=interrupt_after(last))
-    assert torch.equal(latents, drawn_one_part_after_another(NAME))
+    latents = generate(parallel, NAME, callback_on_step_end=interrupt_after(last))
+    assert torch.equal(latents, generated_one_part_after_another(NAME))
 
 
 def test_positional_arguments() -> None:
     parallel = simulate(NAME)
     arguments = call_arguments(NAME)
     prompt = arguments.pop("prompt")
-    assert torch.equal(parallel(prompt, **arguments).images, drawn_one_part_after_another(NAME))
+    assert torch.equal(parallel(prompt, **arguments).images, generated_one_part_after_another(NAME))
 
 
 def test_an_error_leaves_the_last_report_and_the_next_call_in_order() -> None:
     parallel = simulate(NAME)
-    first = draw(parallel, NAME)
+    first = generate(parallel, NAME)
     report = report_of(parallel)
     with pytest.raises(ValueError, match="divisible by 8") as caught:
-        draw(parallel, NAME, height=33)
+        generate(parallel, NAME, height=33)
     assert not isinstance(caught.value, UsageError), "the stock pipeline's own error, as it was"
     assert parallel.report is report
-    assert torch.equal(draw(parallel, NAME), first)
+    assert torch.equal(generate(parallel, NAME), first)
 
 
 def test_a_simulation_decodes_images() -> None:
@@ -382,9 +382,9 @@ NAN_CASES: dict[str, tuple[dict[str, Any], str, int, str]] = {
 def test_a_prediction_that_is_no_number_is_an_error_with_rank_and_step(case: str, value: float) -> None:
     config, layer, call, sentence = NAN_CASES[case]
     parallel = simulate(NAME, **config)
-    good = draw(parallel, NAME, num_inference_steps=6)  # and the network, where need be, is split
+    good = generate(parallel, NAME, num_inference_steps=6)  # and the network, where need be, is split
     hook = spoil(parallel.pipe.unet.get_submodule(layer), call, value)
     with pytest.raises(RankError, match=sentence):
-        draw(parallel, NAME, num_inference_steps=6)
+        generate(parallel, NAME, num_inference_steps=6)
     hook.remove()
-    assert torch.equal(draw(parallel, NAME, num_inference_steps=6), good)
+    assert torch.equal(generate(parallel, NAME, num_inference_steps=6), good)

@@ -12,7 +12,7 @@ from hybridiff import ParallelConfig, parallelize
 from hybridiff.denoiser import layers
 from hybridiff.denoiser.adapters import find_denoiser
 from hybridiff.models.loading import load_pipeline
-from support.pipelines import build, draw
+from support.pipelines import build, generate
 
 EVERY_WAY: dict[str, tuple[dict[str, Any], str]] = {
     "serial": ({"strategy": "serial", "devices": 1}, "f"),
@@ -39,14 +39,14 @@ def _false_times(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("way", EVERY_WAY)
 def test_false_times_change_nothing(name: str, way: str) -> None:
     config, kinds = EVERY_WAY[way]
-    drawn, schedules, splits = [], [], []
+    generated, schedules, splits = [], [], []
     for _ in range(5):
         with parallelize(build(name), ParallelConfig(simulate=True, **config)) as parallel:
-            drawn.append(draw(parallel, name, num_inference_steps=10))
+            generated.append(generate(parallel, name, num_inference_steps=10))
             assert parallel.report is not None
             schedules.append("".join(step.kind.value[0] for step in parallel.report.steps))
             splits.append(parallel.report.stages)
-    assert all(torch.equal(latents, drawn[0]) for latents in drawn)
+    assert all(torch.equal(latents, generated[0]) for latents in generated)
     assert schedules == [schedules[0]] * 5
     assert "".join(sorted(set(schedules[0]))) == kinds
     if splits[0]:

@@ -14,7 +14,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from hybridiff.models.tiny.checking import check
-from hybridiff.models.tiny.drawing import render
 from hybridiff.models.tiny.scenes import (
     COLOURS,
     POSITIONS,
@@ -29,6 +28,7 @@ from hybridiff.models.tiny.scenes import (
 )
 
 from .denoisers import denoiser
+from .drawing import render
 
 ATTRIBUTES = ("colours", "shapes", "position", "background", "sizes", "core", "all")
 

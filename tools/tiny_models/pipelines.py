@@ -18,7 +18,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from hybridiff.models.tiny.scenes import vocabulary
+from hybridiff.models.tiny.scenes import COLOURS, POSITIONS, SHAPES, SIZES
 
 PIPELINES = {"tiny-sdxl": StableDiffusionXLPipeline, "tiny-sd3": StableDiffusion3Pipeline}
 LATENT_SIDE = 16
@@ -112,6 +112,12 @@ def build_tokenizer(folder: Path) -> CLIPTokenizer:
     (folder / "vocab.json").write_text(json.dumps(vocab, ensure_ascii=False, indent=0) + "\n")
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]) + "\n")
     return CLIPTokenizer.from_pretrained(str(folder), model_max_length=TEXT_LENGTH)
+
+
+def vocabulary() -> list[str]:
+    """Every word of the captions' grammar, sorted."""
+    words = {"a", "an", "the", "at", "in", "on", "of", "above", "below", "background"}
+    return sorted(words.union(SHAPES, SIZES, COLOURS, POSITIONS))
 
 
 def _vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from hybridiff.models.tiny.drawing import render
 from hybridiff.models.tiny.scenes import caption, drop_attributes, sample_scenes
 
+from .drawing import render
 from .training import Clock, Progress, save
 from .vae import TWO_OBJECT_SHARE, load_vae, to_tensor
 

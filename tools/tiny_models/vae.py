@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 
 from hybridiff.models import tiny
-from hybridiff.models.tiny.drawing import render
 from hybridiff.models.tiny.scenes import sample_scenes
 
+from .drawing import render
 from .pipelines import build_vae
 from .training import Average, Checkpoint, Clock, Progress, rate, set_rate
 

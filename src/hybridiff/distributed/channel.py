@@ -210,7 +210,7 @@ class Channel:
     def _wait(self, readback: Readback) -> list[float]:
         try:
             return self._guard(lambda: readback.wait(self.comm.timeout), "hear how the ranks fare")
-        except RankError:
+        except CommError:
             self.comm.fail()
             raise
 
@@ -218,4 +218,4 @@ class Channel:
         try:
             return send()
         except CommError as error:
-            raise RankError(f"rank {self.comm.rank} in {self.where()}, waiting to {what}: {error}") from error
+            raise CommError(f"rank {self.comm.rank} in {self.where()}, waiting to {what}: {error}") from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from ..errors import UsageError
+from ..errors import CommError, UsageError
 from ..utils.names import require_known
 
 if TYPE_CHECKING:
@@ -95,6 +95,9 @@ class Placement:
 
         Returns:
             Whether a process group was made here, to be left by `leave_process_group`.
+
+        Raises:
+            CommError: they did not find each other.
         """
         import torch
         import torch.distributed as dist
@@ -107,10 +110,16 @@ class Placement:
             return False
         deadline = timedelta(seconds=timeout)
         where = "env://" if rendezvous is None else f"file://{rendezvous}"
-        store, _, _ = next(meet(where, self.rank, self.world, timeout=deadline))
-        store = PrefixStore(f"hybridiff {next(_JOINS)}", store)
         backend = "nccl" if self.device_type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world, timeout=deadline)
+        try:
+            store, _, _ = next(meet(where, self.rank, self.world, timeout=deadline))
+            store = PrefixStore(f"hybridiff {next(_JOINS)}", store)
+            dist.init_process_group(backend, store=store, rank=self.rank, world_size=self.world, timeout=deadline)
+        except RuntimeError as error:
+            raise CommError(
+                f"rank {self.rank} did not find the other {self.world - 1} within {timeout:g} s ({error}); start all "
+                "ranks again"
+            ) from error
         return True
 
     def _at(self, rank: int, local_rank: int) -> Placement:

@@ -210,21 +210,29 @@ class _Joined:
         from .worker import PipelineRank
 
         self.is_leader = spec.placement.rank == 0
-        self._made_group = spec.placement.join(spec.startup_timeout)
-        self._rank = PipelineRank(spec)
+        with contextlib.ExitStack() as undo, _as_engine_error():
+            if spec.placement.join(spec.startup_timeout):
+                undo.callback(leave_process_group)
+            self._rank = PipelineRank(spec)
+            undo.callback(self._rank.close)
+            self._undo = undo.pop_all()
 
     def generate(self, call: Call, on_step: OnStep | None) -> Generation:
-        try:
+        with _as_engine_error():
             # With every request: a rank that has a seed must not leave one waiting that has none.
             seeds = self._rank.parallel.comm.all_gather_object(_draw_seed())
             return self._rank.generate(call.seeded(seeds[0]), on_step if self.is_leader else None)
-        except RankError as error:
-            raise EngineError(str(error)) from error
 
     def close(self) -> None:
-        self._rank.close()
-        if self._made_group:
-            leave_process_group()
+        self._undo.close()
+
+
+@contextlib.contextmanager
+def _as_engine_error() -> Iterator[None]:
+    try:
+        yield
+    except RankError as error:
+        raise EngineError(str(error)) from error
 
 
 def _call(prompt: Any, seed: int | None, arguments: dict[str, Any]) -> Call:

@@ -83,7 +83,8 @@ class SwitchingStrategy(CfgStrategy):
     def _predict_unguided(self, evaluation: Evaluation, step: int) -> Answer:
         """Guidance is off, or has ended early, and the parallel phase with it."""
         if self.phase(step) is Phase.PARALLEL:
-            self.between.end(step)
+            if self._scheduled(step) is not StepKind.FULL:
+                self.between.end(step)
             self.policy.tau2 = step - 1
         self.channel.begin_step(step, StepKind.FULL)
         prediction = self.full.run(evaluation, step).prediction

@@ -11,7 +11,7 @@ from diffusers.hooks import HookRegistry, ModelHook
 from hybridiff import ParallelConfig, parallelize
 from hybridiff.denoiser.hooks import AttachedHook, DenoiserHook
 from support.oracles import differences, state_of
-from support.pipelines import build, denoiser_of, draw
+from support.pipelines import build, denoiser_of, generate
 
 CONFIG = ParallelConfig(simulate=True)
 
@@ -27,15 +27,15 @@ class Doubling(ModelHook):
 @pytest.mark.parametrize("name", ["sdxl two levels", "sd15", "sd3.5"])
 def test_detaching_restores_everything(name: str, strategy: str) -> None:
     pipe = build(name)
-    stock = draw(pipe, name)  # a first call leaves its own marks, such as the scheduler's timesteps
+    stock = generate(pipe, name)  # a first call leaves its own marks, such as the scheduler's timesteps
     before = state_of(pipe)
     parallel = parallelize(pipe, ParallelConfig(strategy=strategy, simulate=True))
-    draw(parallel, name)
+    generate(parallel, name)
     parallel.detach()
-    draw(pipe, name)
+    generate(pipe, name)
     after = state_of(pipe)
     assert [name for name in differences(before, after) if not is_mark_of_a_call(name)] == []
-    assert torch.equal(draw(pipe, name), stock)
+    assert torch.equal(generate(pipe, name), stock)
 
 
 def is_mark_of_a_call(name: str) -> bool:
@@ -54,9 +54,9 @@ def test_the_comparison_would_notice_a_hook() -> None:
 
 def test_a_run_leaves_the_scheduler_as_a_stock_run_does() -> None:
     stock, parallel = build("sdxl two levels", "dpmsolver++"), build("sdxl two levels", "dpmsolver++")
-    draw(stock, "sdxl two levels")
+    generate(stock, "sdxl two levels")
     with parallelize(parallel, CONFIG) as attached:
-        draw(attached, "sdxl two levels")
+        generate(attached, "sdxl two levels")
     assert vars(stock.scheduler).keys() == vars(parallel.scheduler).keys()
     assert stock.scheduler.step_index == parallel.scheduler.step_index
     assert vars(stock).keys() == vars(parallel).keys()
@@ -65,10 +65,10 @@ def test_a_run_leaves_the_scheduler_as_a_stock_run_does() -> None:
 
 def test_a_direct_call_of_the_attached_pipeline_is_the_stock_one() -> None:
     pipe = build("sdxl two levels")
-    stock = draw(pipe, "sdxl two levels")
+    stock = generate(pipe, "sdxl two levels")
     parallel = parallelize(pipe, CONFIG)
-    draw(parallel, "sdxl two levels")
-    assert torch.equal(draw(pipe, "sdxl two levels"), stock)
+    generate(parallel, "sdxl two levels")
+    assert torch.equal(generate(pipe, "sdxl two levels"), stock)
 
 
 def test_leaving_the_context_detaches_after_an_error_too() -> None:
@@ -81,15 +81,15 @@ def test_leaving_the_context_detaches_after_an_error_too() -> None:
 
 def test_an_error_in_a_run_leaves_the_denoiser_to_the_stock_pipeline() -> None:
     pipe = build("sd3")
-    stock = draw(pipe, "sd3")
+    stock = generate(pipe, "sd3")
     parallel = parallelize(pipe, CONFIG)
 
     def fail(*_: Any) -> None:
         raise KeyError("callback")
 
     with pytest.raises(KeyError, match="callback"):
-        draw(parallel, "sd3", callback_on_step_end=fail)
-    assert torch.equal(draw(pipe, "sd3"), stock)
+        generate(parallel, "sd3", callback_on_step_end=fail)
+    assert torch.equal(generate(pipe, "sd3"), stock)
 
 
 def test_detaching_twice_is_harmless() -> None:
@@ -137,9 +137,9 @@ def test_other_hooks_act_once_in_a_parallel_run() -> None:
         parallel = parallelize(pipe, CONFIG)
         if not other_first:
             registry.register_hook(Doubling(), "doubling")
-        results.append(draw(parallel, "sd3"))
+        results.append(generate(parallel, "sd3"))
     assert torch.equal(*results)
-    assert not torch.equal(results[0], draw(parallelize(build("sd3"), CONFIG), "sd3"))
+    assert not torch.equal(results[0], generate(parallelize(build("sd3"), CONFIG), "sd3"))
 
 
 def test_a_hook_that_came_before_ours_may_leave() -> None:
@@ -148,7 +148,7 @@ def test_a_hook_that_came_before_ours_may_leave() -> None:
     registry.register_hook(Doubling(), "doubling")
     parallel = parallelize(pipe, CONFIG)
     registry.remove_hook("doubling", recurse=False)
-    assert torch.equal(draw(parallel, "sd3"), draw(parallelize(build("sd3"), CONFIG), "sd3"))
+    assert torch.equal(generate(parallel, "sd3"), generate(parallelize(build("sd3"), CONFIG), "sd3"))
     assert parallel.report is not None
     assert all(step.discrepancy is not None for step in parallel.report.steps)  # ours was not passed by
 

@@ -52,7 +52,7 @@ def test_settings_are_compared_with_the_stock_pipeline() -> None:
     assert reuse["ssim"] < exact["ssim"] <= 1.0
     assert reuse["ideal_speedup"] == 12 / (2 + 4 * 0.25), "by the split's costs as given"
     assert reuse["schedules"] == {"ffrrrr": 2}
-    assert reuse["right"] == 0.0, "random weights draw no ring; the other prompt is no caption and does not count"
+    assert reuse["right"] == 0.0, "random weights generate no ring; the other prompt is no caption and does not count"
     assert half["ideal_speedup"] == 4.0, "against the reference's six steps"
     assert half["psnr"] < exact["psnr"]
     assert half["schedules"] == {"fff": 2}

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from hybridiff.models.tiny.checking import check
-from hybridiff.models.tiny.drawing import render
 from hybridiff.models.tiny.scenes import (
     COLOURS,
     POSITIONS,
@@ -26,6 +25,7 @@ from hybridiff.models.tiny.scenes import (
     sample_scenes,
     split_of,
 )
+from tools.tiny_models.drawing import render
 
 
 def test_captions_read_as_intended() -> None:
@@ -82,7 +82,7 @@ def test_a_relation_and_its_opposite_are_one_combination() -> None:
 def test_the_checker_accepts_rendered_scenes(objects: int) -> None:
     rng = np.random.default_rng(2)
     verdicts = [
-        check(_picture(scene, rng), drop_attributes(scene, rng))
+        check(_image(scene, rng), drop_attributes(scene, rng))
         for scene in islice(sample_scenes("train", objects, rng), 300)
     ]
     assert sum(verdict.all for verdict in verdicts) >= 294
@@ -93,7 +93,7 @@ def test_the_checker_accepts_rendered_scenes(objects: int) -> None:
 def test_the_checker_refuses_one_difference(objects: int, attribute: str) -> None:
     rng = np.random.default_rng(3)
     verdicts = [
-        check(_picture(scene, rng), _with_one_difference(scene, attribute, rng))
+        check(_image(scene, rng), _with_one_difference(scene, attribute, rng))
         for scene in islice(sample_scenes("train", objects, rng), 200)
     ]
     assert sum(verdict.all for verdict in verdicts) <= 10
@@ -103,18 +103,18 @@ def test_the_checker_refuses_a_missing_object_and_one_too_many() -> None:
     rng = np.random.default_rng(4)
     two = next(sample_scenes("train", 2, rng))
     one = Scene(two.objects[:1], two.background)
-    assert not check(_picture(two, rng), one).all
-    assert not check(_picture(one, rng), two).all
+    assert not check(_image(two, rng), one).all
+    assert not check(_image(one, rng), two).all
 
 
 def test_the_checker_reads_other_sizes_and_formats() -> None:
     rng = np.random.default_rng(5)
     scene = next(sample_scenes("train", 2, rng))
-    picture = render(scene, rng)
-    assert check(picture, scene).all
-    assert check(picture.repeat(2, 0).repeat(2, 1), scene).all
-    with pytest.raises(ValueError, match="colour picture"):
-        check(picture[..., 0], scene)
+    image = render(scene, rng)
+    assert check(image, scene).all
+    assert check(image.repeat(2, 0).repeat(2, 1), scene).all
+    with pytest.raises(ValueError, match="colour image"):
+        check(image[..., 0], scene)
 
 
 def test_unmentioned_attributes_are_not_judged() -> None:
@@ -124,7 +124,7 @@ def test_unmentioned_attributes_are_not_judged() -> None:
     assert verdict.all
 
 
-def _picture(scene: Scene, rng: np.random.Generator) -> np.ndarray:
+def _image(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     return (render(scene, rng) * 255).round().astype(np.uint8)
 
 

@@ -15,7 +15,10 @@ from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPC
 from hybridiff.models import tiny
 from hybridiff.models.loading import load_pipeline
 from hybridiff.models.tiny.checking import check
-from hybridiff.models.tiny.scenes import captions, parse_caption, vocabulary
+from hybridiff.models.tiny.scenes import captions, parse_caption
+from tools.tiny_models import denoisers, scenes
+from tools.tiny_models.losses import RepeatedTokenProcessor, with_zero_token
+from tools.tiny_models.pipelines import vocabulary
 
 ROOT = Path(__file__).parents[3]
 
@@ -75,10 +78,7 @@ def test_other_solvers_of_tiny_sdxl_generate_the_same_images(solver: Any) -> Non
 
 
 @pytest.mark.parametrize("count", [256, 3])
-def test_one_raised_token_stands_for_many_zero_tokens(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    monkeypatch.syspath_prepend(str(ROOT))
-    from tools.tiny_models.losses import RepeatedTokenProcessor, with_zero_token
-
+def test_one_raised_token_stands_for_many_zero_tokens(count: int) -> None:
     transformer = load_pipeline("tiny-sd3").transformer
     torch.manual_seed(0)
     latents, text, pooled = torch.randn(2, 4, 16, 16), torch.randn(2, 20, 128), torch.randn(2, 128)
@@ -93,10 +93,7 @@ def test_one_raised_token_stands_for_many_zero_tokens(monkeypatch: pytest.Monkey
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", tiny.EMBEDDED)
-def test_a_training_goes_on_where_it_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str) -> None:
-    monkeypatch.syspath_prepend(str(ROOT))
-    from tools.tiny_models import denoisers, scenes
-
+def test_a_training_goes_on_where_it_stopped(tmp_path: Path, name: str) -> None:
     scenes.encode_scenes(tmp_path, count=32, seed=0)
     steps = []
     for minutes in (0.02, 0.05):

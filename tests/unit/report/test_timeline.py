@@ -12,7 +12,7 @@ import pytest
 
 from hybridiff import ParallelConfig, UsageError, parallelize
 from hybridiff.report.timeline import Span, Timeline, write_chrome_trace
-from support.pipelines import build, draw
+from support.pipelines import build, generate
 from support.ranks import run_ranks
 from support.schedules import capped
 
@@ -61,7 +61,7 @@ def test_spans_become_events(tmp_path: Path) -> None:
 
 def test_a_run_without_a_trace(tmp_path: Path) -> None:
     with parallelize(build("sd3"), ParallelConfig(simulate=True, **capped(4, 1, 1, split_point=1))) as parallel:
-        draw(parallel, "sd3")
+        generate(parallel, "sd3")
     assert parallel.report is not None
     assert parallel.report.spans == []
     with pytest.raises(UsageError, match=r"recorded no trace; run it with ParallelConfig\(trace=True\)"):
@@ -72,7 +72,7 @@ def test_a_run_without_a_trace(tmp_path: Path) -> None:
 def test_a_simulated_run_has_a_lane_for_each_rank_that_is_played(tmp_path: Path) -> None:
     config = ParallelConfig(simulate=True, trace=True, **capped(6, 1, PARALLEL_STEPS, split_point=1))
     with parallelize(build("sd3"), config) as parallel:
-        draw(parallel, "sd3", num_inference_steps=6)
+        generate(parallel, "sd3", num_inference_steps=6)
     assert parallel.report is not None
     write_chrome_trace(parallel.report.spans, tmp_path / "trace.json")
     lanes, events = split(json.loads((tmp_path / "trace.json").read_text()))
@@ -119,7 +119,7 @@ def traced(folder: str) -> str:
     part.register_forward_pre_hook(lambda *_: time.sleep(PAUSE))
     config = ParallelConfig(outputs="all", trace=True, **capped(6, 1, PARALLEL_STEPS, split_point=1))
     with parallelize(pipe, config) as parallel:
-        draw(parallel, "sd3", num_inference_steps=6)
+        generate(parallel, "sd3", num_inference_steps=6)
     assert parallel.report is not None
     path = Path(folder) / f"{rank}.json"
     write_chrome_trace(parallel.report.spans, path)

@@ -74,7 +74,7 @@ def test_the_sensitivity_is_that_of_the_scheduler() -> None:
 
 
 def test_what_ranks_agree_on_is_what_the_plan_rests_on() -> None:
-    """Where their devices are unlike they may measure another last bit."""
+    """Where their devices are heterogeneous they may measure another last bit."""
     measured: list[Sensitivity] = []
     leaders = Sensitivity([2.0, *[1.0] * 18, 0.0], [[1.0] * 20] * 20)
 

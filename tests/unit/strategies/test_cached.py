@@ -11,9 +11,9 @@ from hybridiff import ParallelConfig, UsageError, parallelize
 from hybridiff.denoiser.stages import StagedDenoiser
 from hybridiff.numerics.sensitivity import Sensitivity
 from hybridiff.strategies.steps.cached import CachedStep
-from support.jobs import Drawn, draw_parallel
-from support.oracles import differences, drawn_one_part_after_another, relative_difference, state_of
-from support.pipelines import build, denoiser_of, draw
+from support.jobs import Generated, generate_parallel
+from support.oracles import differences, generated_one_part_after_another, relative_difference, state_of
+from support.pipelines import build, denoiser_of, generate
 from support.schedules import callback_at, capped, guidance_except, split_at
 
 STEPS = {"num_inference_steps": 10}
@@ -26,20 +26,20 @@ GUIDED = {"strategy": "hybrid", "tolerance": 1e9}
 TWO = {"num_images_per_prompt": 2}
 
 
-def simulated(name: str, config: dict[str, Any], changes: dict[str, Any] | None = None, **rest: Any) -> Drawn:
-    return draw_parallel(name, STEPS | (changes or {}), simulate=True, **config, **rest)[0]
+def simulated(name: str, config: dict[str, Any], changes: dict[str, Any] | None = None, **rest: Any) -> Generated:
+    return generate_parallel(name, STEPS | (changes or {}), simulate=True, **config, **rest)[0]
 
 
-def kinds(drawn: Drawn) -> str:
+def kinds(generated: Generated) -> str:
     """One letter a step: full, cached, reuse or pipelined."""
-    return "".join(step["kind"][0] for step in drawn.report["steps"])
+    return "".join(step["kind"][0] for step in generated.report["steps"])
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd3"])
 def test_the_report_of_a_run(name: str) -> None:
-    drawn = simulated(name, HYBRID)
-    report = drawn.report
-    assert kinds(drawn) == SCHEDULE
+    generated = simulated(name, HYBRID)
+    report = generated.report
+    assert kinds(generated) == SCHEDULE
     assert (report["tau1"], report["tau2"]) == (1, 8)
     assert report["phases"] == {"warm-up": 2, "parallel": 7, "connect": 1}
     for step in report["steps"]:
@@ -53,13 +53,13 @@ def test_the_report_of_a_run(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["sd15", "sd3"])
 def test_a_guided_run(name: str) -> None:
-    drawn = simulated(name, GUIDED, {"num_inference_steps": 25})
-    schedule = kinds(drawn)
+    generated = simulated(name, GUIDED, {"num_inference_steps": 25})
+    schedule = kinds(generated)
     assert set(schedule) == {"f", "c"}
     assert schedule[:2] == "ff"
     assert schedule[-1] == "f"
     assert "ccc" not in schedule, "of 25 steps at most every third is full"
-    assert drawn.report["notes"] == []
+    assert generated.report["notes"] == []
 
 
 def test_notes() -> None:
@@ -69,7 +69,7 @@ def test_notes() -> None:
     pipe = build("sd15", "ddim")
     pipe.scheduler.register_to_config(thresholding=True, sample_max_value=50.0)
     with parallelize(pipe, ParallelConfig(simulate=True, **HYBRID)) as parallel:
-        draw(parallel, "sd15", **STEPS)
+        generate(parallel, "sd15", **STEPS)
         assert parallel.report is not None
         (note,) = parallel.report.notes
     assert note.startswith("DDIMScheduler is not linear as it is configured: nothing makes up for")
@@ -87,7 +87,7 @@ def test_notes() -> None:
 )
 def test_exact_is_cfg_bit_for_bit(name: str, changes: dict[str, Any], step_kind: str | None) -> None:
     exact = simulated(name, {"strategy": "hybrid", "quality": "exact", "step_kind": step_kind}, changes)
-    assert torch.equal(exact.latents, drawn_one_part_after_another(name, **STEPS, **changes))
+    assert torch.equal(exact.latents, generated_one_part_after_another(name, **STEPS, **changes))
     assert set(kinds(exact)) == {"f"}
     assert exact.report["stages"] == {}
     assert exact.report["notes"] == ["quality exact: every step is a full one"]
@@ -96,13 +96,15 @@ def test_exact_is_cfg_bit_for_bit(name: str, changes: dict[str, Any], step_kind:
 
 @pytest.mark.parametrize("step_kind", OF_KIND)
 @pytest.mark.parametrize(("name", "changes"), [("sdxl two levels", TWO), ("sd3", TWO)])
-def test_other_numbers_of_ranks_draw_the_same_to_rounding(name: str, changes: dict[str, Any], step_kind: str) -> None:
+def test_other_numbers_of_ranks_generate_the_same_to_rounding(
+    name: str, changes: dict[str, Any], step_kind: str
+) -> None:
     """One device evaluates both branches as a batch; four ranks an image of a branch each."""
-    drawn = {ranks: simulated(name, OF_KIND[step_kind], changes, devices=ranks) for ranks in (1, 2, 4)}
+    generated = {ranks: simulated(name, OF_KIND[step_kind], changes, devices=ranks) for ranks in (1, 2, 4)}
     for ranks in (1, 4):
-        assert kinds(drawn[ranks]) == kinds(drawn[2]) == SCHEDULE.replace("c", step_kind[0])
-        assert relative_difference(drawn[ranks].latents, drawn[2].latents) < 1e-4
-    speedups = [drawn[ranks].report["ideal_speedup"] for ranks in (1, 2)]
+        assert kinds(generated[ranks]) == kinds(generated[2]) == SCHEDULE.replace("c", step_kind[0])
+        assert relative_difference(generated[ranks].latents, generated[2].latents) < 1e-4
+    speedups = [generated[ranks].report["ideal_speedup"] for ranks in (1, 2)]
     assert 1.0 < speedups[0] <= 2.0 < speedups[1]
     if step_kind == "cached":
         assert speedups == [2.0, 4.0]
@@ -115,15 +117,15 @@ def test_a_schedule_that_cannot_be_is_refused_before_any_network_runs(full: str)
         module.register_forward_pre_hook(lambda *_: pytest.fail("a network ran"))
     config = ParallelConfig("hybrid", full_steps=full, simulate=True)
     with parallelize(pipe, config) as parallel, pytest.raises(UsageError, match=r"full.step"):
-        draw(parallel, "sd3", **STEPS)
+        generate(parallel, "sd3", **STEPS)
 
 
 def test_a_run_that_turns_out_too_short_is_refused_at_its_first_step() -> None:
     """Image to image takes eight of ten steps, which shows late."""
     with parallelize(build("sd15 img2img"), ParallelConfig("hybrid", full_steps="0-3,9", simulate=True)) as parallel:
         with pytest.raises(UsageError, match=r"full step 9 lies beyond the last of 8 steps \(7\)"):
-            draw(parallel, "sd15 img2img", **STEPS)
-        assert draw(parallel, "sd15 img2img", num_inference_steps=13).isfinite().all()
+            generate(parallel, "sd15 img2img", **STEPS)
+        assert generate(parallel, "sd15 img2img", num_inference_steps=13).isfinite().all()
 
 
 def test_what_a_pipeline_does_to_an_answer_changes_no_other_one() -> None:
@@ -140,29 +142,29 @@ def test_what_a_pipeline_does_to_an_answer_changes_no_other_one() -> None:
 @pytest.mark.parametrize(("name", "step_kind"), [("sdxl", "cached"), ("sd15", "reuse"), ("sd3.5", "reuse")])
 def test_detach_restores_the_stock_pipeline(name: str, step_kind: str) -> None:
     pipe = build(name)
-    stock = draw(pipe, name)
+    stock = generate(pipe, name)
     before = state_of(pipe)
     parallel = parallelize(pipe, ParallelConfig(simulate=True, **OF_KIND[step_kind]))
-    draw(parallel, name, **STEPS)
+    generate(parallel, name, **STEPS)
     parallel.detach()
     changed = [entry for entry in differences(before, state_of(pipe)) if not entry.startswith(("pipe._", "scheduler."))]
     assert changed == []  # but for what any call of the stock pipeline changes
-    assert torch.equal(draw(pipe, name), stock)
+    assert torch.equal(generate(pipe, name), stock)
 
 
 def test_a_network_that_is_not_split_is_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither is a split point that it does not have refused, nor is any layer measured."""
     monkeypatch.setattr(StagedDenoiser, "__init__", lambda *_: pytest.fail("looked at"))
-    drawn = simulated("sd3", HYBRID | {"calibration": split_at("reuse", 999)})
-    assert torch.equal(drawn.latents, simulated("sd3", HYBRID).latents)
+    generated = simulated("sd3", HYBRID | {"calibration": split_at("reuse", 999)})
+    assert torch.equal(generated.latents, simulated("sd3", HYBRID).latents)
 
 
 def test_a_split_point_of_another_network_is_none() -> None:
     """A calibration of a larger one, say: counted work decides then."""
-    drawn = simulated("sd3", REUSE | {"calibration": split_at("reuse", 999)})
+    generated = simulated("sd3", REUSE | {"calibration": split_at("reuse", 999)})
     chosen = simulated("sd3", HYBRID | {"step_kind": "reuse"})
-    assert drawn.report["stages"]["point"] == chosen.report["stages"]["point"]
-    assert torch.equal(drawn.latents, chosen.latents)
+    assert generated.report["stages"]["point"] == chosen.report["stages"]["point"]
+    assert torch.equal(generated.latents, chosen.latents)
 
 
 @pytest.mark.parametrize("step_kind", OF_KIND)
@@ -170,28 +172,28 @@ def test_one_run_leaves_nothing_for_the_next(step_kind: str) -> None:
     changes: list[dict[str, Any]] = [STEPS, {**STEPS, **TWO, "height": 24, "width": 48}, {"num_inference_steps": 11}]
     config = OF_KIND[step_kind] | {"simulate": True}
     with parallelize(build("sd3"), ParallelConfig(**config)) as parallel:
-        together = [draw(parallel, "sd3", **change) for change in [*changes, changes[0]]]
+        together = [generate(parallel, "sd3", **change) for change in [*changes, changes[0]]]
     assert torch.equal(together[0], together[-1])
     for latents, change in zip(together, changes, strict=False):
-        assert torch.equal(latents, draw_parallel("sd3", change, **config)[0].latents)
+        assert torch.equal(latents, generate_parallel("sd3", change, **config)[0].latents)
 
 
 def test_a_second_order_scheduler_runs_partitioned_and_says_so() -> None:
-    drawn = simulated("sd15", GUIDED, {"num_inference_steps": 5}, scheduler="heun")
-    expected = drawn_one_part_after_another("sd15", scheduler="heun", num_inference_steps=5)
-    assert torch.equal(drawn.latents, expected)
-    assert kinds(drawn) == "f" * 9
-    (note,) = drawn.report["notes"]
+    generated = simulated("sd15", GUIDED, {"num_inference_steps": 5}, scheduler="heun")
+    expected = generated_one_part_after_another("sd15", scheduler="heun", num_inference_steps=5)
+    assert torch.equal(generated.latents, expected)
+    assert kinds(generated) == "f" * 9
+    (note,) = generated.report["notes"]
     assert note.startswith("HeunDiscreteScheduler is of order 2: ")
 
 
 @pytest.mark.parametrize("images", [1, 2])
 def test_without_guidance(images: int) -> None:
     changes = {"guidance_scale": 1.0, "num_images_per_prompt": images}
-    drawn = simulated("sd3", HYBRID, changes)
-    assert torch.equal(drawn.latents, simulated("sd3", {"strategy": "cfg"}, changes).latents)
-    assert kinds(drawn) == "f" * 10
-    (note,) = drawn.report["notes"]
+    generated = simulated("sd3", HYBRID, changes)
+    assert torch.equal(generated.latents, simulated("sd3", {"strategy": "cfg"}, changes).latents)
+    assert kinds(generated) == "f" * 10
+    (note,) = generated.report["notes"]
     assert note.startswith("guidance is off")
 
 
@@ -213,7 +215,7 @@ def test_guidance_that_is_off_for_some_steps_of_the_warm_up(name: str, images: i
     config, expected = RULES[rule]
     off = guidance_except(name, {1, 2, 3})
 
-    def latents_by_step(config: dict[str, Any]) -> tuple[list[torch.Tensor], Drawn]:
+    def latents_by_step(config: dict[str, Any]) -> tuple[list[torch.Tensor], Generated]:
         kept: list[torch.Tensor] = []
 
         def keep(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
@@ -223,14 +225,14 @@ def test_guidance_that_is_off_for_some_steps_of_the_warm_up(name: str, images: i
         changes = off | {"callback_on_step_end": keep, "num_images_per_prompt": images}
         return kept, simulated(name, config, changes)
 
-    ours, drawn = latents_by_step(config)
+    ours, generated = latents_by_step(config)
     theirs, _ = latents_by_step({"strategy": "cfg"})
-    assert kinds(drawn) == expected
+    assert kinds(generated) == expected
     first = len(expected) - len(expected.lstrip("f"))
     assert all(torch.equal(one, other) for one, other in zip(ours[:first], theirs[:first], strict=True))
     assert not torch.equal(ours[first], theirs[first])
-    assert torch.isfinite(drawn.latents).all()
-    known = [step["index"] for step in drawn.report["steps"] if step["discrepancy"] is not None]
+    assert torch.isfinite(generated.latents).all()
+    known = [step["index"] for step in generated.report["steps"] if step["discrepancy"] is not None]
     assert not {1, 2, 3} & set(known)
     assert {0, 4} <= set(known)
 
@@ -258,24 +260,24 @@ def test_an_interrupt_takes_effect_with_the_next_full_step(last: int, steps: int
 
     simulated("sd3", HYBRID, {"callback_on_step_end": keep})
     stop = {"callback_on_step_end": callback_at(last, lambda pipe: setattr(pipe, "_interrupt", True))}
-    drawn = simulated("sd3", HYBRID, stop)
-    assert kinds(drawn) == SCHEDULE[:steps]
-    assert torch.equal(drawn.latents, kept[steps - 1])
+    generated = simulated("sd3", HYBRID, stop)
+    assert kinds(generated) == SCHEDULE[:steps]
+    assert torch.equal(generated.latents, kept[steps - 1])
     assert kinds(simulated("sd3", HYBRID, stop, devices=1)) == SCHEDULE[: last + 1]
 
 
 @pytest.mark.parametrize("step_kind", OF_KIND)
 def test_half_precision(step_kind: str) -> None:
-    drawn = simulated("sd3", OF_KIND[step_kind], dtype=torch.bfloat16)
-    assert drawn.latents.dtype == torch.bfloat16
-    assert relative_difference(drawn.latents.float(), simulated("sd3", OF_KIND[step_kind]).latents) < 0.1
+    generated = simulated("sd3", OF_KIND[step_kind], dtype=torch.bfloat16)
+    assert generated.latents.dtype == torch.bfloat16
+    assert relative_difference(generated.latents.float(), simulated("sd3", OF_KIND[step_kind]).latents) < 0.1
 
 
 def test_a_trace_shows_what_each_step_did() -> None:
     def spans(step_kind: str) -> dict[tuple[int, str], int]:
         config = OF_KIND[step_kind] | {"trace": True, "simulate": True}
         with parallelize(build("sd3"), ParallelConfig(**config)) as parallel:
-            draw(parallel, "sd3", **STEPS)
+            generate(parallel, "sd3", **STEPS)
             assert parallel.report is not None
             stages = [(span.rank, span.name) for span in parallel.report.spans if span.category == "stage"]
         return {span: stages.count(span) for span in stages}

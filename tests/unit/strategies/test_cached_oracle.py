@@ -1,7 +1,7 @@
 """Cached steps computed by hand: what is held, what makes up for its errors, and the guided rule.
 
-The stock pipeline draws, and its denoiser is replaced: full steps are the network's own, one branch after the other;
-everything else is done here, in float64 and in other formulas than the code under test has.
+The stock pipeline generates, and its denoiser is replaced: full steps are the network's own, one branch after the
+other; everything else is done here, in float64 and in other formulas than the code under test has.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hybridiff.schedule.calibration import Calibration
 from support.calibrations import ENTRY
 from support.guided import GuidedByHand, Shown
 from support.oracles import one_part_after_another, relative_difference
-from support.pipelines import build, denoiser_of, draw
+from support.pipelines import build, denoiser_of, generate
 from support.schedules import guidance_except, guidance_until
 
 STEPS = 12
@@ -175,7 +175,7 @@ def through(points: list[tuple[int, torch.Tensor]], position: int) -> torch.Tens
     return values[0]
 
 
-def drawn_by_hand(
+def generated_by_hand(
     name: str,
     scheduler: str | None,
     steps: int,
@@ -188,15 +188,15 @@ def drawn_by_hand(
     with one_part_after_another(pipe):
         by_hand = make(pipe, network.forward, **settings)
         network.forward = by_hand
-        latents = draw(pipe, name, num_inference_steps=steps, **changes)
+        latents = generate(pipe, name, num_inference_steps=steps, **changes)
     return latents, by_hand
 
 
-def drawn_by_hybrid(
+def generated_by_hybrid(
     name: str, scheduler: str | None, steps: int, changes: dict[str, Any], **config: Any
 ) -> tuple[torch.Tensor, RunReport]:
     with parallelize(build(name, scheduler), ParallelConfig(simulate=True, **config)) as parallel:
-        latents = draw(parallel, name, num_inference_steps=steps, **changes)
+        latents = generate(parallel, name, num_inference_steps=steps, **changes)
         assert parallel.report is not None
         return latents, parallel.report
 
@@ -217,9 +217,9 @@ def full_steps_of(report: RunReport) -> list[int]:
     ],
 )
 def test_a_fixed_schedule(name: str, scheduler: str, correction: float, changes: dict[str, Any]) -> None:
-    expected, by_hand = drawn_by_hand(name, scheduler, STEPS, changes, correction=correction, full=FULL)
-    drawn, report = drawn_by_hybrid(name, scheduler, STEPS, changes, **FIXED, **corrected_by(correction))
-    assert relative_difference(drawn, expected) < 1e-4
+    expected, by_hand = generated_by_hand(name, scheduler, STEPS, changes, correction=correction, full=FULL)
+    generated, report = generated_by_hybrid(name, scheduler, STEPS, changes, **FIXED, **corrected_by(correction))
+    assert relative_difference(generated, expected) < 1e-4
     assert (by_hand.step, full_steps_of(report)) == (STEPS, FULL)
     assert [(step.index, step.discrepancy) for step in report.steps if step.discrepancy is not None] == [
         (step, pytest.approx(discrepancy, rel=1e-4)) for step, discrepancy, _ in by_hand.shown
@@ -231,16 +231,16 @@ def test_a_fixed_schedule(name: str, scheduler: str, correction: float, changes:
 
 @pytest.mark.parametrize(("name", "scheduler"), [("sd3", "flow-euler"), ("sd15", "ddim")])
 def test_holding_without_correction_is_exact(name: str, scheduler: str) -> None:
-    expected, _ = drawn_by_hand(name, scheduler, STEPS, {}, correction=0.0, full=FULL)
-    drawn, _ = drawn_by_hybrid(name, scheduler, STEPS, {}, **FIXED, **corrected_by(0.0))
-    assert torch.equal(drawn, expected)
+    expected, _ = generated_by_hand(name, scheduler, STEPS, {}, correction=0.0, full=FULL)
+    generated, _ = generated_by_hybrid(name, scheduler, STEPS, {}, **FIXED, **corrected_by(0.0))
+    assert torch.equal(generated, expected)
 
 
 @pytest.mark.parametrize(("name", "scheduler"), [("sd3", "flow-euler"), ("sd15", "ddim")])
 def test_what_is_made_up_for_matters(name: str, scheduler: str) -> None:
     """Otherwise the tests above would pass without it."""
     held, corrected = (
-        drawn_by_hybrid(name, scheduler, STEPS, {}, **FIXED, **corrected_by(share))[0] for share in (0.0, 1.0)
+        generated_by_hybrid(name, scheduler, STEPS, {}, **FIXED, **corrected_by(share))[0] for share in (0.0, 1.0)
     )
     assert relative_difference(corrected, held) > 1e-2
 
@@ -252,11 +252,11 @@ def test_guidance_that_is_off_for_some_steps_of_the_warm_up(
 ) -> None:
     """What these steps predict, of one branch, is no part of what the later ones make up for."""
     changes = {"num_images_per_prompt": images}
-    expected, by_hand = drawn_by_hand(
+    expected, by_hand = generated_by_hand(
         name, scheduler, STEPS, changes | guidance_except(name, off), correction=1.0, full=FULL
     )
-    drawn, report = drawn_by_hybrid(name, scheduler, STEPS, changes | guidance_except(name, off), **FIXED)
-    assert relative_difference(drawn, expected) < 1e-4
+    generated, report = generated_by_hybrid(name, scheduler, STEPS, changes | guidance_except(name, off), **FIXED)
+    assert relative_difference(generated, expected) < 1e-4
     assert full_steps_of(report) == FULL
     assert [step for step, *_ in by_hand.shown] == [step for step in FULL if step not in off]
 
@@ -270,13 +270,13 @@ PENDING = [3, 4, 6, 7, 9]
 def test_guidance_that_ends(name: str, scheduler: str, images: int, last: int) -> None:
     """The first step without it makes up for the conditional branch alone."""
     changes = guidance_until(name, last) | {"num_images_per_prompt": images}
-    expected, _ = drawn_by_hand(name, scheduler, STEPS, changes, correction=1.0, full=FULL)
-    drawn, report = drawn_by_hybrid(name, scheduler, STEPS, changes, **FIXED)
-    assert relative_difference(drawn, expected) < 1e-4
+    expected, _ = generated_by_hand(name, scheduler, STEPS, changes, correction=1.0, full=FULL)
+    generated, report = generated_by_hybrid(name, scheduler, STEPS, changes, **FIXED)
+    assert relative_difference(generated, expected) < 1e-4
     assert full_steps_of(report) == [step for step in range(STEPS) if step in FULL or step > last]
     assert (report.tau1, report.tau2) == (2, max(2, last))
-    held, _ = drawn_by_hybrid(name, scheduler, STEPS, changes, **FIXED, **corrected_by(0.0))
-    assert torch.equal(held, drawn) == (last <= 2)
+    held, _ = generated_by_hybrid(name, scheduler, STEPS, changes, **FIXED, **corrected_by(0.0))
+    assert torch.equal(held, generated) == (last <= 2)
 
 
 @pytest.mark.parametrize("last", PENDING)
@@ -284,14 +284,14 @@ def test_guidance_that_ends(name: str, scheduler: str, images: int, last: int) -
 def test_what_is_pending_when_guidance_ends_matters(name: str, scheduler: str, last: int) -> None:
     """By hand too, with what would be lost: the errors of the cached steps right before the end."""
     changes = guidance_until(name, last)
-    expected, by_hand = drawn_by_hand(name, scheduler, STEPS, changes, correction=1.0, full=FULL)
+    expected, by_hand = generated_by_hand(name, scheduler, STEPS, changes, correction=1.0, full=FULL)
 
     def forget(self: CachedByHand) -> None:
         CachedByHand.end_guidance(self)
         self.cached = []
 
     by_hand_without = type("Forgetful", (CachedByHand,), {"end_guidance": forget})
-    without, _ = drawn_by_hand(name, scheduler, STEPS, changes, by_hand_without, correction=1.0, full=FULL)
+    without, _ = generated_by_hand(name, scheduler, STEPS, changes, by_hand_without, correction=1.0, full=FULL)
     assert by_hand.step == STEPS
     assert relative_difference(without, expected) > 2e-4  # twice what the tests above allow
 
@@ -300,9 +300,9 @@ def test_what_is_pending_when_guidance_ends_matters(name: str, scheduler: str, l
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_other_numbers_of_ranks_make_up_for_the_same(ranks: int, last: int) -> None:
     changes = guidance_until("sd3", last) | {"num_images_per_prompt": 2}
-    two, _ = drawn_by_hybrid("sd3", None, STEPS, changes, **FIXED)
-    drawn, _ = drawn_by_hybrid("sd3", None, STEPS, changes, devices=ranks, **FIXED)
-    assert relative_difference(drawn, two) < 1e-4
+    two, _ = generated_by_hybrid("sd3", None, STEPS, changes, **FIXED)
+    generated, _ = generated_by_hybrid("sd3", None, STEPS, changes, devices=ranks, **FIXED)
+    assert relative_difference(generated, two) < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -324,12 +324,12 @@ def test_a_guided_schedule(
     name: str, scheduler: str, steps: int, tolerance: float, longest: int, changes: dict[str, Any]
 ) -> None:
     rule = {"tolerance": tolerance, "longest": longest}
-    expected, by_hand = drawn_by_hand(name, scheduler, steps, changes, correction=1.0, rule=rule)
-    drawn, report = drawn_by_hybrid(name, scheduler, steps, changes, strategy="hybrid", tolerance=tolerance)
+    expected, by_hand = generated_by_hand(name, scheduler, steps, changes, correction=1.0, rule=rule)
+    generated, report = generated_by_hybrid(name, scheduler, steps, changes, strategy="hybrid", tolerance=tolerance)
     full = [step for step, *_ in by_hand.shown]
     assert full_steps_of(report) == full
     assert (report.tau1, report.tau2) == by_hand.by_hand.taus(by_hand.shown)
-    assert relative_difference(drawn, expected) < 1e-4
+    assert relative_difference(generated, expected) < 1e-4
     assert len(report.steps) == by_hand.step
     assert len(full) < by_hand.step - 2  # it is not a schedule of full steps
 
@@ -345,14 +345,14 @@ def test_steps_of_skip_layer_guidance_are_full(name: str, images: int) -> None:
     """A fresh prediction must not be mixed with a held one: the schedule would have cached 3, 4, 6 and 7."""
     changes = SKIP_LAYERS | {"num_images_per_prompt": images}
     full = sorted({*FULL, *WITH_EXTRA})
-    expected, by_hand = drawn_by_hand(name, None, STEPS, changes, correction=1.0, full=full)
-    drawn, report = drawn_by_hybrid(name, None, STEPS, changes, **FIXED)
+    expected, by_hand = generated_by_hand(name, None, STEPS, changes, correction=1.0, full=full)
+    generated, report = generated_by_hybrid(name, None, STEPS, changes, **FIXED)
     assert full_steps_of(report) == full
     assert [step.index for step in report.steps if step.extra_evaluations] == WITH_EXTRA
     assert by_hand.extra == len(WITH_EXTRA)
-    assert relative_difference(drawn, expected) < 1e-4
-    exact, _ = drawn_by_hand(name, None, STEPS, changes, correction=0.0, full=full)
-    held, _ = drawn_by_hybrid(name, None, STEPS, changes, **FIXED, **corrected_by(0.0))
+    assert relative_difference(generated, expected) < 1e-4
+    exact, _ = generated_by_hand(name, None, STEPS, changes, correction=0.0, full=full)
+    held, _ = generated_by_hybrid(name, None, STEPS, changes, **FIXED, **corrected_by(0.0))
     assert torch.equal(held, exact)
 
 
@@ -360,7 +360,7 @@ def test_steps_of_skip_layer_guidance_are_full(name: str, images: int) -> None:
 def test_skip_layer_guidance_in_every_step_is_cfg(config: dict[str, Any]) -> None:
     """But for the first step, which is full in any case."""
     changes = SKIP_LAYERS | {"skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
-    drawn, report = drawn_by_hybrid("sd3", None, STEPS, changes, **config)
-    exact, _ = drawn_by_hybrid("sd3", None, STEPS, changes, strategy="cfg")
+    generated, report = generated_by_hybrid("sd3", None, STEPS, changes, **config)
+    exact, _ = generated_by_hybrid("sd3", None, STEPS, changes, strategy="cfg")
     assert full_steps_of(report) == list(range(STEPS))
-    assert torch.equal(drawn, exact)
+    assert torch.equal(generated, exact)

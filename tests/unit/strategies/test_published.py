@@ -8,34 +8,34 @@ import pytest
 import torch
 
 from hybridiff import ParallelConfig, PublishedSettings, UsageError, parallelize
-from support.jobs import Drawn, draw_parallel
-from support.oracles import differences, drawn_one_part_after_another, relative_difference, state_of
-from support.pipelines import build, denoiser_of, draw
+from support.jobs import Generated, generate_parallel
+from support.oracles import differences, generated_one_part_after_another, relative_difference, state_of
+from support.pipelines import build, denoiser_of, generate
 from support.schedules import callback_at, capped, guidance_until, split_at
 
 STEPS = {"num_inference_steps": 10}
 NAMES = ["sd15", "sd3"]
 
 
-def simulated(name: str, config: dict[str, Any], changes: dict[str, Any] | None = None, **rest: Any) -> Drawn:
-    return draw_parallel(name, STEPS | (changes or {}), simulate=True, **config, **rest)[0]
+def simulated(name: str, config: dict[str, Any], changes: dict[str, Any] | None = None, **rest: Any) -> Generated:
+    return generate_parallel(name, STEPS | (changes or {}), simulate=True, **config, **rest)[0]
 
 
-def kinds(drawn: Drawn) -> str:
+def kinds(generated: Generated) -> str:
     """One letter a step: full or pipelined."""
-    return "".join(step["kind"][0] for step in drawn.report["steps"])
+    return "".join(step["kind"][0] for step in generated.report["steps"])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_phases_of_a_run(name: str) -> None:
-    drawn = simulated(name, capped(10, 3, 4, split_point=1))
-    assert kinds(drawn) == "ffffppppff"
-    assert (drawn.report["tau1"], drawn.report["tau2"]) == (3, 7)
-    assert drawn.report["phases"] == {"warm-up": 4, "parallel": 4, "connect": 2}
-    assert [step["discrepancy"] is None for step in drawn.report["steps"]] == [False] * 4 + [True] * 4 + [False] * 2
-    stages = drawn.report["stages"]
+    generated = simulated(name, capped(10, 3, 4, split_point=1))
+    assert kinds(generated) == "ffffppppff"
+    assert (generated.report["tau1"], generated.report["tau2"]) == (3, 7)
+    assert generated.report["phases"] == {"warm-up": 4, "parallel": 4, "connect": 2}
+    assert [step["discrepancy"] is None for step in generated.report["steps"]] == [False] * 4 + [True] * 4 + [False] * 2
+    stages = generated.report["stages"]
     expected = 20 / (6 + stages["outer"] + 3 * max(stages["outer"], stages["inner"]))
-    assert drawn.report["ideal_speedup"] == pytest.approx(expected)
+    assert generated.report["ideal_speedup"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", ["sd3"])
@@ -43,7 +43,7 @@ def test_guidance_vanishes_while_the_parallel_phase_lasts(name: str) -> None:
     scales = [
         simulated(name, capped(10, 1, 8, split_point=1), {"guidance_scale": scale}).latents for scale in (5.0, 5.5)
     ]
-    guided = [drawn_one_part_after_another(name, guidance_scale=scale, **STEPS) for scale in (5.0, 5.5)]
+    guided = [generated_one_part_after_another(name, guidance_scale=scale, **STEPS) for scale in (5.0, 5.5)]
     assert relative_difference(*scales) < relative_difference(*guided)
     assert not torch.equal(scales[0], guided[0])
 
@@ -63,36 +63,36 @@ def test_a_cap_that_decided_is_reported() -> None:
 
 def test_a_second_order_scheduler_runs_partitioned_and_says_so() -> None:
     changes = {"num_inference_steps": 6}
-    drawn = simulated("sd15", capped(6, 1, 2), changes, scheduler="heun")
-    assert torch.equal(drawn.latents, drawn_one_part_after_another("sd15", scheduler="heun", **changes))
-    assert kinds(drawn) == "f" * 11
-    assert (drawn.report["tau1"], drawn.report["tau2"]) == (None, None)
-    (note,) = drawn.report["notes"]
+    generated = simulated("sd15", capped(6, 1, 2), changes, scheduler="heun")
+    assert torch.equal(generated.latents, generated_one_part_after_another("sd15", scheduler="heun", **changes))
+    assert kinds(generated) == "f" * 11
+    assert (generated.report["tau1"], generated.report["tau2"]) == (None, None)
+    (note,) = generated.report["notes"]
     assert note.startswith("HeunDiscreteScheduler is of order 2: ")
     assert note.endswith("all ran partitioned")
-    assert drawn.report["stages"] == {}
-    assert drawn.report["ideal_speedup"] == 2.0
+    assert generated.report["stages"] == {}
+    assert generated.report["ideal_speedup"] == 2.0
 
 
 @pytest.mark.parametrize(("name", "images"), [("sd15", 1), ("sd3", 1), ("sd3", 2)])
 def test_without_guidance(name: str, images: int) -> None:
     changes = {"guidance_scale": 1.0, "num_images_per_prompt": images}
-    drawn = simulated(name, capped(10, 3, 4), changes)
-    assert torch.equal(drawn.latents, simulated(name, {"strategy": "cfg"}, changes).latents)
-    assert kinds(drawn) == "f" * 10
-    assert (drawn.report["tau1"], drawn.report["tau2"]) == (None, None)
-    assert "guidance is off" in drawn.report["notes"][0]
-    assert drawn.report["ideal_speedup"] is None
+    generated = simulated(name, capped(10, 3, 4), changes)
+    assert torch.equal(generated.latents, simulated(name, {"strategy": "cfg"}, changes).latents)
+    assert kinds(generated) == "f" * 10
+    assert (generated.report["tau1"], generated.report["tau2"]) == (None, None)
+    assert "guidance is off" in generated.report["notes"][0]
+    assert generated.report["ideal_speedup"] is None
 
 
 @pytest.mark.parametrize(("name", "images"), [("sd15", 1), ("sd3", 1), ("sd3", 2)])
 def test_guidance_that_ends_in_the_warm_up(name: str, images: int) -> None:
     changes = guidance_until(name, 1) | {"num_images_per_prompt": images}
-    drawn = simulated(name, capped(10, 3, 4, split_point=1), changes)
-    assert torch.equal(drawn.latents, simulated(name, {"strategy": "cfg"}, changes).latents)
-    assert kinds(drawn) == "f" * 10
-    assert drawn.report["tau1"] is None
-    assert drawn.report["ideal_speedup"] == pytest.approx((2 * 2 + 8) / 10)
+    generated = simulated(name, capped(10, 3, 4, split_point=1), changes)
+    assert torch.equal(generated.latents, simulated(name, {"strategy": "cfg"}, changes).latents)
+    assert kinds(generated) == "f" * 10
+    assert generated.report["tau1"] is None
+    assert generated.report["ideal_speedup"] == pytest.approx((2 * 2 + 8) / 10)
 
 
 @pytest.mark.parametrize("last", [3, 5, 7], ids=["before its first step", "in the middle", "at its last step"])
@@ -100,20 +100,20 @@ def test_guidance_that_ends_in_the_warm_up(name: str, images: int) -> None:
 def test_guidance_that_ends_in_the_parallel_phase(name: str, last: int, images: int) -> None:
     """Equal to a phase that ends there of itself, as what follows has one branch only."""
     changes = guidance_until(name, last) | {"num_images_per_prompt": images}
-    drawn = simulated(name, capped(10, 3, 4, split_point=1), changes)
-    assert kinds(drawn) == ("ffff" + "p" * (last - 3)).ljust(10, "f")
-    assert (drawn.report["tau1"], drawn.report["tau2"]) == (3, last)
+    generated = simulated(name, capped(10, 3, 4, split_point=1), changes)
+    assert kinds(generated) == ("ffff" + "p" * (last - 3)).ljust(10, "f")
+    assert (generated.report["tau1"], generated.report["tau2"]) == (3, last)
     if last > 3:
-        assert torch.equal(drawn.latents, simulated(name, capped(10, 3, last - 3, split_point=1), changes).latents)
+        assert torch.equal(generated.latents, simulated(name, capped(10, 3, last - 3, split_point=1), changes).latents)
     else:
-        assert torch.equal(drawn.latents, simulated(name, {"strategy": "cfg"}, changes).latents)
+        assert torch.equal(generated.latents, simulated(name, {"strategy": "cfg"}, changes).latents)
 
 
 def test_skip_layer_guidance_in_every_step_is_cfg() -> None:
     changes = {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
-    drawn = simulated("sd3", capped(10, 3, 4, split_point=1), changes)
-    assert kinds(drawn) == "f" * 10
-    assert torch.equal(drawn.latents, drawn_one_part_after_another("sd3", **STEPS, **changes))
+    generated = simulated("sd3", capped(10, 3, 4, split_point=1), changes)
+    assert kinds(generated) == "f" * 10
+    assert torch.equal(generated.latents, generated_one_part_after_another("sd3", **STEPS, **changes))
 
 
 @pytest.mark.parametrize("name", ["sd3"])
@@ -129,28 +129,28 @@ def test_an_interrupt(name: str, last: int, steps: int) -> None:
     config = capped(10, 3, 4, split_point=1)
     simulated(name, config, {"callback_on_step_end": keep})
     stop = callback_at(last, lambda pipe: setattr(pipe, "_interrupt", True))
-    drawn = simulated(name, config, {"callback_on_step_end": stop})
-    assert kinds(drawn) == "ffffppppff"[:steps]
-    assert torch.equal(drawn.latents, kept[steps - 1])
+    generated = simulated(name, config, {"callback_on_step_end": stop})
+    assert kinds(generated) == "ffffppppff"[:steps]
+    assert torch.equal(generated.latents, kept[steps - 1])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_stock_call_and_other_runs_after_a_parallel_phase(name: str) -> None:
     """The network stays split between calls; whoever calls it otherwise finds it whole."""
     pipe = build(name)
-    stock, unguided = draw(build(name), name), draw(build(name), name, guidance_scale=1.0)
+    stock, unguided = generate(build(name), name), generate(build(name), name, guidance_scale=1.0)
     with parallelize(pipe, ParallelConfig(simulate=True, **capped(4, 1, 2, split_point=1))) as parallel:
-        first = draw(parallel, name)
-        assert torch.equal(draw(pipe, name), stock)
-        assert torch.equal(draw(parallel, name, guidance_scale=1.0), unguided)
-        assert torch.equal(draw(parallel, name), first)
-    assert torch.equal(draw(pipe, name), stock)
+        first = generate(parallel, name)
+        assert torch.equal(generate(pipe, name), stock)
+        assert torch.equal(generate(parallel, name, guidance_scale=1.0), unguided)
+        assert torch.equal(generate(parallel, name), first)
+    assert torch.equal(generate(pipe, name), stock)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_error_in_a_stage_leaves_the_network_whole(name: str) -> None:
     pipe = build(name)
-    stock = draw(build(name), name)
+    stock = generate(build(name), name)
     block = pipe.unet.mid_block.resnets[0] if name == "sd15" else pipe.transformer.transformer_blocks[1].attn
     hooks: list[Any] = []
 
@@ -160,11 +160,11 @@ def test_an_error_in_a_stage_leaves_the_network_whole(name: str) -> None:
 
     plant = callback_at(1, lambda _: hooks.append(block.register_forward_pre_hook(fail)))
     with parallelize(pipe, ParallelConfig(simulate=True, **capped(4, 1, 2, split_point=1))) as parallel:
-        first = draw(parallel, name)
+        first = generate(parallel, name)
         with pytest.raises(RuntimeError, match="planted"):
-            draw(parallel, name, callback_on_step_end=plant)
-        assert torch.equal(draw(pipe, name), stock)
-        assert torch.equal(draw(parallel, name), first)
+            generate(parallel, name, callback_on_step_end=plant)
+        assert torch.equal(generate(pipe, name), stock)
+        assert torch.equal(generate(parallel, name), first)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -172,9 +172,9 @@ def test_other_sizes_and_batches_one_after_the_other(name: str) -> None:
     """Boundaries have other shapes then: each is the same as in a pipeline of its own."""
     changes: list[dict[str, Any]] = [{}, {"height": 24, "width": 48}, {"num_images_per_prompt": 2}]
     with parallelize(build(name), ParallelConfig(simulate=True, **capped(4, 1, 2, split_point=1))) as parallel:
-        together = [draw(parallel, name, **change) for change in changes]
+        together = [generate(parallel, name, **change) for change in changes]
     for latents, change in zip(together, changes, strict=True):
-        alone = draw_parallel(name, change, simulate=True, **capped(4, 1, 2, split_point=1))[0]
+        alone = generate_parallel(name, change, simulate=True, **capped(4, 1, 2, split_point=1))[0]
         assert torch.equal(latents, alone.latents)
 
 
@@ -192,24 +192,24 @@ def test_a_longer_prompt_in_the_next_run(name: str) -> None:
 
     calls = [texts(5), texts(9)]
     with parallelize(build(name), ParallelConfig(simulate=True, **capped(4, 1, 2, split_point=1))) as parallel:
-        together = [draw(parallel, name, **call) for call in calls]
+        together = [generate(parallel, name, **call) for call in calls]
     for latents, call in zip(together, calls, strict=True):
         assert torch.equal(
-            latents, draw_parallel(name, call, simulate=True, **capped(4, 1, 2, split_point=1))[0].latents
+            latents, generate_parallel(name, call, simulate=True, **capped(4, 1, 2, split_point=1))[0].latents
         )
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3.5"])
 def test_detach_restores_the_stock_pipeline(name: str) -> None:
     pipe = build(name)
-    stock = draw(pipe, name)
+    stock = generate(pipe, name)
     before = state_of(pipe)
     parallel = parallelize(pipe, ParallelConfig(simulate=True, **capped(4, 1, 2)))
-    draw(parallel, name)
+    generate(parallel, name)
     parallel.detach()
     changed = [entry for entry in differences(before, state_of(pipe)) if not _belongs_to_calls(entry)]
     assert changed == []
-    assert torch.equal(draw(pipe, name), stock)
+    assert torch.equal(generate(pipe, name), stock)
 
 
 def _belongs_to_calls(entry: str) -> bool:
@@ -220,10 +220,10 @@ def _belongs_to_calls(entry: str) -> bool:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_split_point_of_another_network_is_none(name: str) -> None:
     """A calibration of a larger one, say: counted work decides then."""
-    drawn = simulated(name, {"strategy": "published", "calibration": split_at("pipelined", 10**6)})
+    generated = simulated(name, {"strategy": "published", "calibration": split_at("pipelined", 10**6)})
     chosen = simulated(name, {"strategy": "published"})
-    assert drawn.report["stages"]["point"] == chosen.report["stages"]["point"]
-    assert torch.equal(drawn.latents, chosen.latents)
+    assert generated.report["stages"]["point"] == chosen.report["stages"]["point"]
+    assert torch.equal(generated.latents, chosen.latents)
 
 
 @pytest.mark.parametrize("devices", [1, 3, 4])
@@ -248,20 +248,20 @@ def test_a_schedule_beyond_the_end_is_refused_before_any_network_runs(
         module.register_forward_pre_hook(lambda *_: pytest.fail("a network ran"))
     config = ParallelConfig("published", simulate=True, published=PublishedSettings(**rule))  # type: ignore[arg-type]
     with parallelize(pipe, config) as parallel, pytest.raises(UsageError, match=message):
-        draw(parallel, name, num_inference_steps=10)
+        generate(parallel, name, num_inference_steps=10)
 
 
 @pytest.mark.parametrize("name", ["sd3"])
 @pytest.mark.parametrize("steps", [3, 4, 20])
 def test_the_presets_fit_any_number_of_steps(name: str, steps: int) -> None:
-    drawn = draw_parallel(name, {"num_inference_steps": steps}, simulate=True, strategy="published")[0]
-    assert len(drawn.report["steps"]) == steps
-    assert "p" in kinds(drawn)
+    generated = generate_parallel(name, {"num_inference_steps": steps}, simulate=True, strategy="published")[0]
+    assert len(generated.report["steps"]) == steps
+    assert "p" in kinds(generated)
 
 
 @pytest.mark.parametrize("name", ["sd15 img2img", "sd3 img2img"])
 def test_a_run_that_starts_in_the_middle(name: str) -> None:
     """Fewer steps than asked for: the schedule is that of the steps there are."""
-    drawn = draw_parallel(name, {"num_inference_steps": 10}, simulate=True, strategy="published")[0]
-    assert len(drawn.report["steps"]) == 8
-    assert "p" in kinds(drawn)
+    generated = generate_parallel(name, {"num_inference_steps": 10}, simulate=True, strategy="published")[0]
+    assert len(generated.report["steps"]) == 8
+    assert "p" in kinds(generated)

@@ -1,4 +1,4 @@
-"""The published schedule computed by hand, layer by layer and without hooks: `published` draws the same, bit for bit.
+"""The published schedule computed by hand, layer by layer and without hooks: `published` does the same, bit for bit.
 
 Nothing here goes through the code under test: the oracles call the networks' parts one after the other, as the
 forward of the network does, and keep by themselves what is stale.
@@ -22,7 +22,7 @@ from support.by_hand import (
     transformer_inputs,
     unet_inputs,
 )
-from support.pipelines import build, denoiser_of, draw
+from support.pipelines import build, denoiser_of, generate
 from support.schedules import capped
 
 STEPS, TAU1, PARALLEL_STEPS, SCALE = 10, 3, 4, 5.0
@@ -69,22 +69,22 @@ class PublishedSchedule:
         return torch.cat([prediction, prediction])
 
 
-def drawn_by_hand(name: str, scheduler: str, parts_of: Callable[[Any], Any], **changes: Any) -> torch.Tensor:
+def generated_by_hand(name: str, scheduler: str, parts_of: Callable[[Any], Any], **changes: Any) -> torch.Tensor:
     """A stock pipeline whose denoiser is the schedule computed by hand."""
     pipe = build(name, scheduler)
     network = denoiser_of(pipe)
     schedule = PublishedSchedule(parts_of(network), unet_inputs if hasattr(pipe, "unet") else transformer_inputs)
     network.forward = schedule
-    latents = draw(pipe, name, num_inference_steps=STEPS, guidance_scale=SCALE, **changes)
+    latents = generate(pipe, name, num_inference_steps=STEPS, guidance_scale=SCALE, **changes)
     assert schedule.step == STEPS
     assert schedule.pipelined == [4, 5, 6, 7]
     return latents
 
 
-def drawn_by_published(name: str, scheduler: str, split_point: int, **changes: Any) -> torch.Tensor:
+def generated_by_published(name: str, scheduler: str, split_point: int, **changes: Any) -> torch.Tensor:
     config = capped(STEPS, TAU1, PARALLEL_STEPS, split_point)
     with parallelize(build(name, scheduler), ParallelConfig(simulate=True, **config)) as parallel:
-        latents = draw(parallel, name, num_inference_steps=STEPS, guidance_scale=SCALE, **changes)
+        latents = generate(parallel, name, num_inference_steps=STEPS, guidance_scale=SCALE, **changes)
         assert parallel.report is not None
         assert (parallel.report.tau1, parallel.report.tau2) == (TAU1, TAU1 + PARALLEL_STEPS)
     return latents
@@ -102,20 +102,20 @@ def drawn_by_published(name: str, scheduler: str, split_point: int, **changes: A
     ],
 )
 def test_a_unet_generation(name: str, levels: int, scheduler: str, changes: dict[str, Any]) -> None:
-    expected = drawn_by_hand(name, scheduler, lambda network: UnetByHand(network, levels), **changes)
+    expected = generated_by_hand(name, scheduler, lambda network: UnetByHand(network, levels), **changes)
     split_point = level_split(build(name).unet, levels)
-    assert torch.equal(drawn_by_published(name, scheduler, split_point, **changes), expected)
+    assert torch.equal(generated_by_published(name, scheduler, split_point, **changes), expected)
 
 
 @pytest.mark.parametrize("changes", [{}, {"num_images_per_prompt": 2}], ids=["one image", "two images"])
 @pytest.mark.parametrize("name", ["sd3", "sd3.5"])
 @pytest.mark.parametrize(("entry", "exit_"), [(0, 1), (0, 2), (1, 2)])
 def test_a_transformer_generation(name: str, entry: int, exit_: int, changes: dict[str, Any]) -> None:
-    expected = drawn_by_hand(
+    expected = generated_by_hand(
         name, "flow-euler", lambda network: TransformerByHand(network, entry + 1, exit_), **changes
     )
     split_point = block_split(build(name).transformer, entry, exit_)
-    assert torch.equal(drawn_by_published(name, "flow-euler", split_point, **changes), expected)
+    assert torch.equal(generated_by_published(name, "flow-euler", split_point, **changes), expected)
 
 
 @pytest.mark.parametrize(
@@ -129,10 +129,10 @@ def test_steps_of_skip_layer_guidance_are_full(start: float, stop: float, extra:
     network = denoiser_of(pipe)
     schedule = PublishedSchedule(TransformerByHand(network, 1, 2), transformer_inputs, *extra)
     network.forward = schedule  # type: ignore[method-assign]
-    expected = draw(pipe, name, num_inference_steps=STEPS, guidance_scale=SCALE, **changes)
+    expected = generate(pipe, name, num_inference_steps=STEPS, guidance_scale=SCALE, **changes)
     assert schedule.pipelined == [step for step in (4, 5, 6, 7) if step not in extra]
     split_point = block_split(build(name).transformer, 0, 2)
-    assert torch.equal(drawn_by_published(name, "flow-euler", split_point, **changes), expected)
+    assert torch.equal(generated_by_published(name, "flow-euler", split_point, **changes), expected)
 
 
 def test_ddim_with_the_sampling_loop_by_hand() -> None:
@@ -153,8 +153,8 @@ def test_ddim_with_the_sampling_loop_by_hand() -> None:
             alpha, next_alpha = alphas[t], alphas[before] if before >= 0 else pipe.scheduler.final_alpha_cumprod
             clean = (latents - (1 - alpha) ** 0.5 * noise) / alpha**0.5
             latents = next_alpha**0.5 * clean + (1 - next_alpha) ** 0.5 * noise
-    drawn = drawn_by_published(name, "ddim", split_point)
-    assert (drawn - latents).abs().max() <= 1e-5 * latents.abs().max()  # the scheduler groups its sums otherwise
+    generated = generated_by_published(name, "ddim", split_point)
+    assert (generated - latents).abs().max() <= 1e-5 * latents.abs().max()  # the scheduler groups its sums otherwise
 
 
 def test_flow_matching_with_the_sampling_loop_by_hand() -> None:
@@ -179,7 +179,7 @@ def test_flow_matching_with_the_sampling_loop_by_hand() -> None:
             velocity = unconditional + SCALE * (conditional - unconditional)
             latents = latents + (pipe.scheduler.sigmas[i + 1] - pipe.scheduler.sigmas[i]) * velocity
     split_point = block_split(pipe.transformer, 0, 2)
-    assert torch.equal(drawn_by_published(name, "flow-euler", split_point), latents)
+    assert torch.equal(generated_by_published(name, "flow-euler", split_point), latents)
 
 
 def test_the_oracle_is_the_whole_network_without_pipelined_steps() -> None:
@@ -196,7 +196,7 @@ def test_the_oracle_is_the_whole_network_without_pipelined_steps() -> None:
             return whole(*args, **kwargs)
 
         network.forward = spy
-        draw(pipe, name, num_inference_steps=1, generator=random)
+        generate(pipe, name, num_inference_steps=1, generator=random)
         args, kwargs = seen[0]
         is_unet = hasattr(pipe, "unet")
         parts = UnetByHand(network, 1) if is_unet else TransformerByHand(network, 1, 2)

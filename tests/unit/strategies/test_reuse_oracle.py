@@ -1,4 +1,4 @@
-"""Reuse steps computed by hand, layer by layer and without hooks: `hybrid` draws the same."""
+"""Reuse steps computed by hand, layer by layer and without hooks: `hybrid` generates the same."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from support.by_hand import (
     transformer_inputs,
     unet_inputs,
 )
-from support.pipelines import build, denoiser_of, draw
+from support.pipelines import build, denoiser_of, generate
 from support.schedules import split_at
 
 STEPS = 12
@@ -105,19 +105,19 @@ def test_a_generation_by_hand(
     parts = parts_of(network)
     inputs_of = unet_inputs if hasattr(pipe, "unet") else transformer_inputs
     network.forward = ReuseByHand(parts, inputs_of, parse_steps(full))  # type: ignore[method-assign]
-    expected = draw(pipe, name, num_inference_steps=STEPS, **changes)
+    expected = generate(pipe, name, num_inference_steps=STEPS, **changes)
 
     fresh = build(name, scheduler)
     where = split_at("reuse", split_index(parts, denoiser_of(fresh)))
     config = ParallelConfig("hybrid", step_kind="reuse", full_steps=full, calibration=where, simulate=True)
     with parallelize(fresh, config) as parallel:
-        drawn = draw(parallel, name, num_inference_steps=STEPS, **changes)
+        generated = generate(parallel, name, num_inference_steps=STEPS, **changes)
         assert parallel.report is not None
         kinds = [step.kind.value for step in parallel.report.steps]
     assert [step for step, kind in enumerate(kinds) if kind == "full"] == parse_steps(full)
     assert set(kinds) == {"full", "reuse"}
     # Held results are the same tensors; a weighted sum may round otherwise.
-    assert (drawn - expected).abs().max() <= (0.0 if full == HELD else 1e-4) * expected.abs().max()
+    assert (generated - expected).abs().max() <= (0.0 if full == HELD else 1e-4) * expected.abs().max()
 
 
 def test_steps_of_skip_layer_guidance_are_full() -> None:
@@ -127,22 +127,22 @@ def test_steps_of_skip_layer_guidance_are_full() -> None:
     pipe = build("sd3")
     by_hand = ReuseByHand(TransformerByHand(pipe.transformer, 1, 2), transformer_inputs, full)
     pipe.transformer.forward = by_hand
-    expected = draw(pipe, "sd3", num_inference_steps=STEPS, **changes)
+    expected = generate(pipe, "sd3", num_inference_steps=STEPS, **changes)
     where = split_at("reuse", block_split(build("sd3").transformer, 0, 2))
     config = ParallelConfig("hybrid", step_kind="reuse", full_steps=FOLLOWED[0], calibration=where, simulate=True)
     with parallelize(build("sd3"), config) as parallel:
-        drawn = draw(parallel, "sd3", num_inference_steps=STEPS, **changes)
+        generated = generate(parallel, "sd3", num_inference_steps=STEPS, **changes)
         assert parallel.report is not None
         assert [step.index for step in parallel.report.steps if step.kind.value == "full"] == full
-    assert (drawn - expected).abs().max() <= 1e-4 * expected.abs().max()
+    assert (generated - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 def test_what_is_followed_matters() -> None:
     """Otherwise the tests above would pass where results are held."""
-    drawn = []
+    generated = []
     for full in (HELD, *FOLLOWED):
         config = ParallelConfig("hybrid", step_kind="reuse", full_steps=full, simulate=True)
         with parallelize(build("sd3"), config) as parallel:
-            drawn.append(draw(parallel, "sd3", num_inference_steps=STEPS))
-    assert not torch.equal(drawn[0], drawn[1])
-    assert not torch.equal(drawn[1], drawn[2])
+            generated.append(generate(parallel, "sd3", num_inference_steps=STEPS))
+    assert not torch.equal(generated[0], generated[1])
+    assert not torch.equal(generated[1], generated[2])

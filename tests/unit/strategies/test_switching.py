@@ -21,7 +21,7 @@ from hybridiff.schedule.presets import ModelSettings
 from hybridiff.strategies.base import RunContext
 from hybridiff.strategies.switching import split_network
 from support.networks import adapter_of, evaluation_of, sd3_transformer
-from support.pipelines import build, draw
+from support.pipelines import build, generate
 from support.schedules import capped, split_at
 
 
@@ -110,12 +110,12 @@ def test_a_pipeline_is_measured_once_a_shape(config: dict[str, Any], monkeypatch
     monkeypatch.setattr(StagedDenoiser, "measure", counted)
     with parallelize(build("sd3"), ParallelConfig(simulate=True, **config)) as parallel:
         for height in (32, 32, 48, 32):
-            draw(parallel, "sd3", height=height)
+            generate(parallel, "sd3", height=height)
     assert [shape[2] for shape in measured] == [16, 24, 16]
 
 
 class UnlikeComm(LocalComm):
-    """Two ranks whose devices are unlike: what rank 1 measures is another thing."""
+    """Two ranks with heterogeneous devices: what rank 1 measures is another thing."""
 
     def __init__(self) -> None:
         super().__init__(2)
@@ -143,11 +143,11 @@ class UnlikeComm(LocalComm):
 def test_where_devices_are_unlike_what_the_leader_measured_holds(config: dict[str, Any]) -> None:
     comm = UnlikeComm()
     with parallelize(build("sd3"), ParallelConfig(simulate=True, **config)) as parallel:
-        expected = draw(parallel, "sd3", num_inference_steps=10)
+        expected = generate(parallel, "sd3", num_inference_steps=10)
         assert parallel.report is not None
         kinds = [step.kind for step in parallel.report.steps]
     with parallelize(build("sd3"), ParallelConfig(**config), comm=comm) as parallel:
-        assert torch.equal(draw(parallel, "sd3", num_inference_steps=10), expected)
+        assert torch.equal(generate(parallel, "sd3", num_inference_steps=10), expected)
         assert parallel.report is not None
         assert [step.kind for step in parallel.report.steps] == kinds
         told = [step.discrepancy for step in parallel.report.steps if step.kind is StepKind.FULL]

@@ -1,4 +1,4 @@
-"""Two small trained diffusion models, and the captioned scenes that they draw."""
+"""Two small trained diffusion models, and the captioned scenes that they generate."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ EMBEDDED = ("tiny-sdxl", "tiny-sd3")
 """Names of the models."""
 
 GUIDANCE = {"tiny-sdxl": 2.0, "tiny-sd3": 5.0}
-"""The guidance scales at which they draw best; more distorts colours."""
+"""The guidance scales at which they generate best; more distorts colours."""
 
 
 def folder(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""The checker of pictures: what of a scene is to be seen in one."""
+"""The checker of images: what of a scene is to be seen in one."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .drawing import Array, shape_distance
 from .scenes import COLOURS, PALETTE, SHAPES, SIDE, Scene
 
+Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
 _SIZE_BORDER = 20.5
+_RING_HOLE = 0.52  # inner radius over outer radius
+_CROSS_ARM = 0.34  # half the width of an arm over the half side
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What of a scene was found in a picture; `None` means that the caption does not mention the attribute.
+    """What of a scene was found in an image; `None` means that the caption does not mention the attribute.
 
     `position` is the place of a single object or the relation of two.
     """
@@ -44,7 +46,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Blob:
-    """A connected region that is not background; lengths as shares of the picture's side."""
+    """A connected region that is not background; lengths as shares of the image's side."""
 
     colour: str | None
     shape: str | None
@@ -52,9 +54,9 @@ class _Blob:
     radius: float
 
 
-def check(picture: Any, scene: Scene) -> Verdict:
-    """Compare a picture (PIL image, or array (H, W, 3) of bytes or of 0..1) with the scene of its caption."""
-    pixels = _as_pixels(picture)
+def check(image: Any, scene: Scene) -> Verdict:
+    """Compare an image (PIL image, or array (H, W, 3) of bytes or of 0..1) with the scene of its caption."""
+    pixels = _as_pixels(image)
     background, plane = _find_background(pixels)
     blobs = _find_blobs(pixels, plane)
     found_background = None if scene.background is None else background == scene.background
@@ -96,7 +98,7 @@ def _check_position(blobs: Sequence[_Blob], scene: Scene) -> bool | None:
 
 
 def _direction(first: tuple[float, float], second: tuple[float, float]) -> str | None:
-    """Where the first point lies from the second; `None` when they are closer than an eighth of the picture."""
+    """Where the first point lies from the second; `None` when they are closer than an eighth of the image."""
     right, down = first[0] - second[0], first[1] - second[1]
     if max(abs(right), abs(down)) < 0.125:
         return None
@@ -105,10 +107,10 @@ def _direction(first: tuple[float, float], second: tuple[float, float]) -> str |
     return "below" if down > 0 else "above"
 
 
-def _as_pixels(picture: Any) -> Array:
-    pixels = np.asarray(picture)
+def _as_pixels(image: Any) -> Array:
+    pixels = np.asarray(image)
     if pixels.ndim != 3 or pixels.shape[2] < 3:
-        raise ValueError(f"a colour picture (H, W, 3) is needed, got shape {pixels.shape}")
+        raise ValueError(f"a colour image (H, W, 3) is needed, got shape {pixels.shape}")
     scale = 255.0 if pixels.dtype == np.uint8 else 1.0
     return (pixels[..., :3] / scale).astype(np.float32)
 
@@ -148,7 +150,7 @@ def _find_blobs(pixels: Array, plane: Array) -> list[_Blob]:
 
     difference = np.abs(pixels - plane).max(-1)
     labels, count = ndimage.label(difference > 0.14)
-    smallest = 0.004 * difference.size  # a small cross covers 0.02 of the picture
+    smallest = 0.004 * difference.size  # a small cross covers 0.02 of the image
     regions = [labels == index for index in range(1, count + 1)]
     return [_blob(pixels, difference, region) for region in regions if region.sum() > smallest]
 
@@ -179,3 +181,23 @@ def _best_shape(mask: Mask) -> str | None:
         overlaps[shape] = float((template & mask).sum() / (template | mask).sum())
     best = max(overlaps, key=lambda shape: overlaps[shape])
     return best if overlaps[best] > 0.7 else None
+
+
+def shape_distance(shape: str, x: Array, y: Array, radius: float) -> Array:
+    """Signed distance in pixels (negative inside) to a shape whose bounding box has half side `radius`."""
+    arm = _CROSS_ARM * radius
+    from_centre: Array = np.hypot(x, y)
+    if shape == "circle":
+        found = from_centre - radius
+    elif shape == "ring":
+        found = np.maximum(from_centre - radius, _RING_HOLE * radius - from_centre)
+    elif shape == "square":
+        found = np.maximum(np.abs(x), np.abs(y)) - radius
+    elif shape == "cross":
+        upright = np.maximum(np.abs(x) - arm, np.abs(y) - radius)
+        found = np.minimum(upright, np.maximum(np.abs(y) - arm, np.abs(x) - radius))
+    elif shape == "triangle":  # apex at the top, sides 2 : 1
+        found = np.maximum(y - radius, (2 * np.abs(x) - y - radius) / np.float32(5**0.5))
+    else:
+        raise ValueError(f"unknown shape {shape!r}; the shapes are {', '.join(SHAPES)}")
+    return found.astype(np.float32)

@@ -1,7 +1,6 @@
 """Captioned scenes of one or two shapes: what they may hold, the grammar of their captions, and their splits.
 
-A `Scene` says what a caption says; what the caption leaves out is `None`. `drawing.render` fills the gaps at random,
-`checking.check` passes over them.
+A `Scene` says what a caption says; what the caption leaves out is `None`, which `checking.check` passes over.
 """
 
 from __future__ import annotations
@@ -95,12 +94,6 @@ def _object_words(item: SceneObject) -> str:
 
 def _article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
-
-
-def vocabulary() -> list[str]:
-    """Every word of the grammar, sorted."""
-    words = {"a", "an", "the", "at", "in", "on", "of", "above", "below", "background"}
-    return sorted(words.union(SHAPES, SIZES, COLOURS, POSITIONS))
 
 
 def split_of(scene: Scene) -> str:

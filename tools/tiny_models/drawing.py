@@ -5,26 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
-from .scenes import COLOURS, PALETTE, POSITIONS, SHAPES, SIDE, SIZES, Scene, SceneObject
-
-Array = npt.NDArray[np.float32]
+from hybridiff.models.tiny.checking import Array, shape_distance
+from hybridiff.models.tiny.scenes import COLOURS, PALETTE, POSITIONS, SIDE, SIZES, Scene, SceneObject
 
 _RADII = {"small": (14.0, 17.0), "large": (24.0, 28.0)}  # half the side of the bounding box, in pixels of 128
 _POSITION_CENTRES = {"left": (33, 64), "right": (95, 64), "top": (64, 33), "bottom": (64, 95), "center": (64, 64)}
 _RELATION_AXES = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}  # of the first object
-_RING_HOLE = 0.52  # inner radius over outer radius
-_CROSS_ARM = 0.34  # half the width of an arm over the half side
 
 
 def render(scene: Scene, rng: np.random.Generator) -> Array:
     """Draw a scene: an array (128, 128, 3) of values 0..1; what the scene leaves open is chosen by `rng`."""
     scene = _completed(scene, rng)
-    picture = _background(str(scene.background), rng)
+    image = _background(str(scene.background), rng)
     for item, centre, radius in zip(scene.objects, *_layout(scene, rng), strict=True):
-        _paint(picture, item, centre, radius, rng)
-    return np.clip(picture, 0.0, 1.0)
+        _paint(image, item, centre, radius, rng)
+    return np.clip(image, 0.0, 1.0)
 
 
 def _completed(scene: Scene, rng: np.random.Generator) -> Scene:
@@ -69,12 +65,12 @@ def _background(colour: str, rng: np.random.Generator) -> Array:
     return _shaded(colour, ramp)
 
 
-def _paint(picture: Array, item: SceneObject, centre: Array, radius: float, rng: np.random.Generator) -> None:
+def _paint(image: Array, item: SceneObject, centre: Array, radius: float, rng: np.random.Generator) -> None:
     x, y = _grid()
     x, y = x - centre[0], y - centre[1]
     shade = 0.04 - rng.uniform(0.02, 0.12) * (x**2 + y**2) / radius**2
     coverage = np.clip(0.5 - shape_distance(item.shape, x, y, radius), 0, 1)[..., None]
-    picture += coverage * (_shaded(item.colour, np.clip(shade, -0.12, 0.04)) - picture)
+    image += coverage * (_shaded(item.colour, np.clip(shade, -0.12, 0.04)) - image)
 
 
 def _shaded(colour: str, shade: Array) -> Array:
@@ -82,23 +78,3 @@ def _shaded(colour: str, shade: Array) -> Array:
     base = np.array(PALETTE[colour], np.float32)
     change = shade[..., None] * (base if colour != "black" else np.full(3, 0.4, np.float32))
     return (base + change).astype(np.float32)
-
-
-def shape_distance(shape: str, x: Array, y: Array, radius: float) -> Array:
-    """Signed distance in pixels (negative inside) to a shape whose bounding box has half side `radius`."""
-    arm = _CROSS_ARM * radius
-    from_centre: Array = np.hypot(x, y)
-    if shape == "circle":
-        found = from_centre - radius
-    elif shape == "ring":
-        found = np.maximum(from_centre - radius, _RING_HOLE * radius - from_centre)
-    elif shape == "square":
-        found = np.maximum(np.abs(x), np.abs(y)) - radius
-    elif shape == "cross":
-        upright = np.maximum(np.abs(x) - arm, np.abs(y) - radius)
-        found = np.minimum(upright, np.maximum(np.abs(y) - arm, np.abs(x) - radius))
-    elif shape == "triangle":  # apex at the top, sides 2 : 1
-        found = np.maximum(y - radius, (2 * np.abs(x) - y - radius) / np.float32(5**0.5))
-    else:
-        raise ValueError(f"unknown shape {shape!r}; the shapes are {', '.join(SHAPES)}")
-    return found.astype(np.float32)
