@@ -43,7 +43,7 @@ class PromisedPolicy(Policy):
         self._final = [abs(value) for value in sensitivity.on_sample[-1]]
         self._full_steps = 0
         self._latest, self._next = 0, 1
-        self._expected: list[float] = []  # of the gap that runs, per image, before the factor
+        self._speeds: Sequence[float] = ()  # at the latest full step, per image
         self._spent: list[float] = []
         self._factor: list[float] = []
 
@@ -54,27 +54,27 @@ class PromisedPolicy(Policy):
 
     def observe(self, step: int, discrepancy: float, drift: float, estimates: Sequence[float] = ()) -> None:
         speeds, spent = estimates[: len(estimates) // 2], list(estimates[len(estimates) // 2 :])
-        self._learn(spent)
-        distance, self._latest = max(1, step - self._latest), step
+        self._learn(spent, step)
+        distance, self._latest, self._speeds = max(1, step - self._latest), step, speeds
         self._full_steps += 1
         last = len(self._final) - 1
         room = self._room(step, distance, speeds, last) if self._full_steps >= _LEAST_FULL else 1
         self._next = step + room
-        self._expected = [self._expect(speed, step, room) for speed in speeds] if room > 1 else []
         if room > 1 and self.tau1 is None:
             self.tau1 = step
-        if step >= last and self.tau1 is not None:
+        if step >= last and self.tau1 is not None and self.tau2 is None:
             self.tau2 = step
 
     def is_full(self, step: int) -> bool:
         return not self._latest < step < self._next
 
-    def _learn(self, spent: list[float]) -> None:
-        """Compare what the last gap left with what was expected of it."""
+    def _learn(self, spent: list[float], step: int) -> None:
+        """Compare what the gap before a step left with what was expected of it, which may have been cut short."""
         if not self._factor:
             self._factor, self._spent = [1.0] * len(spent), [0.0] * len(spent)
         self._factor = [factor**_SMOOTHING for factor in self._factor]  # what was learned is forgotten, too
-        for row, expected in enumerate(self._expected):
+        for row, speed in enumerate(self._speeds):
+            expected = self._expect(speed, self._latest, step - self._latest)
             left = math.sqrt(max(0.0, spent[row] ** 2 - self._spent[row] ** 2))
             if expected > 0 and left > 0:
                 ratio = min(max(left / expected, _CLIP[0]), _CLIP[1])

@@ -55,6 +55,7 @@ class CachedStep(StepExecutor):
             # the branches would have stayed as it was; then both err alike, whatever the guidance scale.
             self._hindsight.keep_last_rows(len(prediction))
             self._answered = [(cached, answered[-len(prediction) :]) for cached, answered in self._answered]
+            self._estimate = None  # all further steps are full
         before, distance = self._latest, step - self._latest_step
         self._latest, self._latest_step = prediction, step
         self._hindsight.observe(step, (prediction,))
