@@ -73,9 +73,10 @@ class RunPlan:
         sensitivity = agree(measure_sensitivity(scheduler, steps, first_timestep))
         notes = plan_notes(config, settings, entry, pipe, grid, guided)
         policy = _policy(config, guided, sensitivity, steps, settings.decoder_gain)
+        is_all_full = isinstance(policy, FixedPolicy) and policy.tau1 is None
         if not sensitivity.on_sample:
-            notes += nonlinear_notes(config, scheduler, guided.step_kind)
-        if isinstance(policy, FixedPolicy) and policy.tau1 is None:  # nothing has to be prepared for other steps
+            notes += nonlinear_notes(config, scheduler, StepKind.FULL if is_all_full else guided.step_kind)
+        if is_all_full:  # nothing has to be prepared for other steps
             return cls.all_full(steps, *notes)
         return cls(policy, guided.step_kind, guided.correction, sensitivity, tuple(notes))
 
