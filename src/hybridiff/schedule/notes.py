@@ -16,7 +16,7 @@ _SNAPSHOT = re.compile("[0-9a-f]{40}")
 
 
 def second_order_note(scheduler: Any) -> str | None:
-    """Why all steps of a scheduler are full, where it takes two evaluations a step; else None."""
+    """Why all steps of a scheduler are full, where it takes two evaluations per step; else None."""
     order, name = getattr(scheduler, "order", 1), type(scheduler).__name__
     if order == 1:
         return None

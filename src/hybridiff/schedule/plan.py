@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import ParallelConfig, parse_steps, quality_value
+from ..config import LEAST_STEPS, ParallelConfig, parse_steps, quality_value
 from ..numerics.sensitivity import Sensitivity, measure_sensitivity
 from .fixed import FixedPolicy
 from .guided import GuidedPolicy
@@ -14,9 +14,6 @@ from .kinds import Policy, StepKind
 from .notes import nonlinear_notes, plan_notes, second_order_note
 from .presets import GuidedSettings, ModelSettings
 from .promised import PromisedPolicy, error_bound
-
-LEAST_STEPS = 3
-"""A run has to have a full step or two before another kind; with fewer steps all are full."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from .steps.full import FullStep
 
 
 class CfgStrategy(Strategy):
-    """Every rank evaluates its rows of one branch; one all-gather a step gives all ranks the whole prediction."""
+    """Every rank evaluates its rows of one branch; one all-gather per step gives all ranks the whole prediction."""
 
     name = "cfg"
 

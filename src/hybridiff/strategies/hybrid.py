@@ -74,4 +74,4 @@ class HybridStrategy(SwitchingStrategy):
             return CachedStep(self.evaluator, plan.correction, plan.sensitivity, self._estimate())
         share = self.context.settings.reuse_share
         staged = split_network(self.context, first, StepKind.REUSE, lambda splits: choose_outer(splits, share))
-        return ReuseStep(self.evaluator, self.context, staged)
+        return ReuseStep(self.evaluator, staged)

@@ -63,7 +63,7 @@ class SwitchingStrategy(CfgStrategy):
         return Answer(self.between.correct(step, answer.prediction), answer.reading)
 
     def _learn(self, step: int, prediction: torch.Tensor) -> Sequence[torch.Tensor]:
-        """What a full step teaches the other steps; and what that tells the policy."""
+        """What a full step teaches the others; what they measured of it."""
         self.between.observe(step, prediction)
         return self.between.measure()
 

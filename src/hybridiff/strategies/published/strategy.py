@@ -51,4 +51,4 @@ class PublishedStrategy(SwitchingStrategy):
         if isinstance(self.policy, FixedPolicy):
             return NoStep(self.evaluator)
         staged = split_network(self.context, first, StepKind.PIPELINED, choose_balanced)
-        return PipelinedStep(self.evaluator, self.context, staged)
+        return PipelinedStep(self.evaluator, staged)
