@@ -16,9 +16,9 @@ from hybridiff.denoiser.decoder import decoder_gain
 from hybridiff.numerics.estimate import FADING, PAIR, REACTION
 from hybridiff.numerics.sensitivity import measure_sensitivity
 from hybridiff.schedule.presets import GuidedSettings
-from support.jobs import Drawn, draw_parallel
-from support.oracles import drawn_one_part_after_another
-from support.pipelines import build, call_arguments, denoiser_of, draw
+from support.jobs import Generated, generate_parallel
+from support.oracles import generated_one_part_after_another
+from support.pipelines import build, call_arguments, denoiser_of, generate
 from support.promised import PromisedByHand, Shown
 from support.schedules import callback_at, guidance_except, guidance_until
 
@@ -26,8 +26,8 @@ STEPS = {"num_inference_steps": 34}
 TWO = {"num_images_per_prompt": 2}
 
 
-def simulated(name: str, fidelity: float, scheduler: str | None = None, **changes: Any) -> Drawn:
-    return draw_parallel(
+def simulated(name: str, fidelity: float, scheduler: str | None = None, **changes: Any) -> Generated:
+    return generate_parallel(
         name, STEPS | changes, scheduler=scheduler, simulate=True, strategy="hybrid", fidelity=fidelity
     )[0]
 
@@ -59,7 +59,7 @@ class Recorded:
         config = ParallelConfig("hybrid", devices=1, simulate=True, fidelity=fidelity)
         with parallelize(pipe, config) as parallel:
             self.scale = call_arguments(name)["guidance_scale"]
-            draw(parallel, name, **STEPS, **changes)
+            generate(parallel, name, **STEPS, **changes)
             assert parallel.report is not None
             self.report: RunReport = parallel.report
         steps = len(self.report.steps)
@@ -153,31 +153,31 @@ def test_estimate_and_schedule_by_hand(
 def test_the_image_is_that_of_the_same_schedule_given(
     name: str, scheduler: str | None, fidelity: float, changes: dict[str, Any]
 ) -> None:
-    drawn = simulated(name, fidelity, scheduler, **changes)
-    full = full_steps_of(drawn.report)
+    generated = simulated(name, fidelity, scheduler, **changes)
+    full = full_steps_of(generated.report)
     config = {"strategy": "hybrid", "step_kind": "cached", "full_steps": ",".join(map(str, full))}
-    given = draw_parallel(name, STEPS | changes, scheduler=scheduler, simulate=True, **config)[0]
-    assert torch.equal(drawn.latents, given.latents)
-    assert kinds(drawn.report) == kinds(given.report)
+    given = generate_parallel(name, STEPS | changes, scheduler=scheduler, simulate=True, **config)[0]
+    assert torch.equal(generated.latents, given.latents)
+    assert kinds(generated.report) == kinds(given.report)
     assert given.report["fidelity"] == {}
-    assert drawn.report["notes"] == []
+    assert generated.report["notes"] == []
 
 
 @pytest.mark.parametrize(("name", "scheduler"), [("sd3", None), ("sd15", "ddim"), ("sdxl two levels", "euler")])
 def test_the_most_that_can_be_promised_is_cfg(name: str, scheduler: str | None) -> None:
     few = {"num_inference_steps": 10}
-    drawn = simulated(name, 100, scheduler, **few)
-    assert torch.equal(drawn.latents, drawn_one_part_after_another(name, scheduler=scheduler, **few))
-    assert kinds(drawn.report) == "f" * 10
-    assert drawn.report["fidelity"] == {"promised": 100, "estimated": 100.0}
-    assert (drawn.report["tau1"], drawn.report["tau2"]) == (None, None)
+    generated = simulated(name, 100, scheduler, **few)
+    assert torch.equal(generated.latents, generated_one_part_after_another(name, scheduler=scheduler, **few))
+    assert kinds(generated.report) == "f" * 10
+    assert generated.report["fidelity"] == {"promised": 100, "estimated": 100.0}
+    assert (generated.report["tau1"], generated.report["tau2"]) == (None, None)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_runs_too_short_for_a_gap(steps: int) -> None:
-    drawn = simulated("sd3", 10, num_inference_steps=steps)
-    assert kinds(drawn.report) == "f" * steps
-    assert drawn.report["fidelity"] == {"promised": 10, "estimated": 100.0}
+    generated = simulated("sd3", 10, num_inference_steps=steps)
+    assert kinds(generated.report) == "f" * steps
+    assert generated.report["fidelity"] == {"promised": 10, "estimated": 100.0}
 
 
 @pytest.mark.parametrize(("name", "scheduler"), [("sd3", None), ("sd15", "ddim"), ("sdxl two levels", "euler")])
@@ -195,7 +195,7 @@ def test_a_scheduler_that_is_not_linear_has_full_steps_only(option: str) -> None
     pipe = build("sd15", "ddim")
     pipe.scheduler.register_to_config(**{option: True}, sample_max_value=50.0)
     with parallelize(pipe, ParallelConfig("hybrid", simulate=True, fidelity=30)) as parallel:
-        draw(parallel, "sd15", num_inference_steps=8)
+        generate(parallel, "sd15", num_inference_steps=8)
         report = parallel.report.to_dict()
     assert kinds(report) == "f" * 8
     assert report["fidelity"] == {"promised": 30, "estimated": 100.0}
@@ -207,18 +207,20 @@ def test_a_scheduler_that_is_not_linear_has_full_steps_only(option: str) -> None
 
 
 def test_a_scheduler_of_second_order_has_full_steps_only() -> None:
-    drawn = simulated("sd15", 30, "heun", num_inference_steps=5)
-    assert torch.equal(drawn.latents, drawn_one_part_after_another("sd15", scheduler="heun", num_inference_steps=5))
-    assert kinds(drawn.report) == "f" * 9
-    assert drawn.report["fidelity"] == {"promised": 30, "estimated": 100.0}
-    (note,) = drawn.report["notes"]
+    generated = simulated("sd15", 30, "heun", num_inference_steps=5)
+    assert torch.equal(
+        generated.latents, generated_one_part_after_another("sd15", scheduler="heun", num_inference_steps=5)
+    )
+    assert kinds(generated.report) == "f" * 9
+    assert generated.report["fidelity"] == {"promised": 30, "estimated": 100.0}
+    (note,) = generated.report["notes"]
     assert note.startswith("HeunDiscreteScheduler is of order 2: ")
 
 
 def test_without_guidance_all_is_full() -> None:
-    drawn = simulated("sd3", 30, guidance_scale=1.0, num_inference_steps=8)
-    assert kinds(drawn.report) == "f" * 8
-    assert drawn.report["fidelity"] == {"promised": 30, "estimated": 100.0}
+    generated = simulated("sd3", 30, guidance_scale=1.0, num_inference_steps=8)
+    assert kinds(generated.report) == "f" * 8
+    assert generated.report["fidelity"] == {"promised": 30, "estimated": 100.0}
 
 
 @pytest.mark.parametrize("last", [1, 6, 7, 8, 20])
@@ -226,38 +228,38 @@ def test_without_guidance_all_is_full() -> None:
 def test_guidance_that_ends(last: int, images: int) -> None:
     """Until then the schedule is that of a guided run; then all is full."""
     whole = simulated("sd15", 50, "ddim", num_images_per_prompt=images)
-    drawn = simulated("sd15", 50, "ddim", num_images_per_prompt=images, **guidance_until("sd15", last))
-    schedule = kinds(drawn.report)
+    generated = simulated("sd15", 50, "ddim", num_images_per_prompt=images, **guidance_until("sd15", last))
+    schedule = kinds(generated.report)
     assert schedule[: last + 1] == kinds(whole.report)[: last + 1]
     assert set(schedule[last + 1 :]) == {"f"}
-    assert torch.isfinite(drawn.latents).all()
-    assert 50 < drawn.report["fidelity"]["estimated"] <= 100
+    assert torch.isfinite(generated.latents).all()
+    assert 50 < generated.report["fidelity"]["estimated"] <= 100
     if last >= 20:
-        assert (drawn.report["tau1"], drawn.report["tau2"]) == (whole.report["tau1"], last)
+        assert (generated.report["tau1"], generated.report["tau2"]) == (whole.report["tau1"], last)
 
 
 @pytest.mark.parametrize("off", [{1, 2, 3}, {10, 11}, {9, 10, 11, 12}])
 def test_guidance_that_comes_and_goes(off: set[int]) -> None:
     """Steps without it are full; after it was off in the parallel phase all are."""
-    drawn = simulated("sd3", 50, **guidance_except("sd3", off))
-    schedule = kinds(drawn.report)
+    generated = simulated("sd3", 50, **guidance_except("sd3", off))
+    schedule = kinds(generated.report)
     assert {schedule[step] for step in off} == {"f"}
-    assert torch.isfinite(drawn.latents).all()
+    assert torch.isfinite(generated.latents).all()
     if min(off) > 3:
         assert set(schedule[min(off) :]) == {"f"}
-        assert drawn.report["tau2"] == min(off) - 1
-        assert {step["phase"] for step in drawn.report["steps"][min(off) :]} == {"connect"}
+        assert generated.report["tau2"] == min(off) - 1
+        assert {step["phase"] for step in generated.report["steps"][min(off) :]} == {"connect"}
     else:
         assert "c" in schedule
 
 
 def test_steps_of_skip_layer_guidance_are_full() -> None:
     layers = {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.2, "skip_layer_guidance_stop": 0.6}
-    drawn = simulated("sd3", 40, **layers)
-    extra = [step["index"] for step in drawn.report["steps"] if step.get("extra_evaluations")]
+    generated = simulated("sd3", 40, **layers)
+    extra = [step["index"] for step in generated.report["steps"] if step.get("extra_evaluations")]
     assert extra
-    assert set(extra) < set(full_steps_of(drawn.report))
-    assert drawn.report["fidelity"]["estimated"] > 40
+    assert set(extra) < set(full_steps_of(generated.report))
+    assert generated.report["fidelity"]["estimated"] > 40
 
 
 def test_the_same_image_twice_has_the_schedule_of_one() -> None:
@@ -285,13 +287,13 @@ def test_one_run_leaves_nothing_for_the_next() -> None:
     with parallelize(build("sd15"), ParallelConfig("hybrid", simulate=True, fidelity=55)) as parallel:
         together = []
         for change in [*changes, changes[0]]:
-            latents = draw(parallel, "sd15", **change)
+            latents = generate(parallel, "sd15", **change)
             assert parallel.report is not None
             together.append((latents, parallel.report.fidelity, kinds(parallel.report.to_dict())))
     assert together[0][1:] == together[-1][1:]
     assert torch.equal(together[0][0], together[-1][0])
     for (latents, fidelity, schedule), change in zip(together, changes, strict=False):
-        fresh = draw_parallel("sd15", change, simulate=True, strategy="hybrid", fidelity=55)[0]
+        fresh = generate_parallel("sd15", change, simulate=True, strategy="hybrid", fidelity=55)[0]
         assert torch.equal(latents, fresh.latents)
         assert (fidelity, schedule) == (fresh.report["fidelity"], kinds(fresh.report))
 
@@ -299,8 +301,8 @@ def test_one_run_leaves_nothing_for_the_next() -> None:
 def test_an_interrupted_run_does_not_matter_to_the_next() -> None:
     with parallelize(build("sd15"), ParallelConfig("hybrid", simulate=True, fidelity=55)) as parallel:
         stop = callback_at(9, lambda pipe: setattr(pipe, "_interrupt", True))
-        draw(parallel, "sd15", **STEPS, callback_on_step_end=stop)
-        latents = draw(parallel, "sd15", **STEPS)
+        generate(parallel, "sd15", **STEPS, callback_on_step_end=stop)
+        latents = generate(parallel, "sd15", **STEPS)
     assert torch.equal(latents, simulated("sd15", 55).latents)
 
 
@@ -319,23 +321,23 @@ def test_time_decides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_other_numbers_of_ranks_promise_the_same_to_rounding(ranks: int) -> None:
     config = {"strategy": "hybrid", "fidelity": 60, "simulate": True}
-    two = draw_parallel("sd15", STEPS | TWO, **config)[0]
-    other = draw_parallel("sd15", STEPS | TWO, devices=ranks, **config)[0]
+    two = generate_parallel("sd15", STEPS | TWO, **config)[0]
+    other = generate_parallel("sd15", STEPS | TWO, devices=ranks, **config)[0]
     assert kinds(other.report) == kinds(two.report)
     assert other.report["fidelity"]["estimated"] == pytest.approx(two.report["fidelity"]["estimated"], abs=0.01)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype: torch.dtype) -> None:
-    drawn = draw_parallel("sd3", STEPS, dtype=dtype, simulate=True, strategy="hybrid", fidelity=45)[0]
-    assert drawn.latents.dtype == dtype
-    assert "c" in kinds(drawn.report)
-    assert 45 < drawn.report["fidelity"]["estimated"] < 100
+    generated = generate_parallel("sd3", STEPS, dtype=dtype, simulate=True, strategy="hybrid", fidelity=45)[0]
+    assert generated.latents.dtype == dtype
+    assert "c" in kinds(generated.report)
+    assert 45 < generated.report["fidelity"]["estimated"] < 100
 
 
 @pytest.mark.parametrize("name", ["sd3", "sd15"])
 def test_no_quality_is_balanced(name: str) -> None:
-    runs = [draw_parallel(name, STEPS, simulate=True, strategy="hybrid", **given)[0] for given in QUALITIES]
+    runs = [generate_parallel(name, STEPS, simulate=True, strategy="hybrid", **given)[0] for given in QUALITIES]
     for other in runs[1:]:
         assert torch.equal(runs[0].latents, other.latents)
         assert runs[0].report["notes"] == other.report["notes"]
