@@ -148,7 +148,7 @@ def _check_pipeline(pipe: Any) -> None:
     name = type(pipe).__name__
     parameters = inspect.signature(pipe.__call__).parameters
     if not {"image_guidance_scale", "pag_scale", "editing_prompt"}.isdisjoint(parameters):
-        raise UsageError(f"{name} evaluates more than two branches a step; only two are supported")
+        raise UsageError(f"{name} evaluates more than two branches per step; only two are supported")
     # On the class: until the first call the properties raise AttributeError on the pipeline itself.
     if not hasattr(type(pipe), "do_classifier_free_guidance"):
         raise UsageError(f"{name} does not say whether guidance is on (do_classifier_free_guidance)")

@@ -21,6 +21,8 @@ BRANCHES = 2
 """Guidance branches of a pipeline: unconditional and conditional."""
 LONGEST_TIMEOUT = 7 * 24 * 3600.0
 """Seconds; longer deadlines are typing errors, and overflow the clocks of process groups."""
+LEAST_STEPS = 3
+"""A run has to have a full step or two before another kind; with fewer steps all are full."""
 REFERENCE_STEPS = 50
 """Number of steps for which settings in steps are given."""
 

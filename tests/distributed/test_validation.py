@@ -259,9 +259,9 @@ def call_on_rank_0_only() -> Outcome:
 @pytest.mark.parametrize(
     ("pipeline", "sentence"),
     [
-        ("StableDiffusionXLPAGPipeline", "evaluates more than two branches a step"),
-        ("StableDiffusionInstructPix2PixPipeline", "evaluates more than two branches a step"),
-        ("LEditsPPPipelineStableDiffusionXL", "evaluates more than two branches a step"),
+        ("StableDiffusionXLPAGPipeline", "evaluates more than two branches per step"),
+        ("StableDiffusionInstructPix2PixPipeline", "evaluates more than two branches per step"),
+        ("LEditsPPPipelineStableDiffusionXL", "evaluates more than two branches per step"),
         ("StableDiffusionXLAdapterPipeline", "by which steps are counted"),
     ],
 )

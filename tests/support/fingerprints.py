@@ -1,7 +1,7 @@
 """Fingerprints of what the embedded models generate: the bits of the latents, recorded before the code was rearranged.
 
-`python -m support.fingerprints` (from tests/) generates every case and writes the file anew; only a change that is meant
-to change images may do so, and has to say why.
+`python -m support.fingerprints` (from tests/) generates every case and writes the file anew; only a change that is
+meant to change images may do so, and has to say why.
 """
 
 from __future__ import annotations

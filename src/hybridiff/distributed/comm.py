@@ -18,7 +18,7 @@ class Comm(ABC):
     """A group of ranks.
 
     A strategy does the work of every rank in `local_ranks` and hands over one buffer for each, so that the same code
-    runs one rank a process (`ProcessComm`) and all of them in one (`LocalComm`).
+    runs one rank per process (`ProcessComm`) and all of them in one (`LocalComm`).
 
     Attributes:
         size: Number of ranks.

@@ -1,4 +1,4 @@
-"""One rank a process: a group of torch.distributed with a deadline."""
+"""One rank per process: a group of torch.distributed with a deadline."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def plot_calibration(model: str, entry: Entry, path: str | Path) -> None:
 
 
 def frontier_figure(content: dict[str, Any]) -> Figure:
-    """Draw fidelity over ideal speed-up: a dot a setting, and for each method the line that none of its settings beats.
+    """Draw fidelity over ideal speed-up: a dot per setting, and per method the line that none of its settings beats.
 
     Args:
         content: Of a study's file, see `study.Study`.

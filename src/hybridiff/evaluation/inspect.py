@@ -111,7 +111,7 @@ def format_inspection(found: Inspection, every_split: bool = False) -> str:
         every_split: List all legal splits, not only those that strategies choose.
     """
     lines = [
-        f"{found.network}, one branch {found.sample}: {found.seconds * 1e3:.1f} ms an evaluation, "
+        f"{found.network}, one branch {found.sample}: {found.seconds * 1e3:.1f} ms per evaluation, "
         f"{len(found.layers)} layers, {len(found.splits)} legal split points"
     ]
     for kind, user in USERS.items():
@@ -129,7 +129,7 @@ def _stages(layers: list[str], split: Split) -> list[str]:
     return [
         f"{outer}: {layers[0]} .. {split.entry}{last}, and what lies around the layers",
         f"{inner}: {layers[entry + 1]} .. {split.exit}",
-        f"  crosses a step: {down} down after {split.entry}, {up} up after {split.exit}",
+        f"  crosses per step: {down} down after {split.entry}, {up} up after {split.exit}",
     ]
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from ..config import ParallelConfig, PublishedSettings
@@ -20,15 +21,14 @@ from .schedules import steps_as_text, typical_schedule
 from .settings import Setting
 from .simulation import Splits, measure_splits
 
-_SPLIT = {"index": int, "outer": (int, float), "inner": (int, float)}
-_FORM = {
-    "run": {},
-    "splits": {"pipelined": _SPLIT, "reuse": _SPLIT},
-    "reference": {},
-    "typical": [{"guided": {}, "full_steps": str}],
-    "rows": [{"method": str, "label": str}],
+_PARTS: dict[str, Any] = {
+    "run": dict,
+    "splits": (dict, NoneType),
+    "reference": (dict, NoneType),
+    "typical": list,
+    "rows": list,
 }
-"""What has to be in a file; splits and reference may be None."""
+"""What has to be in a file."""
 
 IDENTITY = ("method", "label", "steps", "config", "thresholds")
 """What tells the row of one setting from that of another."""
@@ -116,7 +116,7 @@ def read_study(path: Path) -> dict[str, Any]:
     """
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        malformed = _malformed(content)
+        malformed = [name for name, kinds in _PARTS.items() if not isinstance(content.get(name, 0), kinds)]
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, AttributeError):
@@ -125,20 +125,6 @@ def read_study(path: Path) -> dict[str, Any]:
         what = f"{path} is no frontier: its {', '.join(malformed)} cannot be used"
         raise UsageError(f"{what}; give another --output, or --fresh to overwrite it")
     return content
-
-
-def _malformed(content: dict[str, Any]) -> list[str]:
-    """The parts of a study's content that `Study.save` did not write."""
-    unknown_yet = [name for name in ("splits", "reference") if content.get(name, 0) is None]
-    return [name for name, form in _FORM.items() if name not in unknown_yet and not _has_form(content.get(name), form)]
-
-
-def _has_form(value: Any, form: Any) -> bool:
-    if isinstance(form, dict):
-        return isinstance(value, dict) and all(_has_form(value.get(name), part) for name, part in form.items())
-    if isinstance(form, list):
-        return isinstance(value, list) and all(_has_form(item, form[0]) for item in value)
-    return isinstance(value, form)
 
 
 def read_settings(path: Path) -> list[Setting]:

@@ -8,14 +8,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..config import LEAST_STEPS
 from ..distributed.placement import Placement
 from ..errors import UsageError
 from ..models.loading import find_model, load_pipeline
 from ..models.tiny import EMBEDDED, GUIDANCE
 from ..utils.prompts import Prompt, read_prompts
-
-LEAST_STEPS = 3
-"""Of a run that can have steps of several kinds."""
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def measure_sensitivity(scheduler: Any, steps: int, first: float | None = None) 
 
 @dataclass(frozen=True)
 class _Question:
-    """Schedulers with the same identity give the same answer, which is measured once a process."""
+    """Schedulers with the same identity give the same answer, which is measured once per process."""
 
     identity: str
     begin: int

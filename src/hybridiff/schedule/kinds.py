@@ -54,7 +54,7 @@ class Policy(ABC):
             step: The step, from 0.
             discrepancy: How far the branches are apart (`guidance.discrepancy`).
             drift: How far the predictions moved since the full step before (`guidance.drift`).
-            estimates: What the executor of the other steps measured, see `StepExecutor.measure`.
+            estimates: See `StepExecutor.measure`.
         """
 
     @abstractmethod

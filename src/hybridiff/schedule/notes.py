@@ -16,7 +16,7 @@ _SNAPSHOT = re.compile("[0-9a-f]{40}")
 
 
 def second_order_note(scheduler: Any) -> str | None:
-    """Why all steps of a scheduler are full, where it takes two evaluations a step; else None."""
+    """Why all steps of a scheduler are full, where it takes two evaluations per step; else None."""
     order, name = getattr(scheduler, "order", 1), type(scheduler).__name__
     if order == 1:
         return None
@@ -28,7 +28,7 @@ def nonlinear_notes(config: ParallelConfig, scheduler: Any, kind: StepKind) -> l
     why = f"{type(scheduler).__name__} is not linear as it is configured"
     if config.fidelity is not None:
         return [f"{why}: errors cannot be told beforehand, and full steps alone keep the promise"]
-    if kind is StepKind.CACHED and config.full_steps is None and quality_value(config.quality) < 1:
+    if kind is StepKind.CACHED:
         return [f"{why}: nothing makes up for the errors of cached steps"]
     return []
 

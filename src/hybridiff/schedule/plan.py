@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import ParallelConfig, parse_steps, quality_value
+from ..config import LEAST_STEPS, ParallelConfig, parse_steps, quality_value
 from ..numerics.sensitivity import Sensitivity, measure_sensitivity
 from .fixed import FixedPolicy
 from .guided import GuidedPolicy
@@ -14,9 +14,6 @@ from .kinds import Policy, StepKind
 from .notes import nonlinear_notes, plan_notes, second_order_note
 from .presets import GuidedSettings, ModelSettings
 from .promised import PromisedPolicy, error_bound
-
-LEAST_STEPS = 3
-"""A run has to have a full step or two before another kind; with fewer steps all are full."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +70,10 @@ class RunPlan:
         sensitivity = agree(measure_sensitivity(scheduler, steps, first_timestep))
         notes = plan_notes(config, settings, entry, pipe, grid, guided)
         policy = _policy(config, guided, sensitivity, steps, settings.decoder_gain)
+        is_all_full = isinstance(policy, FixedPolicy) and policy.tau1 is None
         if not sensitivity.on_sample:
-            notes += nonlinear_notes(config, scheduler, guided.step_kind)
-        if isinstance(policy, FixedPolicy) and policy.tau1 is None:  # nothing has to be prepared for other steps
+            notes += nonlinear_notes(config, scheduler, StepKind.FULL if is_all_full else guided.step_kind)
+        if is_all_full:  # nothing has to be prepared for other steps
             return cls.all_full(steps, *notes)
         return cls(policy, guided.step_kind, guided.correction, sensitivity, tuple(notes))
 

@@ -1,4 +1,4 @@
-"""Ways for ranks to share a generation: one technique a file."""
+"""Ways for ranks to share a generation: one technique per file."""
 
 from __future__ import annotations
 

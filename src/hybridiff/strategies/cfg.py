@@ -12,7 +12,7 @@ from .steps.full import FullStep
 
 
 class CfgStrategy(Strategy):
-    """Every rank evaluates its rows of one branch; one all-gather a step gives all ranks the whole prediction."""
+    """Every rank evaluates its rows of one branch; one all-gather per step gives all ranks the whole prediction."""
 
     name = "cfg"
 
@@ -27,7 +27,7 @@ class CfgStrategy(Strategy):
 
     def predict(self, evaluation: Evaluation, step: int) -> Answer:
         self.channel.begin_step(step, self.kind(step))
-        return self.full.run(evaluation, step)
+        return self.full.run(evaluation)
 
     def predict_extra(self, evaluation: Evaluation) -> torch.Tensor:
         return self.evaluator.evaluate_extra(evaluation)

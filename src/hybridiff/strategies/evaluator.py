@@ -35,8 +35,8 @@ class BranchEvaluator:
 
     def __init__(self, channel: Channel, timeline: Timeline, steps: int) -> None:
         self.partition: RowPartition | None = None
-        self._channel = channel
-        self._timeline = timeline
+        self.channel = channel
+        self.timeline = timeline
         self._steps = steps
         self._messages: GatherMessages | None = None
         self._dtype: torch.dtype | None = None  # of predictions, for ranks without rows
@@ -48,7 +48,7 @@ class BranchEvaluator:
             evaluation: The call.
             forward: What a rank runs on its rows; the whole network unless given.
         """
-        rows = split_rows(evaluation.rows, evaluation.branches, self._channel.comm.size)
+        rows = split_rows(evaluation.rows, evaluation.branches, self.channel.comm.size)
         if rows is None:
             return self.replicate(evaluation)
         if evaluation.branches > 1 and self.partition is None:
@@ -57,7 +57,7 @@ class BranchEvaluator:
 
     def evaluate_extra(self, evaluation: Evaluation) -> torch.Tensor:
         """The same for a further call of a step, which has the rows of one branch."""
-        rows = split_rows(evaluation.rows, 1, self._channel.comm.size)
+        rows = split_rows(evaluation.rows, 1, self.channel.comm.size)
         if rows is None:
             return evaluation.run()
         if self.partition is not None:
@@ -82,7 +82,7 @@ class BranchEvaluator:
 
     def run(self, evaluation: Evaluation, rank: int, rows: slice) -> torch.Tensor:
         """Some rows through the whole network."""
-        with self._timeline.span(rank, "whole network, own branch", "stage"):
+        with self.timeline.span(rank, "whole network, own branch", "stage"):
             return evaluation.run(rows)
 
     def _gather(self, evaluation: Evaluation, rows: Sequence[slice], forward: Forward) -> torch.Tensor:
@@ -93,13 +93,13 @@ class BranchEvaluator:
             self._open(elements, evaluation.sample)
         pieces = {
             rank: forward(evaluation, rank, rows[rank])
-            for rank in self._channel.comm.local_ranks
+            for rank in self.channel.comm.local_ranks
             if rows[rank].stop > rows[rank].start
         }
         self._dtype = next((piece.dtype for piece in pieces.values()), self._dtype)
         if self._messages is None:
             # Under autocast networks answer in another dtype than the sample's, which ranks without rows do not see.
-            told = self._channel.consensus(self._dtype, "agree on the dtype of predictions")
+            told = self.channel.consensus(self._dtype, "agree on the dtype of predictions")
             self._dtype = next(other for other in told if other is not None)
             self._open(elements, evaluation.sample)
         assert self._messages is not None
@@ -112,13 +112,13 @@ class BranchEvaluator:
         return torch.cat(parts).to(self._dtype)
 
     def _open(self, elements: int, like: torch.Tensor) -> None:
-        self._messages = GatherMessages(self._channel, elements, like)
-        self._channel.open(self._steps, like, {StepKind.FULL: self._messages, StepKind.REUSE: self._messages})
+        self._messages = GatherMessages(self.channel, elements, like)
+        self.channel.open(self._steps, like, {StepKind.FULL: self._messages, StepKind.REUSE: self._messages})
 
     def _require_room(self, evaluation: Evaluation, elements: int) -> None:
         assert self._messages is not None
         if elements > self._messages.room:
             raise UsageError(
-                f"step {self._channel.step} evaluates {evaluation.rows} rows, more than the messages of this run hold: "
+                f"step {self.channel.step} evaluates {evaluation.rows} rows, more than the messages of this run hold: "
                 "guidance may end in a run, but not begin in its middle"
             )

@@ -15,10 +15,11 @@ from ..schedule.plan import RunPlan
 from ..schedule.presets import ModelSettings
 from ..schedule.promised import PromisedPolicy, estimated_fidelity
 from .base import RunContext
+from .splitting import split_network
 from .steps.cached import CachedStep
 from .steps.executor import NoStep, StepExecutor
 from .steps.reuse import ReuseStep
-from .switching import SwitchingStrategy, split_network
+from .switching import SwitchingStrategy
 
 
 class HybridStrategy(SwitchingStrategy):
@@ -51,10 +52,9 @@ class HybridStrategy(SwitchingStrategy):
         return RunPlan.make(context.config, context.settings, context.pipe, steps, first.timestep, self._leaders)
 
     def _estimate(self) -> ErrorEstimate | None:
-        """Where the policy keeps a promise, what it goes by."""
-        if not isinstance(self.policy, PromisedPolicy):
-            return None
-        return ErrorEstimate(self._plan.sensitivity, float(self.context.pipe.guidance_scale))
+        """What a policy goes by that keeps a promise."""
+        keeps = isinstance(self.policy, PromisedPolicy)
+        return ErrorEstimate(self._plan.sensitivity, float(self.context.pipe.guidance_scale)) if keeps else None
 
     def fidelity(self) -> dict[str, float]:
         promised, gain = self.context.config.fidelity, self.context.settings.decoder_gain
@@ -67,12 +67,11 @@ class HybridStrategy(SwitchingStrategy):
         return self.channel.consensus(measured, "agree on the sensitivity of steps")[0]
 
     def _make_executor(self, first: Evaluation) -> StepExecutor:
-        plan, settings = self._plan, self.context.settings
+        plan = self._plan
         if plan.step_kind is StepKind.FULL:
             return NoStep(self.evaluator)
         if plan.step_kind is StepKind.CACHED:
             return CachedStep(self.evaluator, plan.correction, plan.sensitivity, self._estimate())
-        staged = split_network(
-            self.context, first, StepKind.REUSE, lambda splits: choose_outer(splits, settings.reuse_share)
-        )
-        return ReuseStep(self.evaluator, self.context, staged)
+        share = self.context.settings.reuse_share
+        staged = split_network(self.context, first, StepKind.REUSE, lambda splits: choose_outer(splits, share))
+        return ReuseStep(self.evaluator, staged)

@@ -24,8 +24,8 @@ def rows(count: int) -> torch.Tensor:
 
 @given(count=st.integers(2, 9), data=st.data())
 def test_taking_rows_cuts_every_tensor_of_the_batch_and_nothing_else(count: int, data: st.DataObject) -> None:
-    start = data.generate(st.integers(0, count - 1))
-    wanted = slice(start, data.generate(st.integers(start + 1, count)))
+    start = data.draw(st.integers(0, count - 1))
+    wanted = slice(start, data.draw(st.integers(start + 1, count)))
     other = torch.zeros(count + 1, 2)
     value = {"deep": [rows(count), (rows(count), None, "text")], "scalar": torch.tensor(7.0), "other": other}
     taken = take_rows(value, count, wanted)

@@ -13,7 +13,7 @@ from hybridiff.numerics.interpolation import interpolate
     st.data(),
 )
 def test_straight_lines_stay_between_their_ends(places: list[int], position: int, data: st.DataObject) -> None:
-    values = data.generate(st.lists(st.integers(0, 9), min_size=len(places), max_size=len(places)))
+    values = data.draw(st.lists(st.integers(0, 9), min_size=len(places), max_size=len(places)))
     points = [(float(place), float(value)) for place, value in zip(places, values, strict=True)]
     value = interpolate(points, position)
     left = [point for point in points if point[0] <= position][-1:] or points[:1]

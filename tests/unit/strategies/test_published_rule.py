@@ -170,7 +170,7 @@ def test_the_parallel_phase_may_end_with_the_last_step() -> None:
     ("curve", "chosen", "words"),
     [
         ([i / 20 for i in range(12)], settings(), "rose at every step, where the slope rule cannot fire"),
-        ([1 - i / 20 for i in range(12)], settings(), "fell at every step and never by less than 0.01 a step"),
+        ([1 - i / 20 for i in range(12)], settings(), "fell at every step and never by less than 0.01 per step"),
         ([0.5, 0.9] * 6, settings(window=4), r"had no slope in \[0, 0.01\) over 4 steps"),
         ([0.5] * 12, settings(window=9), "tau_cap set tau1 = 8 before a slope over 9 steps could be taken"),
     ],

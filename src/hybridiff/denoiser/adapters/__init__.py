@@ -1,4 +1,4 @@
-"""What is special about each family of networks: one adapter a file."""
+"""What is special about each family of networks: one adapter per file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What has to be known of a family of denoisers: one adapter a family, all of it in one place."""
+"""What has to be known of a family of denoisers: one adapter per family, all of it in one place."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from ...denoiser.call import Evaluation
 from ...denoiser.rows import branch_rows
 from ...denoiser.stages import StagedDenoiser
 from ...schedule.kinds import StepKind
-from ..base import Answer, RunContext
+from ..base import Answer
 from ..evaluator import BranchEvaluator
 from ..steps.executor import StepExecutor
 from .messages import INNER_RANK, OUTER_RANK, PipelineMessages, elements, unpack
@@ -23,16 +23,14 @@ class PipelinedStep(StepExecutor):
 
     Args:
         evaluator: Evaluates calls on all ranks.
-        context: What the strategy works with.
         staged: The network, split.
     """
 
-    def __init__(self, evaluator: BranchEvaluator, context: RunContext, staged: StagedDenoiser) -> None:
+    def __init__(self, evaluator: BranchEvaluator, staged: StagedDenoiser) -> None:
         super().__init__(evaluator)
         self.staged: StagedDenoiser = staged
-        self._channel = context.channel
-        self._timeline = context.timeline
-        self._local_ranks = context.channel.comm.local_ranks
+        self._channel = evaluator.channel
+        self._local_ranks = evaluator.channel.comm.local_ranks
         self._messages: PipelineMessages | None = None
         self._down: Boundary = ()  # of the conditional branch, kept by the outer rank
         self._up: Boundary = ()  # of the unconditional branch, kept by the inner rank
@@ -40,7 +38,7 @@ class PipelinedStep(StepExecutor):
         self._up_shapes: list[torch.Size] = []
 
     def run_full(self, evaluation: Evaluation, rank: int, rows: slice) -> torch.Tensor:
-        with self._timeline.span(rank, "whole network, own branch", "stage"):
+        with self.evaluator.timeline.span(rank, "whole network, own branch", "stage"):
             prediction = self.staged.run_whole(evaluation, rows)
         down, up = self.staged.down, self.staged.up
         self._down_shapes, self._up_shapes = [tensor.shape for tensor in down], [tensor.shape for tensor in up]
@@ -64,11 +62,11 @@ class PipelinedStep(StepExecutor):
         prediction: dict[int, torch.Tensor] = {}
         if INNER_RANK in self._local_ranks:
             down = unpack(received[INNER_RANK], self._down_shapes)
-            with self._timeline.span(INNER_RANK, "inner stage, unconditional", "stage"):
+            with self.evaluator.timeline.span(INNER_RANK, "inner stage, unconditional", "stage"):
                 self._up = self.staged.run_inner(evaluation, branch_rows(evaluation, 0), down)
         if OUTER_RANK in self._local_ranks:
             up = unpack(received[OUTER_RANK], self._up_shapes)
-            with self._timeline.span(OUTER_RANK, "outer stage, conditional", "stage"):
+            with self.evaluator.timeline.span(OUTER_RANK, "outer stage, conditional", "stage"):
                 prediction[OUTER_RANK] = self.staged.run_outer(evaluation, branch_rows(evaluation, 1), lambda _: up)
             self._down = self.staged.down
         flat = messages.broadcast(prediction)

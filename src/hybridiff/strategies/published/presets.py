@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...config import ParallelConfig, PublishedSettings
+from ...config import LEAST_STEPS, ParallelConfig, PublishedSettings
 from ...schedule.fixed import FixedPolicy
 from ...schedule.kinds import Policy
-from ...schedule.plan import LEAST_STEPS
 from ...schedule.presets import ModelSettings
 from .rule import PublishedPolicy
 

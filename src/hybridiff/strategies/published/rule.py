@@ -63,7 +63,7 @@ class PublishedPolicy(Policy):
         if all(later > earlier for earlier, later in itertools.pairwise(seen)):
             shape = "rose at every step, where the slope rule cannot fire"
         elif all(later < earlier for earlier, later in itertools.pairwise(seen)):
-            shape = f"fell at every step and never by less than {self._threshold:g} a step"
+            shape = f"fell at every step and never by less than {self._threshold:g} per step"
         else:
             shape = f"had no slope in [0, {self._threshold:g}) over {self._window} steps"
         return [f"the discrepancy {shape} up to step {len(seen) - 1}: tau_cap set tau1 = {self.tau1}"]

@@ -31,18 +31,12 @@ class CachedStep(StepExecutor):
     """
 
     def __init__(
-        self,
-        evaluator: BranchEvaluator,
-        correction: float,
-        sensitivity: Sensitivity,
-        estimate: ErrorEstimate | None = None,
+        self, evaluator: BranchEvaluator, correction: float, sensitivity: Sensitivity, estimate: ErrorEstimate | None
     ) -> None:
         super().__init__(evaluator)
-        self._estimate = estimate
-        self._latest: torch.Tensor | None = None  # prediction of the last full step
+        self._correction, self._sensitivity, self._estimate = correction, sensitivity, estimate
         self._hindsight = Extrapolation(order=3)
-        self._correction = correction
-        self._sensitivity = sensitivity
+        self._latest: torch.Tensor | None = None  # prediction of the last full step
         self._latest_step = 0
         self._answered: list[tuple[int, torch.Tensor]] = []  # cached steps since then
         self._errors: dict[int, torch.Tensor] = {}  # what those before it got wrong
@@ -65,9 +59,8 @@ class CachedStep(StepExecutor):
         before, distance = self._latest, step - self._latest_step
         self._latest, self._latest_step = prediction, step
         self._hindsight.observe(step, (prediction,))
-        self._errors = {
-            cached: self._hindsight.at(cached)[0].float() - answered.float() for cached, answered in self._answered
-        }
+        better = {cached: self._hindsight.at(cached)[0].float() for cached, _ in self._answered}
+        self._errors = {cached: better[cached] - answered.float() for cached, answered in self._answered}
         self._answered = []
         if self._estimate is not None and before is not None and len(before) == len(prediction):
             self._measure(self._estimate, before, distance)

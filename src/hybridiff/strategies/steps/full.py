@@ -27,14 +27,11 @@ class FullStep:
         self._measures_drift = measures_drift
         self._before: torch.Tensor | None = None
 
-    def run(
-        self, evaluation: Evaluation, step: int, forward: Forward | None = None, learn: Learn = lambda prediction: ()
-    ) -> Answer:
+    def run(self, evaluation: Evaluation, forward: Forward | None = None, learn: Learn = lambda _: ()) -> Answer:
         """Answer a step, in one branch or two; what is measured of it is read by whoever asks for it.
 
         Args:
             evaluation: The call.
-            step: The step it belongs to.
             forward: What a rank runs on its rows; the whole network unless given.
             learn: Takes in the prediction of all rows; what it returns is read with the rest.
         """

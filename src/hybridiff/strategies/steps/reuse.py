@@ -13,7 +13,7 @@ from ...denoiser.call import Evaluation
 from ...denoiser.stages import StagedDenoiser
 from ...numerics.extrapolation import Extrapolation
 from ...numerics.guidance import discrepancy
-from ..base import Answer, RunContext
+from ..base import Answer
 from ..evaluator import BranchEvaluator
 from .executor import StepExecutor
 
@@ -23,23 +23,21 @@ class ReuseStep(StepExecutor):
 
     Args:
         evaluator: Evaluates calls on all ranks.
-        context: What the strategy works with.
         staged: The network, split.
     """
 
-    def __init__(self, evaluator: BranchEvaluator, context: RunContext, staged: StagedDenoiser) -> None:
+    def __init__(self, evaluator: BranchEvaluator, staged: StagedDenoiser) -> None:
         super().__init__(evaluator)
         self.staged: StagedDenoiser = staged
-        self._timeline = context.timeline
-        self._channel = context.channel
-        self._features = {rank: Extrapolation(order=1) for rank in context.channel.comm.local_ranks}
+        self._channel = evaluator.channel
+        self._features = {rank: Extrapolation(order=1) for rank in evaluator.channel.comm.local_ranks}
 
     def run(self, evaluation: Evaluation, step: int) -> Answer:
         prediction = self.evaluator.evaluate(evaluation, self._run_outer)
         return Answer(prediction, self.evaluator.read_status(discrepancy(*prediction.chunk(2)).reshape(1)))
 
     def run_full(self, evaluation: Evaluation, rank: int, rows: slice) -> torch.Tensor:
-        with self._timeline.span(rank, "whole network, own branch", "stage"):
+        with self.evaluator.timeline.span(rank, "whole network, own branch", "stage"):
             prediction = self.staged.run_whole(evaluation, rows)
         self._features[rank].observe(self._channel.step, self.staged.feature(self.staged.down, self.staged.up))
         return prediction
@@ -48,5 +46,5 @@ class ReuseStep(StepExecutor):
         def inner(down: Boundary) -> Boundary:
             return self.staged.result(down, self._features[rank].at(self._channel.step))
 
-        with self._timeline.span(rank, "outer stage, own branch", "stage"):
+        with self.evaluator.timeline.span(rank, "outer stage, own branch", "stage"):
             return self.staged.run_outer(evaluation, rows, inner)
