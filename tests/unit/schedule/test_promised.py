@@ -33,7 +33,7 @@ def full_steps(shown: Sequence[Shown]) -> list[int]:
 
 @st.composite
 def runs(draw: st.DrawFn) -> dict[str, Any]:
-    """Runs of some images: sensitivities of any sign, changing speeds, gaps that leave more or less than expected."""
+    """Runs of some images: sensitivities of any sign, speeds that change, gaps that leave anything."""
     steps, images = draw(st.integers(4, 40)), draw(st.integers(1, 3))
     final = draw(st.lists(st.floats(-2, 2), min_size=steps, max_size=steps))
     rates = st.lists(st.floats(0, 3), min_size=images, max_size=images)

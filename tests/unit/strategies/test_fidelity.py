@@ -13,8 +13,13 @@ import torch
 
 from hybridiff import ParallelConfig, RunReport, parallelize
 from hybridiff.denoiser.decoder import decoder_gain
+from hybridiff.evaluation.metrics import psnr
+from hybridiff.models import tiny
+from hybridiff.models.loading import load_pipeline
+from hybridiff.models.tiny.scenes import captions
 from hybridiff.numerics.estimate import FADING, PAIR, REACTION
 from hybridiff.numerics.sensitivity import measure_sensitivity
+from hybridiff.schedule.calibration import Calibration
 from hybridiff.schedule.presets import GuidedSettings
 from support.jobs import Generated, generate_parallel
 from support.oracles import generated_one_part_after_another
@@ -208,7 +213,9 @@ def test_a_scheduler_that_is_not_linear_has_full_steps_only(option: str) -> None
 
 def test_a_scheduler_of_second_order_has_full_steps_only() -> None:
     generated = simulated("sd15", 30, "heun", num_inference_steps=5)
-    assert torch.equal(generated.latents, generated_one_part_after_another("sd15", scheduler="heun", num_inference_steps=5))
+    assert torch.equal(
+        generated.latents, generated_one_part_after_another("sd15", scheduler="heun", num_inference_steps=5)
+    )
     assert kinds(generated.report) == "f" * 9
     assert generated.report["fidelity"] == {"promised": 30, "estimated": 100.0}
     (note,) = generated.report["notes"]
@@ -343,3 +350,34 @@ def test_no_quality_is_balanced(name: str) -> None:
 
 
 QUALITIES: list[dict[str, Any]] = [{}, {"quality": None}, {"quality": "balanced"}, {"quality": 0.5}]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tiny-sd3", "tiny-sdxl"])
+def test_promises_are_kept_without_a_calibration(name: str) -> None:
+    """True mean PSNR in pixels against the image of full steps alone; few prompts, so wider bounds."""
+    config = {"strategy": "hybrid", "simulate": True, "calibration": Calibration("none", ())}
+    exact, _ = images_of(name, strategy="cfg", simulate=True)
+    counts = {}
+    for promised in (40, 55):
+        images, reports = images_of(name, fidelity=promised, **config)
+        true = [psnr(255 * one, 255 * other) for one, other in zip(images, exact, strict=True)]
+        assert sum(true) / len(true) >= promised - 6, true
+        assert all(report["fidelity"]["promised"] == promised for report in reports)
+        counts[promised] = sum(len(full_steps_of(report)) for report in reports)
+    assert counts[40] < counts[55]
+
+
+def images_of(name: str, **config: Any) -> tuple[list[Any], list[dict[str, Any]]]:
+    """What a model generates of three prompts, from 0 to 1, and the reports."""
+    pipe = load_pipeline(name)
+    pipe.set_progress_bar_config(disable=True)
+    images, reports = [], []
+    with parallelize(pipe, ParallelConfig(**config)) as parallel:
+        for seed, prompt in enumerate(captions("evaluation", 3)):
+            generator = torch.Generator().manual_seed(seed)
+            arguments = {"num_inference_steps": 28, "guidance_scale": tiny.GUIDANCE[name], "output_type": "np"}
+            images.append(parallel(prompt, generator=generator, **arguments).images[0])
+            assert parallel.report is not None
+            reports.append(parallel.report.to_dict())
+    return images, reports
