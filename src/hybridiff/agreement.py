@@ -6,7 +6,7 @@ Every rank raises the same sentence, or none does.
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ import torch
 from .arguments import MOST_PIXELS, SizeLimits, check_arguments
 from .config import ParallelConfig, check_ranks
 from .denoiser.adapters import DenoiserAdapter, find_denoiser
+from .denoiser.decoder import decoder_gain
 from .denoiser.stages import StagedDenoiser
 from .distributed.comm import Comm
 from .distributed.consistency import describe_call, random_state_digest, require_same
@@ -68,6 +69,8 @@ def agree_on_setup(pipe: Any, config: ParallelConfig, comm: Comm) -> Setup:
     except Exception as error:  # told to all ranks, raised by require_same
         description = error
     require_same(comm, description)
+    if config.fidelity is not None:  # decoders of unlike devices differ in the last bits
+        settings = replace(settings, decoder_gain=comm.all_gather_object(decoder_gain(pipe))[0])
     return Setup(pipe, adapter, network, config, settings, comm, staged)
 
 

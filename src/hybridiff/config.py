@@ -95,10 +95,17 @@ class ParallelConfig:
     devices: int | None = _setting(
         None, "number of ranks; those that were started unless given, else 2", least=1, most=4096
     )
-    quality: str | float = _setting(
-        "balanced",
-        "how near hybrid stays to the image of one device, from 0 to 1: draft (0.25), balanced (0.5), high (0.75), "
-        "exact (1, the image of cfg bit for bit), or a number",
+    fidelity: float | None = _setting(
+        None,
+        "promise of hybrid in decibels: the image's PSNR against that of one device, kept by measuring; needs no "
+        "calibration",
+        least=10,
+        most=100,
+    )
+    quality: str | float | None = _setting(
+        None,
+        "how near hybrid stays to the image of one device, from 0 to 1: draft (0.25), balanced (0.5, the default), "
+        "high (0.75), exact (1, the image of cfg bit for bit), or a number",
     )
     calibration: object = _setting(
         None, "file of thresholds that hybridiff calibrate wrote for the model; the embedded models bring theirs"
@@ -129,6 +136,7 @@ class ParallelConfig:
             require_known("step_kind", self.step_kind, STEP_KINDS)
         quality_value(self.quality)
         _check_fields(self)
+        _check_fidelity(self)
         if self.full_steps is not None:
             parse_steps(self.full_steps)
 
@@ -139,12 +147,26 @@ class ParallelConfig:
         return content | {"calibration": calibration, "published": asdict(self.published)}
 
 
-def quality_value(quality: str | float) -> float:
-    """A quality as a number from 0 to 1.
+def _check_fidelity(config: ParallelConfig) -> None:
+    if config.fidelity is None:
+        return
+    for name in ("quality", "tolerance", "full_steps"):
+        if getattr(config, name) is not None:
+            raise UsageError(f"give either fidelity or {name}: both decide which steps are full")
+    if config.step_kind not in (None, "cached"):
+        raise UsageError(f"fidelity is promised for cached steps only, got step_kind {config.step_kind!r}")
+    if config.strategy != "hybrid":
+        raise UsageError(f"fidelity is a promise of strategy 'hybrid', got {config.strategy!r}")
+
+
+def quality_value(quality: str | float | None) -> float:
+    """A quality as a number from 0 to 1; balanced where there is none.
 
     Raises:
         UsageError: it is none.
     """
+    if quality is None:
+        return QUALITIES["balanced"]
     if isinstance(quality, str) and quality in QUALITIES:
         return QUALITIES[quality]
     try:

@@ -117,6 +117,7 @@ class Run:
             report.notes = [*self._notes, *self._strategy.notes()]
             report.stages = self._strategy.stages()
             report.partition = self._strategy.partition
+            report.fidelity = self._strategy.fidelity()
         if self._setup.config.trace:
             report.spans = self._all_spans()
         return report

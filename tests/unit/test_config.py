@@ -52,7 +52,6 @@ def test_every_field_says_what_it_is_for(documented: Any) -> None:
         ({"quality": math.nan}, "quality must be .* from 0 to 1, got nan"),
         ({"quality": "nan"}, "quality must be .* from 0 to 1, got 'nan'"),
         ({"quality": math.inf}, "quality must be .* from 0 to 1, got inf"),
-        ({"quality": None}, "quality must be .* from 0 to 1, got None"),
         ({"quality": True}, "quality must be .* from 0 to 1, got True"),
         ({"quality": [0.5]}, r"quality must be .* from 0 to 1, got \[0.5\]"),
         ({"devices": 0}, "devices must be at least 1, got 0"),
@@ -74,6 +73,14 @@ def test_every_field_says_what_it_is_for(documented: Any) -> None:
         ({"tolerance": math.inf}, "tolerance must be a finite number, got inf"),
         ({"tolerance": "0.1"}, "tolerance must be a number, got '0.1'"),
         ({"tolerance": False}, "tolerance must be a number, got False"),
+        ({"fidelity": 9.99}, "fidelity must be at least 10, got 9.99"),
+        ({"fidelity": -50}, "fidelity must be at least 10, got -50"),
+        ({"fidelity": 100.5}, "fidelity must be at most 100, got 100.5"),
+        ({"fidelity": math.nan}, "fidelity must be a finite number, got nan"),
+        ({"fidelity": math.inf}, "fidelity must be a finite number, got inf"),
+        ({"fidelity": -math.inf}, "fidelity must be a finite number, got -inf"),
+        ({"fidelity": "50"}, "fidelity must be a number, got '50'"),
+        ({"fidelity": True}, "fidelity must be a number, got True"),
         ({"full_steps": "0-4;8"}, "full_steps must look like 0-4,8,11, got '0-4;8'"),
         ({"full_steps": 5}, "full_steps must be text, got 5"),
         ({"simulate": "yes"}, "simulate must be true or false, got 'yes'"),
@@ -128,6 +135,7 @@ def test_numeric_fields_cannot_be_forgotten() -> None:
     }
     assert {name for _, name in numeric} == {
         "devices",
+        "fidelity",
         "quality",
         "tolerance",
         "timeout",
@@ -187,6 +195,45 @@ def test_the_sentences_about_ranks_name_the_remedy() -> None:
         check_ranks(ParallelConfig(), 3)
     with pytest.raises(UsageError, match="'published' needs 2 ranks, got 4; use --devices 2, or strategy 'hybrid'"):
         check_ranks(ParallelConfig(strategy="published"), 4)
+
+
+@pytest.mark.parametrize("name", ["quality", "tolerance", "full_steps"])
+def test_a_promise_leaves_nothing_else_to_decide(name: str) -> None:
+    given = {"quality": "draft", "tolerance": 0.1, "full_steps": "0-4"}[name]
+    sentence = f"give either fidelity or {name}: both decide which steps are full"
+    with pytest.raises(UsageError, match=f"^{sentence}$"):
+        ParallelConfig("hybrid", fidelity=50, **{name: given})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("quality", ["exact", "balanced", 0.0, 1, "0.5"])
+def test_a_promise_goes_with_no_quality(quality: str | float) -> None:
+    with pytest.raises(UsageError, match="give either fidelity or quality"):
+        ParallelConfig("hybrid", fidelity=50, quality=quality)
+
+
+def test_a_promise_of_cached_steps_only() -> None:
+    assert ParallelConfig("hybrid", fidelity=50, step_kind="cached").fidelity == 50
+    with pytest.raises(UsageError, match=r"^fidelity is promised for cached steps only, got step_kind 'reuse'$"):
+        ParallelConfig("hybrid", fidelity=50, step_kind="reuse")
+
+
+@pytest.mark.parametrize("strategy", sorted({*STRATEGIES} - {"hybrid"}))
+def test_a_promise_of_hybrid_only(strategy: str) -> None:
+    with pytest.raises(UsageError, match=f"^fidelity is a promise of strategy 'hybrid', got '{strategy}'$"):
+        ParallelConfig(strategy, fidelity=50)
+
+
+@pytest.mark.parametrize("fidelity", [10, 10.0, 47.5, 100, 100.0])
+def test_promises_that_can_be_made(fidelity: float) -> None:
+    config = ParallelConfig("hybrid", fidelity=fidelity)
+    assert config.fidelity == fidelity
+    read = json.loads(json.dumps(config.to_dict()))
+    assert ParallelConfig(**read | {"published": PublishedSettings(**read["published"])}) == config
+
+
+def test_no_quality_is_balanced() -> None:
+    assert ParallelConfig().quality is None
+    assert quality_value(None) == quality_value("balanced") == 0.5
 
 
 @pytest.mark.parametrize(

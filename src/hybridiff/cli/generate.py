@@ -36,7 +36,7 @@ STRATEGY = f"{HELP['strategy']} (default: the one whose settings are given, else
 QUALITY = f"{HELP['quality']} (default: balanced)"
 SET = "\n".join(["any other setting; repeatable:\n\n\b", *(f"{name}: {text}" for name, text in SETTINGS.items())])
 CONFIG = "these options from a JSON or TOML file, set and arg as tables; flags beat it"
-OF_HYBRID = ("quality", "calibration", "step_kind", "tolerance", "full_steps")
+OF_HYBRID = ("fidelity", "quality", "calibration", "step_kind", "tolerance", "full_steps")
 """Settings that mean the strategy `hybrid`."""
 
 
@@ -55,10 +55,10 @@ class Generate(CallOptions):
     ] = None
     devices: Annotated[int | None, setting(TOGETHER, "devices", "N")] = None
     strategy: Annotated[str | None, choice(TOGETHER, STRATEGY, STRATEGIES)] = None
+    fidelity: Annotated[float | None, setting(TOGETHER, "fidelity", "DB")] = None
     quality: Annotated[str | None, flag(TOGETHER, QUALITY, "NAME", names=tuple(QUALITIES))] = None
     calibration: Annotated[str | None, flag(TOGETHER, HELP["calibration"], "FILE")] = None
     set: Annotated[list[str] | None, flag(TOGETHER, SET, "NAME=VALUE", names=[f"{name}=" for name in SETTINGS])] = None
-    simulate: Annotated[bool, flag(TOGETHER, HELP["simulate"], "", "--simulate")] = False
     timeout: Annotated[float, setting(TOGETHER, "timeout", "SECONDS")] = ParallelConfig.timeout
 
     def run(self) -> None:
@@ -114,7 +114,7 @@ class Generate(CallOptions):
         Raises:
             UsageError: a setting is unknown, or its value does not fit.
         """
-        settings = self.given("quality", "calibration") | read_settings(self.set, self._table("set"))
+        settings = self.given("fidelity", "quality", "calibration") | read_settings(self.set, self._table("set"))
         published = {name.removeprefix("published."): settings.pop(name) for name in PUBLISHED if name in settings}
         devices = self.devices
         if devices is None and not is_under_torchrun():
@@ -124,7 +124,6 @@ class Generate(CallOptions):
         return ParallelConfig(
             strategy=self.strategy or implied or ("serial" if devices == 1 else "cfg"),
             devices=devices,
-            simulate=self.simulate,
             timeout=self.timeout,
             trace=self.trace is not None,
             published=PublishedSettings(**published),
@@ -162,5 +161,8 @@ def _tell(generation: "Generation", paths: Sequence[Path]) -> None:
         f"{report.strategy} on {devices}: {len(report.steps)} steps ({kinds}) in {report.seconds:.2f} s{ideal}, "
         f"seed {generation.seed}"
     )
+    if report.fidelity:
+        promised, estimated = report.fidelity["promised"], report.fidelity["estimated"]
+        print(f"fidelity: {promised:g} dB promised, {estimated:.1f} dB estimated for the worst image")
     for path in paths:
         print(f"  {path}")

@@ -7,7 +7,6 @@ rank waits for one that is gone, and every rank raises.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from typing import TypeVar
@@ -18,27 +17,12 @@ from ..errors import CommError, RankError
 from ..report.timeline import Timeline
 from ..schedule.kinds import StepKind
 from .comm import Comm
+from .messages import Messages
 from .readback import Readback
 from .reading import Reading
 from .status import SLOT, Slot, SlotTable, Status
 
 T = TypeVar("T")
-
-
-class Messages(ABC):
-    """The messages of a step, and how a rank that leaves takes part in them."""
-
-    @abstractmethod
-    def begin(self) -> None:
-        """A step begins that is made of these messages."""
-
-    @abstractmethod
-    def take_part(self) -> bool:
-        """Send what is left of the step's messages, with nothing in them but the status; whether that was heard."""
-
-    @abstractmethod
-    def read_status(self, scalars: torch.Tensor | None = None) -> Reading:
-        """Begin to read the step's status slots, and scalars (1-D) with them."""
 
 
 class Channel:

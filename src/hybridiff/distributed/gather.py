@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
-from .channel import Channel, Messages
+from .channel import Channel
+from .messages import Messages
 from .reading import Reading
 from .status import SLOT
 

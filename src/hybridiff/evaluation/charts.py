@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 COLORS = {
     "quality": "#000000",
+    "fidelity": "#cc3311",
     "cached": "#0072b2",
     "typical": "#56b4e9",
     "fixed": "#7a5195",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from ..config import REFERENCE_STEPS, ParallelConfig, PublishedSettings
+from ..schedule.calibration import Calibration
 from ..schedule.presets import scaled_steps
 from ..utils.names import require_known
 from .schedules import regular_schedule, steps_as_text
@@ -97,6 +98,13 @@ def _quality(steps: int) -> Iterator[Setting]:
         yield Setting("quality", f"{quality:g}", ParallelConfig("hybrid", quality=quality))
 
 
+def _fidelity(steps: int) -> Iterator[Setting]:
+    """Promises to models that nobody has calibrated."""
+    for promised in (35.0, 45.0, 55.0, 65.0):
+        config = ParallelConfig("hybrid", fidelity=promised, calibration=Calibration("none", ()))
+        yield Setting("fidelity", f"{promised:g} dB promised", config)
+
+
 METHODS: dict[str, Callable[[int], Iterator[Setting]]] = {
     "exact": _exact,
     "fewer-steps": _fewer_steps,
@@ -106,6 +114,7 @@ METHODS: dict[str, Callable[[int], Iterator[Setting]]] = {
     "cached": _cached,
     "fixed": _fixed,
     "quality": _quality,
+    "fidelity": _fidelity,
 }
 NAMES = (*METHODS, TYPICAL)
 

@@ -33,16 +33,22 @@ class Extrapolation:
         """Go on with the last rows of all observations: where guidance ended, those of the conditional branch."""
         self._observations = [tuple(tensor[-rows:] for tensor in tensors) for tensors in self._observations]
 
-    def at(self, position: float) -> Tensors:
+    def at(self, position: float, order: int | None = None) -> Tensors:
         """The polynomial at a position, in the dtype of the observations.
 
         With fewer observations than the order needs, the polynomial through those there are.
+
+        Args:
+            position: Where.
+            order: A lower degree, through the latest observations only.
         """
         assert self._observations, "an extrapolation needs an observation"
-        if len(self._positions) == 1:
-            return self._observations[0]
-        weights = _lagrange_weights(self._positions, position)
-        return tuple(_weighted_sum(weights, tensors) for tensors in zip(*self._observations, strict=True))
+        nodes = 1 + (self.order if order is None else order)
+        positions, observations = self._positions[-nodes:], self._observations[-nodes:]
+        if len(positions) == 1:
+            return observations[0]
+        weights = _lagrange_weights(positions, position)
+        return tuple(_weighted_sum(weights, tensors) for tensors in zip(*observations, strict=True))
 
 
 def _lagrange_weights(positions: Sequence[float], position: float) -> list[float]:

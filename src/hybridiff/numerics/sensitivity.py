@@ -117,7 +117,7 @@ def _responses(scheduler: Any, begin: int, steps: int) -> torch.Tensor | None:
 
 
 def _samples(scheduler: Any, begin: int, predictions: torch.Tensor) -> torch.Tensor:
-    """Samples that start from zero, one per column, after each step with its predictions: (steps, columns)."""
+    """Samples that start from zero, one per column, after each step: (steps, columns), given the predictions."""
     copied = _copied(scheduler)
     timesteps = copied.timesteps[begin : begin + len(predictions)]
     sample = torch.zeros(predictions.shape[1], 1, 1, 1, dtype=torch.float64)  # as a batch: some need four dimensions

@@ -77,6 +77,7 @@ class RunReport:
         notes: Sentences the user should read: what was not done, and why.
         stages: The split in force and its measured costs; empty where the network was not split.
         partition: How the rows of guided steps were shared; None where none was partitioned.
+        fidelity: What was promised and what is estimated of the worst image, in dB; empty where nothing was promised.
         spans: What each rank did when, where a trace was asked for.
     """
 
@@ -89,6 +90,7 @@ class RunReport:
     notes: list[str] = field(default_factory=list)
     stages: dict[str, Any] = field(default_factory=dict)
     partition: RowPartition | None = None
+    fidelity: dict[str, float] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list, repr=False)
 
     @property
@@ -136,6 +138,7 @@ class RunReport:
             "bytes_by_purpose": self.bytes_by_purpose,
             "stages": self.stages,
             "partition": asdict(self.partition) if self.partition else None,
+            "fidelity": self.fidelity,
             "notes": self.notes,
             "steps": [step.to_dict() for step in self.steps],
         }

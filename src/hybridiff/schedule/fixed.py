@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from ..errors import UsageError
 from .kinds import Policy, StepKind
@@ -36,7 +36,7 @@ class FixedPolicy(Policy):
         """Every step is full."""
         return cls(range(steps), steps)
 
-    def observe(self, step: int, discrepancy: float, drift: float) -> None:
+    def observe(self, step: int, discrepancy: float, drift: float, estimates: Sequence[float] = ()) -> None:
         pass
 
     def is_full(self, step: int) -> bool:

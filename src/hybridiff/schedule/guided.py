@@ -39,7 +39,7 @@ class GuidedPolicy(Policy):
         self._without_room = 0
         self._has_settled = False
 
-    def observe(self, step: int, discrepancy: float, drift: float) -> None:
+    def observe(self, step: int, discrepancy: float, drift: float, estimates: Sequence[float] = ()) -> None:
         if self.tau2 is not None:
             return
         self._has_settled = self._has_settled or self._changes_little(discrepancy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from enum import StrEnum
 
 
@@ -46,13 +47,14 @@ class Policy(ABC):
         self.step_kind = step_kind
 
     @abstractmethod
-    def observe(self, step: int, discrepancy: float, drift: float) -> None:
+    def observe(self, step: int, discrepancy: float, drift: float, estimates: Sequence[float] = ()) -> None:
         """Take in what a full step showed.
 
         Args:
             step: The step, from 0.
             discrepancy: How far the branches are apart (`guidance.discrepancy`).
             drift: How far the predictions moved since the full step before (`guidance.drift`).
+            estimates: See `StepExecutor.measure`.
         """
 
     @abstractmethod

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..config import ParallelConfig, quality_value
 from .calibration import Entry
+from .kinds import StepKind
 from .presets import GuidedSettings, ModelSettings
 
 _SNAPSHOT = re.compile("[0-9a-f]{40}")
@@ -20,6 +21,16 @@ def second_order_note(scheduler: Any) -> str | None:
     if order == 1:
         return None
     return f"{name} is of order {order}: none of its steps can be shared in another way, all ran partitioned"
+
+
+def nonlinear_notes(config: ParallelConfig, scheduler: Any, kind: StepKind) -> list[str]:
+    """What it means that a scheduler is not linear."""
+    why = f"{type(scheduler).__name__} is not linear as it is configured"
+    if config.fidelity is not None:
+        return [f"{why}: errors cannot be told beforehand, and full steps alone keep the promise"]
+    if kind is StepKind.CACHED:
+        return [f"{why}: nothing makes up for the errors of cached steps"]
+    return []
 
 
 def plan_notes(
@@ -35,7 +46,7 @@ def plan_notes(
         grid: Number of steps of the whole way from noise to image.
         guided: The thresholds.
     """
-    if config.full_steps is not None or config.tolerance is not None:
+    if config.full_steps is not None or config.tolerance is not None or config.fidelity is not None:
         return []
     if quality_value(config.quality) == 1.0:
         return ["quality exact: every step is a full one"]

@@ -11,8 +11,9 @@ from ..numerics.sensitivity import Sensitivity, measure_sensitivity
 from .fixed import FixedPolicy
 from .guided import GuidedPolicy
 from .kinds import Policy, StepKind
-from .notes import plan_notes, second_order_note
+from .notes import nonlinear_notes, plan_notes, second_order_note
 from .presets import GuidedSettings, ModelSettings
+from .promised import PromisedPolicy, error_bound
 
 
 @dataclass(frozen=True)
@@ -68,18 +69,23 @@ class RunPlan:
         guided = GuidedSettings.choose(config, entry, grid)
         sensitivity = agree(measure_sensitivity(scheduler, steps, first_timestep))
         notes = plan_notes(config, settings, entry, pipe, grid, guided)
-        policy = _policy(config, guided, sensitivity, steps)
-        if isinstance(policy, FixedPolicy) and policy.tau1 is None:  # nothing has to be prepared for other steps
+        policy = _policy(config, guided, sensitivity, steps, settings.decoder_gain)
+        is_all_full = isinstance(policy, FixedPolicy) and policy.tau1 is None
+        if not sensitivity.on_sample:
+            notes += nonlinear_notes(config, scheduler, StepKind.FULL if is_all_full else guided.step_kind)
+        if is_all_full:  # nothing has to be prepared for other steps
             return cls.all_full(steps, *notes)
-        if guided.step_kind is StepKind.CACHED and not sensitivity.on_sample:
-            name = type(scheduler).__name__
-            notes.append(f"{name} is not linear as it is configured: nothing makes up for the errors of cached steps")
         return cls(policy, guided.step_kind, guided.correction, sensitivity, tuple(notes))
 
 
-def _policy(config: ParallelConfig, guided: GuidedSettings, sensitivity: Sensitivity, steps: int) -> Policy:
+def _policy(
+    config: ParallelConfig, guided: GuidedSettings, sensitivity: Sensitivity, steps: int, gain: float
+) -> Policy:
     if config.full_steps is not None:
         return FixedPolicy(parse_steps(config.full_steps), steps, guided.step_kind)
-    if quality_value(config.quality) == 1.0 or steps < LEAST_STEPS:
+    is_blind = config.fidelity is not None and not sensitivity.on_sample
+    if quality_value(config.quality) == 1.0 or steps < LEAST_STEPS or is_blind:
         return FixedPolicy.all_full(steps)
+    if config.fidelity is not None:
+        return PromisedPolicy(error_bound(config.fidelity, gain), sensitivity, guided.longest)
     return GuidedPolicy(guided.tolerance, guided.longest, sensitivity.weights, guided.step_kind)

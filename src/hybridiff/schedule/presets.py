@@ -33,12 +33,14 @@ class ModelSettings:
         calibration: Its thresholds, None where it has none.
         published: Settings of the published rule for its family, for 50 steps.
         reuse_share: Work of the outer stage that reuse steps aim at, as a share of the whole.
+        decoder_gain: Error of decoded images per error of latents (`decoder.decoder_gain`); only a promise needs it.
     """
 
     model: str
     calibration: Calibration | None
     published: PublishedSettings
     reuse_share: float
+    decoder_gain: float = 1.0
 
     @classmethod
     def find(cls, pipe: Any, adapter: DenoiserAdapter, calibration: Any = None) -> ModelSettings:
@@ -111,8 +113,8 @@ class GuidedSettings:
     @staticmethod
     def choose_kind(config: ParallelConfig, entry: Entry | None) -> StepKind:
         """What the steps between full ones are: as the user says, or as was measured for the quality."""
-        if config.step_kind is not None:
-            return StepKind(config.step_kind)
+        if config.step_kind is not None or config.fidelity is not None:
+            return StepKind(config.step_kind or "cached")
         quality = quality_value(config.quality)
         if entry is None or quality == 1.0:  # where all steps are full, nothing has to be prepared
             return StepKind.CACHED

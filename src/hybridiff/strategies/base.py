@@ -109,6 +109,10 @@ class Strategy(ABC):
         """The split in force and its costs, for the report; empty where there is none."""
         return {}
 
+    def fidelity(self) -> dict[str, float]:
+        """What was promised and what is estimated, in dB; empty where there was no promise."""
+        return {}
+
     def notes(self) -> list[str]:
         """Sentences for the user about how the run went."""
         return []

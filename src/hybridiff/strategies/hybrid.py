@@ -7,16 +7,19 @@ from typing import Any
 from ..config import ParallelConfig, parse_steps
 from ..denoiser.call import Evaluation
 from ..denoiser.split import choose_outer
+from ..numerics.estimate import ErrorEstimate
 from ..numerics.sensitivity import Sensitivity
 from ..schedule.fixed import FixedPolicy
 from ..schedule.kinds import StepKind
 from ..schedule.plan import RunPlan
 from ..schedule.presets import ModelSettings
+from ..schedule.promised import PromisedPolicy, estimated_fidelity
 from .base import RunContext
+from .splitting import split_network
 from .steps.cached import CachedStep
 from .steps.executor import NoStep, StepExecutor
 from .steps.reuse import ReuseStep
-from .switching import SwitchingStrategy, split_network
+from .switching import SwitchingStrategy
 
 
 class HybridStrategy(SwitchingStrategy):
@@ -48,6 +51,15 @@ class HybridStrategy(SwitchingStrategy):
             return RunPlan.all_full(steps)
         return RunPlan.make(context.config, context.settings, context.pipe, steps, first.timestep, self._leaders)
 
+    def _estimate(self) -> ErrorEstimate | None:
+        """What a policy goes by that keeps a promise."""
+        keeps = isinstance(self.policy, PromisedPolicy)
+        return ErrorEstimate(self._plan.sensitivity, float(self.context.pipe.guidance_scale)) if keeps else None
+
+    def fidelity(self) -> dict[str, float]:
+        promised, gain = self.context.config.fidelity, self.context.settings.decoder_gain
+        return {} if promised is None else {"promised": promised, "estimated": estimated_fidelity(self.policy, gain)}
+
     def _leaders(self, measured: Sensitivity) -> Sensitivity:
         """The leader's measurement where those of the ranks may differ in a bit."""
         if not self.context.heterogeneous:
@@ -55,12 +67,11 @@ class HybridStrategy(SwitchingStrategy):
         return self.channel.consensus(measured, "agree on the sensitivity of steps")[0]
 
     def _make_executor(self, first: Evaluation) -> StepExecutor:
-        plan, settings = self._plan, self.context.settings
+        plan = self._plan
         if plan.step_kind is StepKind.FULL:
             return NoStep(self.evaluator)
         if plan.step_kind is StepKind.CACHED:
-            return CachedStep(self.evaluator, plan.correction, plan.sensitivity)
-        staged = split_network(
-            self.context, first, StepKind.REUSE, lambda splits: choose_outer(splits, settings.reuse_share)
-        )
+            return CachedStep(self.evaluator, plan.correction, plan.sensitivity, self._estimate())
+        share = self.context.settings.reuse_share
+        staged = split_network(self.context, first, StepKind.REUSE, lambda splits: choose_outer(splits, share))
         return ReuseStep(self.evaluator, staged)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from ..denoiser.call import Evaluation
-from ..denoiser.rows import branch_rows
-from ..denoiser.split import Split
-from ..denoiser.stages import StagedDenoiser
 from ..schedule.kinds import Phase, Policy, StepKind
 from .base import Answer, RunContext
 from .cfg import CfgStrategy
@@ -58,19 +57,25 @@ class SwitchingStrategy(CfgStrategy):
         if kind is not StepKind.FULL:
             return self.between.run(evaluation, step)
         over = self.phase(step) is Phase.CONNECT  # no step follows that needs what a full one leaves
-        answer = self.full.run(evaluation, None if over else self.between.run_full)
-        return self._learn(step, answer)
+        forward = None if over else self.between.run_full
+        answer = self.full.run(evaluation, forward, lambda prediction: self._learn(step, prediction))
+        self._decide(step, answer)
+        return Answer(self.between.correct(step, answer.prediction), answer.reading)
 
-    def _learn(self, step: int, answer: Answer) -> Answer:
-        """What a full step teaches every rank alike."""
+    def _learn(self, step: int, prediction: torch.Tensor) -> Sequence[torch.Tensor]:
+        """What a full step teaches the others; what they measured of it."""
+        self.between.observe(step, prediction)
+        return self.between.measure()
+
+    def _decide(self, step: int, answer: Answer) -> None:
+        """Let the policy see what a full step showed, on every rank the same."""
         assert answer.reading is not None
-        discrepancy, drift = answer.reading.values()
+        shown = answer.reading.values()
         if self.context.heterogeneous:
             # A bit may decide which step is the next full one: what the leader measured holds.
-            discrepancy, drift = self.channel.consensus((discrepancy, drift), "agree on what the step showed")[0]
-        self.between.observe(step, answer.prediction.clone())
-        self.policy.observe(step, discrepancy, drift)
-        return Answer(self.between.correct(step, answer.prediction), answer.reading)
+            shown = self.channel.consensus(shown, "agree on what the step showed")[0]
+        discrepancy, drift, *estimates = shown
+        self.policy.observe(step, discrepancy, drift, estimates)
 
     def _predict_unguided(self, evaluation: Evaluation, step: int) -> Answer:
         """Guidance is off, or has ended early, and the parallel phase with it."""
@@ -96,27 +101,3 @@ class SwitchingStrategy(CfgStrategy):
         while self._scheduled(step) not in self.channel.messages:
             step += 1
         return step, self._scheduled(step)
-
-
-def split_network(
-    context: RunContext, first: Evaluation, kind: StepKind, choose: Callable[[Sequence[Split]], Split]
-) -> StagedDenoiser:
-    """The denoiser, split for steps of a kind; measured anew where the shape or the kind has changed.
-
-    Args:
-        context: What the strategy works with.
-        first: A call with the shapes of the run.
-        kind: Kind of the steps.
-        choose: Chooses among all splits, unless a calibration says which it is.
-    """
-    staged = context.staged
-    assert staged is not None
-    made_for = (kind, first.sample.shape)
-    if staged.made_for != made_for:
-        staged.remove()
-        splits = staged.measure(first, branch_rows(first, first.branches - 1))
-        index = context.settings.split_point(kind)
-        split = choose(splits) if index is None or index >= len(splits) else splits[index]
-        # No two measurements are the same: what the leader measured stands in every report.
-        staged.apply(context.channel.consensus(split, "agree on the split")[0], made_for)
-    return staged

@@ -75,7 +75,6 @@ def config_of(*flags: str) -> ParallelConfig:
         ([*RING, "--modle", "x"], "No such option: --modle"),
         ([*RING, "x"], "unexpected extra argument"),
         ([*RING, "--output"], "Option '--output' requires an argument"),
-        ([*RING, "--simulate=3"], "Option '--simulate' does not take a value"),
         ([*RING, "--model", "tiny-sdxx"], "unknown model 'tiny-sdxx'"),
         ([*RING, "--strategy", "magic"], "unknown strategy 'magic'; choose one of serial, cfg, hybrid, published"),
         ([*RING, "--scheduler", "dpmsolver--"], "unknown scheduler 'dpmsolver--'; choose one of ddim"),
@@ -144,7 +143,7 @@ def test_an_argument_that_the_pipeline_would_ignore_is_refused(
         (["--devices", "3"], "strategy 'cfg' needs a multiple of 2 ranks"),
         (["--devices", "4", "--strategy", "published"], "strategy 'published' needs 2 ranks, got 4"),
         (["--device", "cuda"], "2 ranks requested, 0 GPUs found; use --device cpu"),
-        (["--device", "cuda", "--simulate"], "1 rank requested, 0 GPUs found; use --device cpu"),
+        (["--device", "cuda", "--set", "simulate=true"], "1 rank requested, 0 GPUs found; use --device cpu"),
         (["--trace", "trace.png"], "'trace.png' must name a .json file"),
         (["--arg", "seed=3"], "--arg seed has a flag of its own: use --seed"),
     ],
@@ -212,6 +211,60 @@ def test_generate_writes_and_tells_what_it_wrote(
     written = json.loads((tmp_path / "ring.json").read_text())
     assert (written["model"], written["prompt"], written["seed"]) == ("tiny-sdxl", "a ring", 5)
     assert (written["settings"]["guidance_scale"], written["negative_prompt"]) == (7.5, "blue")
+
+
+def test_a_promise_is_told_with_what_became_of_it(
+    tmp_path: Path,
+    engine: type[FakeEngine],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fidelity = {"promised": 50.0, "estimated": 51.26}
+    made = Generation([Image.new("RGB", (8, 8), "red")], report([0.1, 0.2], fidelity=fidelity), 0)
+    monkeypatch.setattr(engine, "generate", lambda self, prompt, **call: made)
+    path = tmp_path / "ring.png"
+    assert main([*RING, "--output", str(path), "--fidelity", "50"]) == 0
+    assert engine.made[0]["config"] == ParallelConfig("hybrid", devices=2, fidelity=50.0)
+    assert "\nfidelity: 50 dB promised, 51.3 dB estimated for the worst image\n" in capsys.readouterr().out
+    settings = json.loads(Image.open(path).text["settings"])
+    assert (settings["strategy"], settings["fidelity"]) == ("hybrid", 50.0)
+    assert json.loads(path.with_suffix(".json").read_text())["fidelity"] == fidelity
+
+
+def test_nothing_is_told_of_what_was_not_promised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*RING, "--output", str(tmp_path / "ring.png"), "--quality", "high"]) == 0
+    assert "fidelity" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--fidelity", "9"], "fidelity must be at least 10, got 9"),
+        (["--fidelity", "101"], "fidelity must be at most 100, got 101"),
+        (["--fidelity", "nan"], "fidelity must be a finite number, got nan"),
+        (["--fidelity", "fine"], "Invalid value for '--fidelity': Input should be a valid number"),
+        (["--fidelity", "50", "--quality", "high"], "give either fidelity or quality: both decide which steps"),
+        (["--fidelity", "50", "--set", "tolerance=0.1"], "give either fidelity or tolerance: both decide which steps"),
+        (["--fidelity", "50", "--set", "full_steps=0-4"], "give either fidelity or full_steps: both decide which"),
+        (["--fidelity", "50", "--set", "step_kind=reuse"], "fidelity is promised for cached steps only"),
+        (["--fidelity", "50", "--strategy", "cfg"], "fidelity is a promise of strategy 'hybrid', got 'cfg'"),
+        (["--set", "fidelity=50"], "fidelity"),
+    ],
+)
+def test_promises_that_cannot_be(
+    flags: list[str], message: str, engine: type[FakeEngine], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*RING, *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert engine.made == []
+
+
+def test_a_promise_in_a_file_and_from_one_process(tmp_path: Path) -> None:
+    file = tmp_path / "ring.toml"
+    file.write_text("fidelity = 45.5\n")
+    assert config_of("--config", str(file)) == ParallelConfig("hybrid", devices=2, fidelity=45.5)
+    assert config_of("--fidelity", "60", "--config", str(file)).fidelity == 60
+    assert config_of("--fidelity", "60", "--devices", "1") == ParallelConfig("hybrid", devices=1, fidelity=60.0)
 
 
 def test_an_image_says_how_to_make_it_again(tmp_path: Path) -> None:
@@ -313,14 +366,14 @@ def test_python_m_is_the_command() -> None:
 def test_generate_has_25_flags() -> None:
     fields = dataclasses.fields(Generate)
     names = "model prompt prompts negative_prompt num_images seed height width num_inference_steps guidance_scale"
-    names += " scheduler arg devices strategy quality calibration set simulate device dtype variant timeout output"
+    names += " scheduler arg devices strategy fidelity quality calibration set device dtype variant timeout output"
     assert {field.name for field in fields} == {*names.split(), "trace", "config"}
     assert len(fields) == 25
 
 
 def test_every_field_of_the_config_can_be_given() -> None:
     flags = ["--quality", "0.3", "--calibration", "a.json", "--timeout", "9", "--trace", "out/trace.json"]
-    flags += ["--simulate", "--devices", "4", "--strategy", "hybrid"]
+    flags += ["--set", "simulate=true", "--devices", "4", "--strategy", "hybrid"]
     flags += ["--set", "step_kind=reuse", "--set", "tolerance=0.1", "--set", "full-steps=8", "--set", "outputs=all"]
     flags += ["--set", "slope_window=7", "--set", "published.slope_threshold=0.5"]
     flags += ["--set", "tau-cap=20", "--set", "parallel_steps=3"]
@@ -339,7 +392,7 @@ def test_every_field_of_the_config_can_be_given() -> None:
         published=PublishedSettings(slope_window=7, slope_threshold=0.5, parallel_steps=3, tau_cap=20),
     )
     given = config_of(*flags).to_dict()
-    assert [name for name, value in ParallelConfig().to_dict().items() if given[name] == value] == []
+    assert [name for name, value in ParallelConfig().to_dict().items() if given[name] == value] == ["fidelity"]
     assert config_of() == ParallelConfig(devices=2)
 
 

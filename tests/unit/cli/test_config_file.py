@@ -18,7 +18,7 @@ def generate(tmp_path: Path, content: str, *flags: str, name: str = "ring.toml")
 
 
 def test_flags_beat_the_file_which_beats_defaults(tmp_path: Path) -> None:
-    content = 'model = "tiny-sd3"\nprompt = "-- a ring"\nseed = 3\nnum_images = 2\nsimulate = true\ndevices = 4\n'
+    content = 'model = "tiny-sd3"\nprompt = "-- a ring"\nseed = 3\nnum_images = 2\ndevices = 4\nset.simulate = true\n'
     command = generate(tmp_path, content, "--seed", "8")
     assert (command.model, command.seed, command.num_images) == ("tiny-sd3", 8, 2)
     assert [(prompt.prompt, prompt.seed) for prompt in command.all_prompts()] == [("-- a ring", 8)]
@@ -54,7 +54,7 @@ def test_a_setting_in_the_file_means_its_strategy_too(tmp_path: Path) -> None:
 
 
 def test_a_switch_may_be_off(tmp_path: Path) -> None:
-    assert generate(tmp_path, 'model = "m"\nsimulate = false').simulate is False
+    assert generate(tmp_path, 'model = "m"\nset.simulate = false').parallel_config().simulate is False
 
 
 def test_a_flag_for_many_prompts_beats_the_prompt_of_the_file(tmp_path: Path) -> None:

@@ -46,6 +46,27 @@ def test_between_observations_it_interpolates(order: int) -> None:
         torch.testing.assert_close(extrapolation.at(position)[0], polynomial(coefficients, position))
 
 
+@settings(deadline=None)
+@given(
+    values=st.lists(st.floats(-9, 9, width=32), min_size=1, max_size=7),
+    gaps=st.lists(st.integers(1, 5), min_size=7, max_size=7),
+    order=st.integers(0, 3),
+    where=st.integers(-3, 40),
+)
+def test_a_lower_degree_is_that_of_an_extrapolation_of_it(
+    values: list[float], gaps: list[int], order: int, where: int
+) -> None:
+    """Bit for bit, and the full one is as it was."""
+    whole, lower = Extrapolation(order=3), Extrapolation(order)
+    position = 0
+    for value, gap in zip(values, gaps, strict=False):
+        position += gap
+        for extrapolation in (whole, lower):
+            extrapolation.observe(position, (torch.tensor([value]), torch.tensor([value, -value])))
+    assert all(map(torch.equal, whole.at(where, order), lower.at(where)))
+    assert all(map(torch.equal, whole.at(where, order=3), whole.at(where)))
+
+
 @pytest.mark.parametrize("order", [0, 1, 2, 3])
 def test_few_observations_lower_the_order(order: int) -> None:
     extrapolation = Extrapolation(order)

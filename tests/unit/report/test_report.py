@@ -69,6 +69,12 @@ def test_the_partition_stands_in_json() -> None:
     assert json.loads(shared.to_json())["partition"] == {"rows": 4, "largest": 2, "largest_extra": None}
 
 
+def test_a_promise_stands_in_json() -> None:
+    assert report([0.5]).to_dict()["fidelity"] == {}
+    promised = {"promised": 50, "estimated": 51.25}
+    assert json.loads(report([0.5], fidelity=promised).to_json())["fidelity"] == promised
+
+
 def test_spans_are_no_part_of_the_json() -> None:
     traced = report([0.5], spans=[Span(0, "work", "stage", 0.0, 1.0)])
     assert "spans" not in traced.to_dict()

@@ -19,6 +19,7 @@ from hybridiff.schedule.guided import GuidedPolicy
 from hybridiff.schedule.kinds import StepKind
 from hybridiff.schedule.plan import RunPlan, second_order_note
 from hybridiff.schedule.presets import GuidedSettings, ModelSettings
+from hybridiff.schedule.promised import PromisedPolicy
 from support.calibrations import ENTRY, REUSE_ABOVE, calibration_file, entry_with
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
@@ -211,6 +212,66 @@ def test_a_calibration_of_something_else_is_noted(tmp_path: Path) -> None:
     )
     two = calibration_file(tmp_path, replace(ENTRY, bands=(*ENTRY.bands, REUSE_ABOVE)))
     assert make(20, step_kind="reuse", **two).notes == ()
+
+
+def promised(plan: RunPlan) -> PromisedPolicy:
+    assert isinstance(plan.policy, PromisedPolicy)
+    return plan.policy
+
+
+@pytest.mark.parametrize("fidelity", [10, 47.5, 100])
+def test_a_promise(fidelity: float) -> None:
+    """It needs no calibration, and nothing is to be said about that."""
+    plan = make(50, fidelity=fidelity)
+    assert (plan.step_kind, plan.correction, plan.notes) == (StepKind.CACHED, 1.0, ())
+    assert promised(plan).step_kind is StepKind.CACHED
+    assert promised(plan).bound == pytest.approx(10 ** (-fidelity / 20)), "a decoder of which nothing is known: 1"
+    assert promised(plan).longest == guided(make(50)).longest
+    assert promised(plan)._final == [abs(value) for value in plan.sensitivity.on_sample[-1]]
+
+
+@pytest.mark.parametrize("gain", [0.2, 0.37, 4.0])
+def test_the_decoder_counts(gain: float) -> None:
+    """One that makes much of errors leaves little room for them."""
+    pipe = pipeline(grid=20)
+    settings = replace(ModelSettings.find(pipe, UNetAdapter(), None), decoder_gain=gain)
+    first = float(pipe.scheduler.timesteps[0])
+    plan = RunPlan.make(ParallelConfig("hybrid", fidelity=40), settings, pipe, 20, first)
+    assert promised(plan).bound == pytest.approx(0.01 / gain)
+
+
+def test_a_calibration_refines_a_promise(tmp_path: Path) -> None:
+    """Its correction holds; its kind of steps does not, as promises are of cached steps."""
+    plan = make(fidelity=50, **calibration_file(tmp_path, entry_with("reuse")))
+    assert (plan.step_kind, plan.correction, plan.notes) == (StepKind.CACHED, ENTRY.correction, ())
+    assert isinstance(plan.policy, PromisedPolicy)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_one_or_two_steps_keep_every_promise(steps: int) -> None:
+    assert full_steps(make(steps, fidelity=10), steps) == list(range(steps))
+
+
+@pytest.mark.parametrize("option", ["clip_sample", "thresholding"])
+def test_a_promise_on_a_scheduler_that_is_not_linear(option: str) -> None:
+    pipe = pipeline(diffusers.DDIMScheduler(**BETAS | {option: True}))
+    plan = make(pipe=pipe, fidelity=30)
+    assert (full_steps(plan, 20), plan.step_kind) == (list(range(20)), StepKind.FULL)
+    (note,) = plan.notes
+    assert note.startswith("DDIMScheduler is not linear as it is configured: errors cannot be told beforehand")
+
+
+def test_a_promise_on_a_scheduler_of_second_order() -> None:
+    pipe = pipeline(diffusers.HeunDiscreteScheduler(beta_schedule="scaled_linear"), grid=5)
+    steps = len(pipe.scheduler.timesteps)
+    plan = make(steps, pipe, fidelity=30)
+    assert full_steps(plan, steps) == list(range(steps))
+    assert plan.notes == (second_order_note(pipe.scheduler),)
+
+
+def test_what_ranks_agree_on_is_what_a_promise_rests_on() -> None:
+    leaders = Sensitivity([1.0] * 20, [[0.5] * 20] * 20)
+    assert promised(make(fidelity=50, agree=lambda mine: leaders))._final == [0.5] * 20
 
 
 def test_a_scheduler_that_is_not_linear_cannot_make_up_for_errors() -> None:

@@ -130,7 +130,7 @@ def test_a_run_that_turns_out_too_short_is_refused_at_its_first_step() -> None:
 
 def test_what_a_pipeline_does_to_an_answer_changes_no_other_one() -> None:
     """Some add to predictions in place."""
-    step = CachedStep(evaluator=None, correction=1.0, sensitivity=Sensitivity.unknown(9))  # type: ignore[arg-type]
+    step = CachedStep(None, 1.0, Sensitivity.unknown(9), None)  # type: ignore[arg-type]
     prediction = torch.randn(2, 4, 8, 8)
     step.observe(0, prediction.clone())
     for number in (1, 2, 3):

@@ -19,7 +19,7 @@ from hybridiff.schedule.calibration import Calibration
 from hybridiff.schedule.kinds import StepKind
 from hybridiff.schedule.presets import ModelSettings
 from hybridiff.strategies.base import RunContext
-from hybridiff.strategies.switching import split_network
+from hybridiff.strategies.splitting import split_network
 from support.networks import adapter_of, evaluation_of, sd3_transformer
 from support.pipelines import build, generate
 from support.schedules import capped, split_at

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import torch
 
 from ...denoiser.blocks import Boundary
-from ...distributed.channel import Channel, Messages
+from ...distributed.channel import Channel
 from ...distributed.gather import fill
+from ...distributed.messages import Messages
 from ...distributed.reading import Reading
 from ...distributed.status import SLOT
 

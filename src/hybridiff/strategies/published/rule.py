@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 from ...config import PublishedSettings
 from ...errors import UsageError
@@ -39,7 +40,7 @@ class PublishedPolicy(Policy):
         self._discrepancies: list[float] = []
         self._flat_slopes = 0
 
-    def observe(self, step: int, discrepancy: float, drift: float) -> None:
+    def observe(self, step: int, discrepancy: float, drift: float, estimates: Sequence[float] = ()) -> None:
         if self.tau1 is not None:
             return
         unguided = step - len(self._discrepancies)  # while guidance was off nothing was seen

@@ -12,8 +12,9 @@ from ...schedule.kinds import Policy, StepKind
 from ...schedule.notes import second_order_note
 from ...schedule.presets import ModelSettings
 from ..base import RunContext
+from ..splitting import split_network
 from ..steps.executor import NoStep, StepExecutor
-from ..switching import SwitchingStrategy, split_network
+from ..switching import SwitchingStrategy
 from .exchange import PipelinedStep
 from .presets import choose_policy
 

@@ -7,9 +7,12 @@ would be.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from ...denoiser.call import Evaluation
+from ...numerics.estimate import ErrorEstimate
 from ...numerics.extrapolation import Extrapolation
 from ...numerics.sensitivity import Sensitivity
 from ..base import Answer
@@ -24,15 +27,20 @@ class CachedStep(StepExecutor):
         evaluator: Evaluates calls on all ranks.
         correction: Share of the cached steps' errors that the next full step makes up for.
         sensitivity: How far each prediction moves the sample.
+        estimate: Where what the cached steps leave wrong is added up; None where nobody asks.
     """
 
-    def __init__(self, evaluator: BranchEvaluator, correction: float, sensitivity: Sensitivity) -> None:
+    def __init__(
+        self, evaluator: BranchEvaluator, correction: float, sensitivity: Sensitivity, estimate: ErrorEstimate | None
+    ) -> None:
         super().__init__(evaluator)
-        self._latest: torch.Tensor | None = None  # prediction of the last full step
+        self._correction, self._sensitivity, self._estimate = correction, sensitivity, estimate
         self._hindsight = Extrapolation(order=3)
-        self._correction = correction
-        self._sensitivity = sensitivity
+        self._latest: torch.Tensor | None = None  # prediction of the last full step
+        self._latest_step = 0
         self._answered: list[tuple[int, torch.Tensor]] = []  # cached steps since then
+        self._errors: dict[int, torch.Tensor] = {}  # what those before it got wrong
+        self._measured: Sequence[torch.Tensor] = ()
 
     def run(self, evaluation: Evaluation, step: int) -> Answer:
         assert self._latest is not None
@@ -47,8 +55,27 @@ class CachedStep(StepExecutor):
             # the branches would have stayed as it was; then both err alike, whatever the guidance scale.
             self._hindsight.keep_last_rows(len(prediction))
             self._answered = [(cached, answered[-len(prediction) :]) for cached, answered in self._answered]
-        self._latest = prediction
+            self._estimate = None  # all further steps are full
+        before, distance = self._latest, step - self._latest_step
+        self._latest, self._latest_step = prediction, step
         self._hindsight.observe(step, (prediction,))
+        better = {cached: self._hindsight.at(cached)[0].float() for cached, _ in self._answered}
+        self._errors = {cached: better[cached] - answered.float() for cached, answered in self._answered}
+        self._answered = []
+        if self._estimate is not None and before is not None and len(before) == len(prediction):
+            self._measure(self._estimate, before, distance)
+
+    def _measure(self, estimate: ErrorEstimate, before: torch.Tensor, distance: int) -> None:
+        assert self._latest is not None
+        if self._errors:
+            pairs = [self._hindsight.at(cached)[0] - self._hindsight.at(cached, order=2)[0] for cached in self._errors]
+            estimate.close_gap(list(self._errors), list(self._errors.values()), pairs)
+        speeds = estimate.speeds(self._latest, before, distance)
+        self._measured = (speeds, estimate.errors(speeds))
+
+    def measure(self) -> Sequence[torch.Tensor]:
+        """How fast the guided predictions change, and the estimated error so far: (B,) each."""
+        return self._measured
 
     def correct(self, step: int, prediction: torch.Tensor) -> torch.Tensor:
         """The prediction of a full step just observed, changed so that it makes up for the cached steps before it.
@@ -57,10 +84,9 @@ class CachedStep(StepExecutor):
         difference, times how far j moves the sample relative to this step, moves the sample to where it would be.
         """
         corrected = prediction.float()
-        for cached, answered in self._answered:
+        errors, self._errors = self._errors, {}
+        for cached, error in errors.items():
             gain = self._correction * self._sensitivity.gain(cached, step)
             if gain:
-                (better,) = self._hindsight.at(cached)
-                corrected = corrected + gain * (better.float() - answered.float())
-        self._answered = []
+                corrected = corrected + gain * error
         return corrected.to(prediction.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 
@@ -37,6 +38,10 @@ class StepExecutor(ABC):
 
     def observe(self, step: int, prediction: torch.Tensor) -> None:  # noqa: B027
         """Take in the prediction of a full step, all rows."""
+
+    def measure(self) -> Sequence[torch.Tensor]:
+        """Numbers about the full step just observed that the policy wants to know, 1-D float32 on the device."""
+        return ()
 
     def correct(self, step: int, prediction: torch.Tensor) -> torch.Tensor:
         """What a full step answers instead of its prediction, to make up for the steps before it."""

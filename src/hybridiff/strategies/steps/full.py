@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 
 from ...denoiser.call import Evaluation
 from ...numerics.guidance import discrepancy, drift
 from ..base import Answer
 from ..evaluator import BranchEvaluator, Forward
+
+Learn = Callable[[torch.Tensor], Sequence[torch.Tensor]]
 
 
 class FullStep:
@@ -23,21 +27,23 @@ class FullStep:
         self._measures_drift = measures_drift
         self._before: torch.Tensor | None = None
 
-    def run(self, evaluation: Evaluation, forward: Forward | None = None) -> Answer:
+    def run(self, evaluation: Evaluation, forward: Forward | None = None, learn: Learn = lambda _: ()) -> Answer:
         """Answer a step, in one branch or two; what is measured of it is read by whoever asks for it.
 
         Args:
             evaluation: The call.
             forward: What a rank runs on its rows; the whole network unless given.
+            learn: Takes in the prediction of all rows; what it returns is read with the rest.
         """
         prediction = self._evaluator.evaluate(evaluation, forward)
         if evaluation.branches == 1:
             self._evaluator.read_status()
             return Answer(prediction)
         unconditional, conditional = prediction.chunk(2)  # (2B, C, H, W) -> 2 x (B, C, H, W)
-        scalars = [discrepancy(unconditional, conditional)]
+        scalars = [discrepancy(unconditional, conditional).reshape(1)]
         if self._measures_drift:
             before = torch.full_like(prediction, torch.nan) if self._before is None else self._before
-            scalars.append(drift(prediction, before))
+            scalars.append(drift(prediction, before).reshape(1))
             self._before = prediction.clone()  # the pipeline may do with its own what it likes
-        return Answer(prediction, self._evaluator.read_status(torch.stack(scalars)))
+            scalars += learn(self._before)
+        return Answer(prediction, self._evaluator.read_status(torch.cat(scalars)))

@@ -1,0 +1,73 @@
+"""How far cached steps leave the final sample off: an estimate that costs no evaluation.
+
+A full step corrects the cached steps before it in hindsight. Two things are left: what the interpolation gets wrong,
+about the difference of two interpolations of neighbouring degree (an embedded pair, as in Runge-Kutta methods), and
+what the network made of the displaced sample, about a share of the correction itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .sensitivity import Sensitivity
+
+REACTION = 0.35
+"""Share of a correction that is left, as the network has reacted to the error before it was corrected."""
+
+PAIR = 0.5
+"""Share of the difference between the cubic and the parabola that the cubic itself is off."""
+
+FADING = 7.0
+"""Decibels by which the network reduces an error of the first step until the last one; of later ones in proportion."""
+
+
+def fading(step: int, steps: int) -> float:
+    """By how much the network reduces an error of a step until the end."""
+    return float(10 ** (-FADING / 20 * (1 - (step + 1) / steps)))
+
+
+class ErrorEstimate:
+    """The estimated error of the final sample, one per image of the batch, in root mean square.
+
+    Args:
+        sensitivity: How far each prediction moves the sample; of a linear scheduler.
+        guidance_scale: By which the pipeline combines the branches.
+    """
+
+    def __init__(self, sensitivity: Sensitivity, guidance_scale: float) -> None:
+        self._final = sensitivity.on_sample[-1]
+        self._scale = guidance_scale
+        self._squares: torch.Tensor | None = None
+
+    def close_gap(self, steps: Sequence[int], errors: Sequence[torch.Tensor], pairs: Sequence[torch.Tensor]) -> None:
+        """Take in what a full step shows of the cached steps before it.
+
+        Args:
+            steps: The cached steps.
+            errors: By how much each was off in hindsight, (2B, ...).
+            pairs: By how much two hindsights of neighbouring degree differ.
+        """
+        corrected, pair = self._moved(steps, errors), self._moved(steps, pairs)
+        left = (REACTION * corrected).square() + (PAIR * pair).square()
+        left = left * fading(steps[-1] + 1, len(self._final)) ** 2
+        self._squares = left if self._squares is None else self._squares + left
+
+    def speeds(self, now: torch.Tensor, before: torch.Tensor, distance: int) -> torch.Tensor:
+        """How fast the guided predictions change, per step, (B,)."""
+        return self._rms(now.float() - before.float()) / distance
+
+    def errors(self, like: torch.Tensor) -> torch.Tensor:
+        """The estimate so far, (B,); zeros like a tensor where there was no gap."""
+        return torch.zeros_like(like) if self._squares is None else self._squares.sqrt()
+
+    def _moved(self, steps: Sequence[int], changes: Sequence[torch.Tensor]) -> torch.Tensor:
+        """How far changes of some predictions move the final sample, (B,)."""
+        moved = [self._final[step] * change for step, change in zip(steps, changes, strict=True)]
+        return self._rms(torch.stack(moved).sum(0))
+
+    def _rms(self, predictions: torch.Tensor) -> torch.Tensor:
+        unconditional, conditional = predictions.float().chunk(2)
+        guided = unconditional + self._scale * (conditional - unconditional)
+        return guided.flatten(1).square().mean(1).sqrt()

@@ -1,0 +1,112 @@
+"""Promised switching: an error bound is spread over the run, and what gaps really cost is measured as it goes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ..numerics.estimate import REACTION, fading
+from ..numerics.sensitivity import Sensitivity
+from .kinds import Policy, StepKind
+
+MOST_DECIBELS = 100.0
+"""An estimate says no more: float32 itself is not nearer."""
+
+_LEAST_FULL = 3
+"""Full steps before the first gap: a speed needs two, and the very first step is unlike all others."""
+
+_SMOOTHING = 0.5
+"""Weight of the last gap in what is learned of all gaps."""
+
+_CLIP = (0.25, 4.0)
+"""What one gap left of what was expected of it counts no further than this."""
+
+
+class PromisedPolicy(Policy):
+    """Gaps as long as the error they are expected to leave in the final sample fits into what is left of a bound.
+
+    With a gap of h steps after step i the last predictions are held while they go on changing at the speed seen; the
+    correction that this will need is expected to be `speed * sum_r r s(i+r)`, a share of which is left (`REACTION`).
+    What the last gaps really left, as estimated in hindsight, corrects the expectation, as an integral controller does.
+    A gap may spend the part of the remaining (squared) bound that it covers of the remaining steps, so that all gaps
+    cost alike, which is the cheapest way to spend it. The worst image of a batch decides.
+
+    Args:
+        bound: Root mean square that the final sample may be off.
+        sensitivity: How far each prediction moves the sample; of a linear scheduler.
+        longest: Full steps are at most this far apart.
+    """
+
+    def __init__(self, bound: float, sensitivity: Sensitivity, longest: int) -> None:
+        super().__init__(StepKind.CACHED)
+        self.bound, self.longest = bound, longest
+        self._final = [abs(value) for value in sensitivity.on_sample[-1]]
+        self._full_steps = 0
+        self._latest, self._next = 0, 1
+        self._speeds: Sequence[float] = ()  # at the latest full step, per image
+        self._spent: list[float] = []
+        self._factor: list[float] = []
+
+    @property
+    def estimated(self) -> float:
+        """The estimated error of the worst image so far."""
+        return max(self._spent, default=0.0)
+
+    def observe(self, step: int, discrepancy: float, drift: float, estimates: Sequence[float] = ()) -> None:
+        speeds, spent = estimates[: len(estimates) // 2], list(estimates[len(estimates) // 2 :])
+        self._learn(spent, step)
+        distance, self._latest, self._speeds = max(1, step - self._latest), step, speeds
+        self._full_steps += 1
+        last = len(self._final) - 1
+        room = self._room(step, distance, speeds, last) if self._full_steps >= _LEAST_FULL else 1
+        self._next = step + room
+        if room > 1 and self.tau1 is None:
+            self.tau1 = step
+        if step >= last and self.tau1 is not None and self.tau2 is None:
+            self.tau2 = step
+
+    def is_full(self, step: int) -> bool:
+        return not self._latest < step < self._next
+
+    def _learn(self, spent: list[float], step: int) -> None:
+        """Compare what the gap before a step left with what was expected of it, which may have been cut short."""
+        if not self._factor:
+            self._factor, self._spent = [1.0] * len(spent), [0.0] * len(spent)
+        self._factor = [factor**_SMOOTHING for factor in self._factor]  # what was learned is forgotten, too
+        for row, speed in enumerate(self._speeds):
+            expected = self._expect(speed, self._latest, step - self._latest)
+            left = math.sqrt(max(0.0, spent[row] ** 2 - self._spent[row] ** 2))
+            if expected > 0 and left > 0:
+                ratio = min(max(left / expected, _CLIP[0]), _CLIP[1])
+                self._factor[row] *= ratio**_SMOOTHING
+        self._spent = spent
+
+    def _room(self, step: int, distance: int, speeds: Sequence[float], last: int) -> int:
+        limit = min(self.longest, 2 * distance, last - step)
+        room = 1
+        while room < limit and self._fits(step, room + 1, speeds, last):
+            room += 1
+        return room
+
+    def _fits(self, step: int, room: int, speeds: Sequence[float], last: int) -> bool:
+        for row, speed in enumerate(speeds):
+            left = self.bound**2 - self._spent[row] ** 2
+            expected = self._factor[row] * self._expect(speed, step, room)
+            if not expected**2 <= left * room / (last - step):
+                return False
+        return bool(speeds)
+
+    def _expect(self, speed: float, step: int, room: int) -> float:
+        moved = speed * sum(ahead * self._final[step + ahead] for ahead in range(1, room))
+        return REACTION * moved * fading(step + room, len(self._final))
+
+
+def estimated_fidelity(policy: Policy, decoder_gain: float) -> float:
+    """What a run is estimated to have kept, in dB: of the worst image of the batch, at most `MOST_DECIBELS`."""
+    error = policy.estimated * decoder_gain if isinstance(policy, PromisedPolicy) else 0.0
+    return MOST_DECIBELS if error <= 10 ** (-MOST_DECIBELS / 20) else -20 * math.log10(error)
+
+
+def error_bound(fidelity: float, decoder_gain: float) -> float:
+    """Root mean square that the final sample may be off for a fidelity in dB of images with values from 0 to 1."""
+    return float(10 ** (-fidelity / 20)) / decoder_gain

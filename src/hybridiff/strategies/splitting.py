@@ -1,0 +1,36 @@
+"""Where a run splits the network, for kinds of steps that run its stages apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ..denoiser.call import Evaluation
+from ..denoiser.rows import branch_rows
+from ..denoiser.split import Split
+from ..denoiser.stages import StagedDenoiser
+from ..schedule.kinds import StepKind
+from .base import RunContext
+
+
+def split_network(
+    context: RunContext, first: Evaluation, kind: StepKind, choose: Callable[[Sequence[Split]], Split]
+) -> StagedDenoiser:
+    """The denoiser, split for steps of a kind; measured anew where the shape or the kind has changed.
+
+    Args:
+        context: What the strategy works with.
+        first: A call with the shapes of the run.
+        kind: Kind of the steps.
+        choose: Chooses among all splits, unless a calibration says which it is.
+    """
+    staged = context.staged
+    assert staged is not None
+    made_for = (kind, first.sample.shape)
+    if staged.made_for != made_for:
+        staged.remove()
+        splits = staged.measure(first, branch_rows(first, first.branches - 1))
+        index = context.settings.split_point(kind)
+        split = choose(splits) if index is None or index >= len(splits) else splits[index]
+        # No two measurements are the same: what the leader measured stands in every report.
+        staged.apply(context.channel.consensus(split, "agree on the split")[0], made_for)
+    return staged

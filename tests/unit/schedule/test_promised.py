@@ -1,0 +1,293 @@
+"""Promised switching: never more is spent than expected to be there, and what gaps leave is learned from."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hybridiff import StepKind
+from hybridiff.numerics.sensitivity import Sensitivity
+from hybridiff.schedule.fixed import FixedPolicy
+from hybridiff.schedule.promised import MOST_DECIBELS, PromisedPolicy, error_bound, estimated_fidelity
+from support.promised import PromisedByHand, Shown, gaps, run_policy
+
+
+def sensitivity(final: Sequence[float]) -> Sensitivity:
+    """One of which only the last row is known."""
+    return Sensitivity([1.0] * len(final), [[math.nan] * len(final)] * (len(final) - 1) + [list(final)])
+
+
+def promised(bound: float, final: Sequence[float], longest: int = 9) -> tuple[PromisedPolicy, PromisedByHand]:
+    return PromisedPolicy(bound, sensitivity(final), longest), PromisedByHand(bound, final, longest)
+
+
+def full_steps(shown: Sequence[Shown]) -> list[int]:
+    return [step for step, *_ in shown]
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> dict[str, Any]:
+    """Runs of some images: sensitivities of any sign, speeds that change, gaps that leave anything."""
+    steps, images = draw(st.integers(4, 40)), draw(st.integers(1, 3))
+    final = draw(st.lists(st.floats(-2, 2), min_size=steps, max_size=steps))
+    rates = st.lists(st.floats(0, 3), min_size=images, max_size=images)
+    speeds = draw(st.lists(rates, min_size=steps, max_size=steps))
+    shares = draw(st.lists(st.floats(0.05, 9), min_size=steps, max_size=steps))
+    return {
+        "bound": draw(st.floats(1e-3, 30)),
+        "final": final,
+        "longest": draw(st.integers(2, 10)),
+        "speeds": speeds,
+        "shares": shares,
+    }
+
+
+def shown_in(run: dict[str, Any]) -> tuple[list[Shown], PromisedPolicy, PromisedByHand]:
+    policy, by_hand = promised(run["bound"], run["final"], run["longest"])
+
+    def left(before: int, after: int, speeds: Sequence[float]) -> list[float]:
+        return [run["shares"][after] * by_hand.expected(speed, before, after - before) for speed in speeds]
+
+    shown = run_policy(policy, len(run["final"]), lambda step: run["speeds"][step], left)
+    return shown, policy, by_hand
+
+
+@settings(deadline=None)
+@given(runs())
+def test_never_more_than_its_share_is_spent_on_what_is_expected(run: dict[str, Any]) -> None:
+    """Nor is a gap shorter than the rule allows, but where the two sums round in other ways."""
+    shown, _, by_hand = shown_in(run)
+    for place, distance in enumerate(gaps(shown)):
+        so_far, (step, speeds, _) = shown[: place + 1], shown[place]
+        for row in range(len(speeds)):
+            for gap in range(2, distance + 1):
+                assert by_hand.share(so_far, row, gap) <= 1 + 1e-6
+        expected = by_hand.next_full(so_far)
+        if step + distance != expected:
+            longer = min(distance, expected - step) + 1
+            assert any(by_hand.share(so_far, row, longer) == pytest.approx(1) for row in range(len(speeds)))
+
+
+@settings(deadline=None)
+@given(runs())
+def test_bounds_of_gaps(run: dict[str, Any]) -> None:
+    shown, policy, _ = shown_in(run)
+    distances, steps = gaps(shown), len(run["final"])
+    assert full_steps(shown)[:3] == [0, 1, 2]
+    assert full_steps(shown)[-1] == steps - 1
+    assert all(distance <= run["longest"] for distance in distances)
+    assert all(after <= 2 * before for before, after in itertools.pairwise(distances))
+    assert policy.estimated == max(shown[-1][2])
+    if any(distance > 1 for distance in distances):
+        first = next(place for place, distance in enumerate(distances) if distance > 1)
+        assert (policy.tau1, policy.tau2) == (full_steps(shown)[first], steps - 1)
+    else:
+        assert (policy.tau1, policy.tau2) == (None, None)
+
+
+@settings(deadline=None)
+@given(runs())
+def test_the_bound_holds_where_gaps_leave_what_is_expected(run: dict[str, Any]) -> None:
+    """All that is there may be spent, no more."""
+    _, policy, _ = shown_in(run | {"shares": [1.0] * len(run["final"])})
+    assert policy.estimated <= run["bound"] * (1 + 1e-6)
+
+
+@settings(deadline=None)
+@given(runs(), st.floats(0, 1))
+def test_less_than_expected_is_within_the_bound_too(run: dict[str, Any], share: float) -> None:
+    """The expectation falls, and is not undercut."""
+    _, policy, _ = shown_in(run | {"shares": [max(0.25, share)] * len(run["final"])})
+    assert policy.estimated <= run["bound"] * (1 + 1e-6)
+
+
+@given(
+    st.integers(8, 60),
+    st.floats(0.01, 3),
+    st.floats(1e-3, 10),
+    st.floats(1.0, 30.0),
+    st.integers(2, 9),
+    st.floats(0, 4),
+)
+@settings(deadline=None)
+def test_a_tighter_bound_has_no_fewer_full_steps(
+    steps: int, speed: float, bound: float, tighter: float, longest: int, share: float
+) -> None:
+    """Where predictions change evenly and every step counts alike."""
+
+    def count(bound: float) -> int:
+        run = {"bound": bound, "final": [1.0] * steps, "longest": longest}
+        shown, *_ = shown_in(run | {"speeds": [[speed]] * steps, "shares": [share] * steps})
+        return len(shown)
+
+    assert count(bound / tighter) >= count(bound)
+
+
+@given(runs(), st.floats(1.01, 100))
+@settings(deadline=None)
+def test_at_the_same_step_a_tighter_bound_leaves_no_more_room(run: dict[str, Any], tighter: float) -> None:
+    loose, tight = (shown_in(run | {"bound": bound})[0] for bound in (run["bound"], run["bound"] / tighter))
+    before = [one == other for one, other in zip(full_steps(loose), full_steps(tight), strict=False)]
+    if False in before:
+        first = before.index(False)
+        assert full_steps(tight)[first] < full_steps(loose)[first]
+
+
+@pytest.mark.parametrize("images", [2, 4])
+def test_the_worst_image_decides(images: int) -> None:
+    """An image that is the worst throughout has the batch run as it would run alone."""
+    steps, final = 30, [0.3] * 30
+
+    def run(speeds: list[float]) -> list[int]:
+        policy, by_hand = promised(0.2, final)
+        shown = run_policy(
+            policy,
+            steps,
+            lambda step: [speed * (1 + step % 3) for speed in speeds],
+            lambda before, after, now: [1.3 * by_hand.expected(speed, before, after - before) for speed in now],
+        )
+        assert policy.estimated == max(shown[-1][2])
+        return full_steps(shown)
+
+    worst = run([0.3])
+    assert 5 < len(worst) < steps
+    for place in range(images):
+        assert run([0.3 if row == place else 0.02 * row for row in range(images)]) == worst
+    assert len(run([0.02])) < len(worst)
+
+
+def after_a_gap(share: float) -> int:
+    """How far the next full step lies after a gap, from step 2 to 4, that left a multiple of what was expected."""
+    policy, by_hand = promised(0.25, [1.0] * 40)
+    policy.observe(0, 0.5, 0.1)
+    policy.observe(1, 0.5, 0.1, [0.12, 0.0])
+    policy.observe(2, 0.5, 0.1, [0.12, 0.0])
+    policy.observe(4, 0.5, 0.1, [0.12, share * by_hand.expected(0.12, 2, 2)])
+    return next(step for step in range(5, 40) if policy.is_full(step)) - 4
+
+
+def test_a_gap_that_left_more_than_expected_shortens_the_next_ones() -> None:
+    rooms = [after_a_gap(share) for share in (0.3, 1.0, 1.8, 4.0)]
+    assert rooms == sorted(rooms, reverse=True)
+    assert rooms[0] > rooms[1] > rooms[2]
+
+
+@pytest.mark.parametrize(("beyond", "limit"), [(16.0, 4.0), (0.01, 0.25)])
+def test_what_one_gap_left_counts_no_further_than_the_clip(beyond: float, limit: float) -> None:
+    policies = []
+    for share in (beyond, limit):
+        policy, by_hand = promised(5.0, [1.0] * 40)
+        policy.observe(0, 0.5, 0.1)
+        policy.observe(1, 0.5, 0.1, [0.1, 0.0])
+        policy.observe(2, 0.5, 0.1, [0.1, 0.0])
+        policy.observe(4, 0.5, 0.1, [0.1, share * by_hand.expected(0.1, 2, 2)])
+        policies.append(policy)
+    assert policies[0]._factor == pytest.approx(policies[1]._factor)
+    assert policies[0]._factor == [pytest.approx(math.sqrt(limit))]
+
+
+def test_what_was_learned_is_forgotten() -> None:
+    policy, by_hand = promised(5.0, [1.0] * 40)
+    policy.observe(0, 0.5, 0.1)
+    policy.observe(1, 0.5, 0.1, [0.1, 0.0])
+    policy.observe(2, 0.5, 0.1, [0.1, 0.0])
+    spent = 4 * by_hand.expected(0.1, 2, 2)
+    policy.observe(4, 0.5, 0.1, [0.1, spent])
+    factors = [policy._factor[0]]
+    for step in range(5, 12):
+        policy.observe(step, 0.5, 0.1, [0.1, spent])
+        factors.append(policy._factor[0])
+    assert factors == pytest.approx([2 ** (0.5**power) for power in range(8)])
+
+
+@pytest.mark.parametrize("spent", [1.0, 1.1, 50.0, math.inf])
+def test_everything_is_full_once_the_bound_is_spent(spent: float) -> None:
+    policy, _ = promised(1.0, [1.0] * 30)
+    shown = run_policy(policy, 30, lambda step: [0.1], lambda before, after, speeds: [spent])
+    first = next(place for place, distance in enumerate(gaps(shown)) if distance > 1)
+    assert set(gaps(shown)[first + 1 :]) == {1}
+    assert policy.estimated == spent
+
+
+@pytest.mark.parametrize("speed", [math.nan, math.inf])
+def test_what_is_not_finite_leaves_no_room(speed: float) -> None:
+    policy, _ = promised(1.0, [0.0, 1.0] * 10)
+    shown = run_policy(policy, 20, lambda step: [0.0, speed], lambda *_: pytest.fail("there was a gap"))
+    assert full_steps(shown) == list(range(20))
+    policy, _ = promised(1.0, [1.0] * 20)
+    shown = run_policy(policy, 20, lambda step: [0.0, speed if step < 10 else 0.0], lambda *_: [0.0, 0.0])
+    assert full_steps(shown)[:11] == list(range(11))
+    assert max(gaps(shown)) > 1
+
+
+def test_where_nothing_was_measured_nothing_is_cached() -> None:
+    """As where guidance comes and goes."""
+    policy, _ = promised(1e9, [1.0] * 9)
+    for step in range(9):
+        assert policy.kind(step) is StepKind.FULL
+        policy.observe(step, 0.5, 0.1)
+    assert policy.estimated == 0.0
+
+
+@pytest.mark.parametrize("steps", [3, 4])
+def test_the_shortest_runs(steps: int) -> None:
+    policy, _ = promised(1e9, [1.0] * steps)
+    shown = run_policy(policy, steps, lambda step: [0.0], lambda *_: [0.0])
+    assert full_steps(shown) == list(range(steps))
+    assert (policy.tau1, policy.tau2) == (None, None)
+
+
+def test_a_full_step_before_its_time_does_not_teach_that_gaps_cost_little() -> None:
+    """Some steps are full whatever the policy says, as those of skip-layer guidance are."""
+    policy, by_hand = promised(9.0, [1.0] * 40)
+    policy.observe(0, 0.5, 0.1)
+    policy.observe(1, 0.5, 0.1, [0.1, 0.0])
+    policy.observe(2, 0.5, 0.1, [0.1, 0.0])
+    policy.observe(4, 0.5, 0.1, [0.1, 0.0])
+    assert not policy.is_full(7)
+    policy.observe(6, 0.5, 0.1, [0.1, by_hand.expected(0.1, 4, 2)])
+    assert policy._factor == [pytest.approx(1.0)]
+
+
+def test_an_end_that_guidance_has_set_stays() -> None:
+    policy, _ = promised(1e9, [1.0] * 12)
+    for step in range(3):
+        policy.observe(step, 0.5, 0.1, [0.1, 0.0])
+    policy.tau2 = 6
+    for step in range(9, 12):
+        policy.observe(step, 0.5, 0.1, [0.1, 0.0])
+    assert policy.tau2 == 6
+
+
+def test_it_is_the_same_from_run_to_run() -> None:
+    run = {"bound": 0.3, "final": [0.2] * 30, "longest": 5, "shares": [1.5, 0.5] * 15}
+    run["speeds"] = [[0.1 + 0.01 * (step % 4)] for step in range(30)]
+    assert shown_in(run)[0] == shown_in(run)[0]
+
+
+@pytest.mark.parametrize("gain", [0.1, 0.37, 2.0])
+@pytest.mark.parametrize("fidelity", [10.0, 35.0, 50.0, 100.0])
+def test_bounds_are_decibels_of_pixels(fidelity: float, gain: float) -> None:
+    error = error_bound(fidelity, gain) * gain  # of images from 0 to 1
+    assert -10 * math.log10(error**2) == pytest.approx(fidelity)
+
+
+def spending(error: float) -> PromisedPolicy:
+    policy, _ = promised(1.0, [1.0] * 9)
+    policy.observe(1, 0.5, 0.1, [0.1, 0.2, 0.0, error])
+    return policy
+
+
+@pytest.mark.parametrize("gain", [0.1, 0.37, 2.0])
+def test_what_is_estimated_is_told_in_decibels_of_the_worst_image(gain: float) -> None:
+    assert estimated_fidelity(spending(0.01), gain) == pytest.approx(-20 * math.log10(0.01 * gain))
+    assert estimated_fidelity(spending(error_bound(47.0, gain)), gain) == pytest.approx(47.0)
+    assert estimated_fidelity(spending(0.0), gain) == MOST_DECIBELS
+    assert estimated_fidelity(spending(1e-9), gain) == MOST_DECIBELS
+    assert estimated_fidelity(FixedPolicy.all_full(9), gain) == MOST_DECIBELS
