@@ -12,7 +12,7 @@ from support.failing import GROUP_TIMEOUT, QUICK, SOON
 from support.jobs import Outcome, attempt, rank
 from support.pipelines import build, generate
 from support.ranks import run_ranks
-from support.schedules import callback_at, capped
+from support.schedules import callback_at, capped, guidance_until
 
 pytestmark = pytest.mark.distributed
 
@@ -40,6 +40,26 @@ def test_all_ranks_say_who_is_where(ranks: int, config: dict[str, Any], faulty: 
         assert outcome.message == f"ranks are at different steps: {', '.join(told)}; make the same call on every rank"
         assert outcome.seconds < QUICK
         assert torch.equal(again.value, results[0][1].value)
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [({}, "full"), ({"strategy": "serial"}, "full"), (CACHED, "full"), (capped(10, 3, 4, split_point=1), "pipelined")],
+    ids=["cfg", "serial", "cached", "published"],
+)
+@pytest.mark.parametrize("faulty", [0, 1])
+def test_guidance_that_ends_on_one_rank_alone(config: dict[str, Any], kind: str, faulty: int) -> None:
+    told = [f"rank {number} at step 7 ({kind}{', guidance off' if number == faulty else ''})" for number in range(2)]
+    for outcome in run_ranks(run_without_guidance_on_one_rank, 2, config, faulty):
+        assert outcome.error == "RankError", outcome
+        assert outcome.message == f"ranks are at different steps: {', '.join(told)}; make the same call on every rank"
+        assert outcome.seconds < QUICK
+
+
+def run_without_guidance_on_one_rank(config: dict[str, Any], faulty: int) -> Outcome:
+    parallel = parallelize(build("sd3"), ParallelConfig(timeout=GROUP_TIMEOUT, **config))
+    own = guidance_until("sd3", 6) if rank() == faulty else {}
+    return attempt(lambda: generate(parallel, "sd3", num_inference_steps=10, **own))
 
 
 def test_a_cached_last_step_on_one_rank_alone() -> None:

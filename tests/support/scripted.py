@@ -10,7 +10,7 @@ import torch
 from hybridiff.distributed.channel import Channel
 from hybridiff.distributed.comm import LocalComm
 from hybridiff.distributed.gather import GatherMessages
-from hybridiff.distributed.status import SLOT, SlotTable, Status
+from hybridiff.distributed.status import SLOT, Slot, SlotTable, Status
 from hybridiff.errors import CommError
 from hybridiff.report.timeline import Timeline
 from hybridiff.schedule.kinds import StepKind
@@ -40,7 +40,7 @@ class Scripted(LocalComm):
         out[1, -SLOT:].copy_(buffers[0][-SLOT:])  # the same step, unless told otherwise
         low_and_high = out[1, -2:].float().tolist()
         step = int(low_and_high[0] + 128 * low_and_high[1]) if self.step is None else self.step
-        SlotTable(STEPS, out).write(out[1], self.status, self.kind, step)
+        SlotTable(STEPS, out).write(out[1], Slot(self.status, self.kind, step))
 
     def all_gather_object(self, thing: Any) -> list[Any]:
         self._note("objects")

@@ -20,7 +20,7 @@ from .comm import Comm
 from .messages import Messages
 from .readback import Readback
 from .reading import Reading
-from .status import SLOT, SlotTable, Status
+from .status import SLOT, Slot, SlotTable, Status
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ class Channel:
         self.sent: Counter[str] = Counter()
         self.messages: dict[StepKind, Messages] = {}
         self.ahead: Callable[[], tuple[int, StepKind]] = lambda: (self.step + 1, StepKind.FULL)
-        self.step, self.kind = -1, StepKind.FULL
+        self.step, self.kind, self.is_guided = -1, StepKind.FULL, True
         self._timeline = timeline
         self._slots: SlotTable | None = None
         self._unfinished: Messages | None = None  # of the step that runs
@@ -66,9 +66,9 @@ class Channel:
         self.messages |= messages
         self._unfinished = self.messages.get(self.kind)
 
-    def begin_step(self, step: int, kind: StepKind) -> None:
-        """Say which step now begins, of which kind."""
-        self.step, self.kind = step, kind
+    def begin_step(self, step: int, kind: StepKind, is_guided: bool = True) -> None:
+        """Say which step now begins, of which kind, and whether with guidance."""
+        self.step, self.kind, self.is_guided = step, kind, is_guided
         self._unfinished = self.messages.get(kind)
         if self._unfinished is not None:
             self._unfinished.begin()
@@ -83,9 +83,9 @@ class Channel:
             self._guard(send, what)
 
     def write_slot(self, buffer: torch.Tensor) -> None:
-        """Put this rank's status, and the kind and number of its step, at the end of a buffer."""
+        """Put this rank's status, and what its step is, at the end of a buffer."""
         assert self._slots is not None
-        self._slots.write(buffer, self.status, self.kind, self.step)
+        self._slots.write(buffer, Slot(self.status, self.kind, self.step, self.is_guided))
 
     def count(self, purpose: str, elements: int, element_size: int, copies: int) -> None:
         """Count a message, without its status slot and with it."""

@@ -59,9 +59,8 @@ class Reading:
     def problem(self) -> str | None:
         """Why the run cannot go on though no rank failed, in one sentence; all ranks read the same."""
         slots = self._slots()
-        if len({(slot.step, slot.kind) for slot in slots}) > 1:
-            ranks = zip(self._ranks, slots, strict=True)
-            places = [f"rank {rank} at step {slot.step} ({slot.kind.value})" for rank, slot in ranks]
+        if len({slot.place for slot in slots}) > 1:
+            places = [f"rank {rank} at {slot.place}" for rank, slot in zip(self._ranks, slots, strict=True)]
             return f"ranks are at different steps: {', '.join(places)}; make the same call on every rank"
         flags = self._values[len(self._ranks) * SLOT :][: self._flags]
         if not all(flags):

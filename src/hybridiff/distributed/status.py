@@ -11,7 +11,7 @@ import torch
 from ..schedule.kinds import StepKind
 
 SLOT = 4
-"""Elements of a status slot: status, kind of step, and the step in two digits, as bfloat16 is exact up to 256 only."""
+"""Elements of a status slot: status, kind of step with guidance, the step in two digits; bfloat16 is exact to 256."""
 
 _BASE = 128
 _KINDS = list(StepKind)
@@ -38,12 +38,18 @@ class Slot:
     status: Status
     kind: StepKind
     step: int
+    is_guided: bool = True
 
     @classmethod
     def decode(cls, values: Sequence[float]) -> Slot:
         """The slot that `SLOT` numbers stand for."""
-        status, kind, low, high = map(int, values)
-        return cls(Status(status), _KINDS[kind], low + _BASE * high)
+        status, code, low, high = map(int, values)
+        return cls(Status(status), _KINDS[code // 2], low + _BASE * high, code % 2 == 0)
+
+    @property
+    def place(self) -> str:
+        """The step that the rank is in, for errors."""
+        return f"step {self.step} ({self.kind.value}{'' if self.is_guided else ', guidance off'})"
 
 
 class SlotTable:
@@ -57,11 +63,15 @@ class SlotTable:
     def __init__(self, steps: int, like: torch.Tensor) -> None:
         self._steps = steps
         slots = [
-            [[[status, kind, step % _BASE, step // _BASE] for step in range(steps + 1)] for kind in range(len(_KINDS))]
+            [
+                [[status, code, step % _BASE, step // _BASE] for step in range(steps + 1)]
+                for code in range(2 * len(_KINDS))
+            ]
             for status in Status
         ]
-        self._table = torch.tensor(slots).to(like)  # (status, kind, step, SLOT)
+        self._table = torch.tensor(slots).to(like)  # (status, kind and guidance, step, SLOT)
 
-    def write(self, buffer: torch.Tensor, status: Status, kind: StepKind, step: int) -> None:
+    def write(self, buffer: torch.Tensor, slot: Slot) -> None:
         """Put a slot at the end of a buffer."""
-        buffer[-SLOT:].copy_(self._table[status, _KINDS.index(kind), min(step, self._steps)])
+        code = 2 * _KINDS.index(slot.kind) + (not slot.is_guided)
+        buffer[-SLOT:].copy_(self._table[slot.status, code, min(slot.step, self._steps)])

@@ -26,7 +26,7 @@ class CfgStrategy(Strategy):
         return self.evaluator.partition
 
     def predict(self, evaluation: Evaluation, step: int) -> Answer:
-        self.channel.begin_step(step, self.kind(step))
+        self.channel.begin_step(step, self.kind(step), evaluation.branches > 1)
         return self.full.run(evaluation)
 
     def predict_extra(self, evaluation: Evaluation) -> torch.Tensor:

@@ -18,7 +18,7 @@ class SerialStrategy(Strategy):
         self._evaluator = BranchEvaluator(context.channel, context.timeline, context.steps)
 
     def predict(self, evaluation: Evaluation, step: int) -> Answer:
-        self.channel.begin_step(step, self.kind(step))
+        self.channel.begin_step(step, self.kind(step), evaluation.branches > 1)
         prediction = self._evaluator.replicate(evaluation)  # (2B, C, H, W), or (B, C, H, W) without guidance
         if evaluation.branches == 1:
             self._evaluator.read_status()

@@ -83,7 +83,7 @@ class SwitchingStrategy(CfgStrategy):
             if self._scheduled(step) is not StepKind.FULL:
                 self.between.end(step)
             self.policy.tau2 = step - 1
-        self.channel.begin_step(step, StepKind.FULL)
+        self.channel.begin_step(step, StepKind.FULL, is_guided=False)
         prediction = self.full.run(evaluation).prediction
         self.between.observe(step, prediction.clone())
         return Answer(self.between.correct(step, prediction))

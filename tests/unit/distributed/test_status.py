@@ -16,17 +16,18 @@ from hybridiff.schedule.kinds import StepKind
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
-def written(status: Status, kind: StepKind, step: int, steps: int, dtype: torch.dtype) -> Slot:
+def written(slot: Slot, steps: int, dtype: torch.dtype) -> Slot:
     buffer = torch.full((3 + SLOT,), float("nan"), dtype=dtype)
-    SlotTable(steps, buffer).write(buffer, status, kind, step)
+    SlotTable(steps, buffer).write(buffer, slot)
     assert buffer[:3].isnan().all()  # what lies before it is left alone
     return Slot.decode(buffer[3:].float().tolist())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_status_and_kind_comes_back(dtype: torch.dtype) -> None:
-    for status, kind in itertools.product(Status, StepKind):
-        assert written(status, kind, 3, 10, dtype) == Slot(status, kind, 3)
+    for status, kind, is_guided in itertools.product(Status, StepKind, (True, False)):
+        slot = Slot(status, kind, 3, is_guided)
+        assert written(slot, 10, dtype) == slot
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -36,7 +37,7 @@ def test_every_step_comes_back(dtype: torch.dtype) -> None:
     buffer = torch.zeros(SLOT, dtype=dtype)
     table = SlotTable(steps, buffer)
     for step in range(steps + 1):
-        table.write(buffer, Status.WORKING, StepKind.FULL, step)
+        table.write(buffer, Slot(Status.WORKING, StepKind.FULL, step))
         assert Slot.decode(buffer.float().tolist()).step == step
 
 
@@ -47,8 +48,8 @@ def test_both_digits_of_the_longest_run_are_exact(digits: tuple[int, int], dtype
 
 
 def test_a_step_past_the_end_of_the_run_is_its_end() -> None:
-    assert written(Status.FINISHED, StepKind.FULL, 10, 10, torch.float32).step == 10
-    assert written(Status.FINISHED, StepKind.FULL, 99, 10, torch.float32).step == 10
+    assert written(Slot(Status.FINISHED, StepKind.FULL, 10), 10, torch.float32).step == 10
+    assert written(Slot(Status.FINISHED, StepKind.FULL, 99), 10, torch.float32).step == 10
 
 
 def test_only_ranks_that_are_done_are_leaving() -> None:

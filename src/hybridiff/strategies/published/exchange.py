@@ -77,6 +77,6 @@ class PipelinedStep(StepExecutor):
     def end(self, step: int) -> None:
         """A rank that failed before it knew takes part in the messages that this step was to have."""
         if self._messages is not None:
-            self._channel.begin_step(step, StepKind.PIPELINED)
+            self._channel.begin_step(step, StepKind.PIPELINED, is_guided=False)
             self._messages.take_part()
             self._messages.read_status()
