@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from support.failing import check_fault, run_with_fault
+from support.failing import GROUP_TIMEOUT, QUICK, Planted, check_fault, run_with_fault
 from support.jobs import Generated, Outcome, attempt, generate_parallel, generated_on_ranks, rank, told_alike
 from support.oracles import generated_one_part_after_another
 from support.ranks import run_ranks
@@ -129,6 +129,24 @@ def test_ranks_that_promise_otherwise_are_refused() -> None:
 
 def attempt_two_promises() -> Outcome:
     return attempt(lambda: generate_parallel("sd3", STEPS, **promise(50 + rank())))
+
+
+def test_a_decoder_that_fails_on_one_rank_leaves_none_waiting() -> None:
+    leader, faulty = run_ranks(attempt_with_a_faulty_decoder, 2)
+    assert (faulty.error, faulty.message) == ("Planted", "decoder")
+    assert (leader.error, leader.message) == ("RankError", "rank 1 cannot start: decoder")
+    assert max(leader.seconds, faulty.seconds) < QUICK
+
+
+def attempt_with_a_faulty_decoder() -> Outcome:
+    from hybridiff import agreement
+
+    def fail(pipe: Any) -> float:
+        raise Planted("decoder")
+
+    if rank() == 1:
+        agreement.decoder_gain = fail
+    return attempt(lambda: generate_parallel("sd3", STEPS, timeout=GROUP_TIMEOUT, **promise(50)))
 
 
 @pytest.mark.parametrize(

@@ -248,7 +248,7 @@ def test_nothing_is_told_of_what_was_not_promised(tmp_path: Path, capsys: pytest
         (["--fidelity", "50", "--set", "full_steps=0-4"], "give either fidelity or full_steps: both decide which"),
         (["--fidelity", "50", "--set", "step_kind=reuse"], "fidelity is promised for cached steps only"),
         (["--fidelity", "50", "--strategy", "cfg"], "fidelity is a promise of strategy 'hybrid', got 'cfg'"),
-        (["--set", "fidelity=50"], "fidelity"),
+        (["--set", "fidelity=50"], "unknown setting 'fidelity'; choose one of step_kind"),
     ],
 )
 def test_promises_that_cannot_be(

@@ -9,7 +9,10 @@ import torch
 
 from hybridiff import ParallelConfig, UsageError, parallelize
 from hybridiff.denoiser.stages import StagedDenoiser
+from hybridiff.numerics.estimate import REACTION, ErrorEstimate, fading
 from hybridiff.numerics.sensitivity import Sensitivity
+from hybridiff.schedule.kinds import StepKind
+from hybridiff.schedule.promised import PromisedPolicy
 from hybridiff.strategies.steps.cached import CachedStep
 from support.jobs import Generated, generate_parallel
 from support.oracles import differences, generated_one_part_after_another, relative_difference, state_of
@@ -285,3 +288,92 @@ def test_a_trace_shows_what_each_step_did() -> None:
     whole = {(rank, "whole network, own branch"): 5 for rank in (0, 1)}
     assert spans("cached") == whole
     assert spans("reuse") == whole | {(rank, "outer stage, own branch"): 5 for rank in (0, 1)}
+
+
+ON_SAMPLE = Sensitivity([1.0] * 12, [[0.5 + 0.1 * step for step in range(12)]] * 12)
+
+
+def line(step: int, images: int) -> torch.Tensor:
+    """Predictions that change evenly: those of the unconditional branch by 1 per step, of the conditional one by 3."""
+    slopes = torch.tensor([1.0] * images + [3.0] * images).reshape(-1, 1, 1, 1)
+    return slopes * step + torch.arange(4.0).reshape(1, 1, 2, 2)
+
+
+def observed(full: list[int], images: int = 1, measures: bool = True) -> CachedStep:
+    """An executor that has seen even changes, with cached steps between full ones."""
+    executor = cached_step(ErrorEstimate(ON_SAMPLE, 2.0) if measures else None)
+    for step in range(full[-1] + 1):
+        if step in full:
+            executor.observe(step, line(step, images))
+        else:
+            executor.run(None, step)  # type: ignore[arg-type]
+    return executor
+
+
+def cached_step(estimate: ErrorEstimate | None) -> CachedStep:
+    return CachedStep(None, 1.0, ON_SAMPLE, estimate)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_what_a_full_step_measures_by_hand(images: int) -> None:
+    """Guided by 2 predictions change by 5 per step; held for r steps they are 5 r off, and no degree errs on a line."""
+    assert observed([0], images).measure() == (), "one full step shows no speed"
+    speeds, errors = observed([0, 1, 2], images).measure()
+    assert speeds.tolist() == pytest.approx([5.0] * images)
+    assert errors.tolist() == [0.0] * images
+    final = ON_SAMPLE.on_sample[-1]
+    first = 5 * (final[3] + 2 * final[4]) * fading(5, 12)
+    second = 5 * final[6] * fading(7, 12)
+    speeds, errors = observed([0, 1, 2, 5, 7], images).measure()
+    assert speeds.tolist() == pytest.approx([5.0] * images)
+    assert errors.tolist() == pytest.approx([REACTION * (first**2 + second**2) ** 0.5] * images, rel=1e-5)
+
+
+def test_even_changes_cost_what_the_policy_expects_of_them() -> None:
+    """Estimate and expectation are of one mind: nothing is to be learned."""
+    executor, policy = cached_step(ErrorEstimate(ON_SAMPLE, 2.0)), PromisedPolicy(20.0, ON_SAMPLE, 4)
+    full = []
+    for step in range(12):
+        if policy.kind(step) is not StepKind.FULL:
+            executor.run(None, step)  # type: ignore[arg-type]
+            continue
+        executor.observe(step, line(step, 1))
+        policy.observe(step, 0.5, 0.1, [number for numbers in executor.measure() for number in numbers.tolist()])
+        full.append(step)
+    assert policy._factor == pytest.approx([1.0], rel=1e-4)
+    assert 3 < len(full) < 12
+    assert 0 < policy.estimated < 20
+
+
+def test_where_nobody_asks_nothing_is_measured() -> None:
+    assert observed([0, 1, 2, 5], measures=False).measure() == ()
+
+
+def test_measuring_changes_no_correction() -> None:
+    asked, unasked = (observed([0, 1, 2, 5], measures=measures) for measures in (True, False))
+    prediction = line(5, 1)
+    corrected = asked.correct(5, prediction)
+    assert torch.equal(corrected, unasked.correct(5, prediction))
+    assert not torch.equal(corrected, prediction)
+    assert torch.equal(asked.correct(5, prediction), prediction), "once only"
+
+
+@pytest.mark.parametrize("images", [1, 2, 4])
+def test_one_branch_alone_is_not_measured(images: int) -> None:
+    """Where guidance ends while cached steps are pending; an even number of images is no pair of branches either."""
+    executor = observed([0, 1, 2, 5], images)
+    before = executor.measure()
+    executor.run(None, 6)  # type: ignore[arg-type]
+    for step in (7, 8, 9):
+        executor.observe(step, line(step, images)[images:])
+        assert executor.measure() is before
+        executor.correct(step, line(step, images)[images:])
+
+
+def test_guidance_that_comes_back_is_measured_from_where_it_left_off() -> None:
+    executor = observed([0, 1])
+    for step in (2, 3):
+        executor.observe(step, line(step, 1)[1:])
+    executor.observe(4, line(4, 1))
+    speeds, errors = executor.measure()
+    assert (speeds.item(), errors.item()) == (pytest.approx(5.0), 0.0)
