@@ -71,7 +71,7 @@ def agree_on_setup(pipe: Any, config: ParallelConfig, comm: Comm) -> Setup:
     except Exception as error:  # told to all ranks, raised by require_same
         description = error
     require_same(comm, description)
-    if config.fidelity is not None:  # decoders of unlike devices differ in the last bits
+    if config.fidelity is not None:  # decoders of heterogeneous devices differ in the last bits
         settings = replace(settings, decoder_gain=comm.all_gather_object(settings.decoder_gain)[0])
     return Setup(pipe, adapter, network, config, settings, comm, staged)
 
