@@ -27,7 +27,8 @@ def decoder_gain(pipe: Any, side: int = 16, error: float = 0.02) -> float:
         return USUAL_GAIN
     generator = torch.Generator().manual_seed(0)
     latent, noise = (torch.randn(1, channels, side, side, generator=generator) for _ in range(2))
-    images = [_decode(vae, latents) for latents in (latent, latent + error * noise)]
+    device = getattr(pipe, "_execution_device", vae.device)  # where an offloaded decoder runs
+    images = [_decode(vae, latents.to(device)) for latents in (latent, latent + error * noise)]
     gain = float((images[1] - images[0]).square().mean().sqrt() / (2 * error))
     return gain if 0 < gain < float("inf") else USUAL_GAIN
 
@@ -35,5 +36,5 @@ def decoder_gain(pipe: Any, side: int = 16, error: float = 0.02) -> float:
 def _decode(vae: Any, latents: torch.Tensor) -> torch.Tensor:
     """Images from -1 to 1."""
     scaled = latents / vae.config.scaling_factor + (getattr(vae.config, "shift_factor", None) or 0.0)
-    images: torch.Tensor = vae.decode(scaled.to(vae.device, vae.dtype), return_dict=False)[0]
+    images: torch.Tensor = vae.decode(scaled.to(vae.dtype), return_dict=False)[0]
     return images.float().cpu()
