@@ -34,8 +34,8 @@ def parallelize(pipe: Any, config: ParallelConfig | None = None, *, comm: Comm |
         pipe: A loaded pipeline, the same on every rank, on this rank's device. One that is parallel already is
             detached first.
         config: What to do; condition-based partitioning unless given. A calibration file is read here, once.
-        comm: The ranks; by default those of the running process group, or else those that torchrun started, whose
-            group is made here and left by `detach()`.
+        comm: The ranks, which stay the caller's to close; by default those of the running process group, or else
+            those that torchrun started, whose group is made here and left by `detach()`.
 
     Returns:
         A callable with the stock pipeline's arguments and output, on which `detach()` restores the pipeline.
@@ -46,17 +46,18 @@ def parallelize(pipe: Any, config: ParallelConfig | None = None, *, comm: Comm |
         RankError: a rank did not answer.
     """
     config = config or ParallelConfig()
+    if not hasattr(pipe, "device"):
+        raise UsageError(f"a loaded diffusers pipeline is needed, got {type(pipe).__name__}")
     _detach_earlier(pipe)
     if comm is not None:
         return ParallelPipeline(pipe, config, comm)
     with contextlib.ExitStack() as undo:
-        joined = not config.simulate and join_torchrun(pipe.device, config.timeout)
-        if joined:
+        if not config.simulate and join_torchrun(pipe.device, config.timeout):
             undo.callback(leave_process_group)
         comm = LocalComm(config.devices or 2) if config.simulate else world_comm(config.timeout)
         undo.callback(comm.close)
-        parallel = ParallelPipeline(pipe, config, comm, leave=leave_process_group if joined else None)
-        undo.pop_all()
+        parallel = ParallelPipeline(pipe, config, comm)
+        parallel._leave = undo.pop_all().close  # what was made here, `detach` undoes
     return parallel
 
 
@@ -70,13 +71,13 @@ class ParallelPipeline:
         report: What the last call did; None before the first.
     """
 
-    def __init__(self, pipe: Any, config: ParallelConfig, comm: Comm, leave: Callable[[], None] | None = None) -> None:
+    def __init__(self, pipe: Any, config: ParallelConfig, comm: Comm) -> None:
         self._setup = agree_on_setup(pipe, config, comm)
         self.pipe = pipe
         self.config = config
         self.comm = comm
         self.report: RunReport | None = None
-        self._leave = leave
+        self._leave: Callable[[], None] = lambda: None
         self._hook = DenoiserHook()
         self._hook.owner = self
         self._attached: AttachedHook | None = AttachedHook(self._setup.network, self._hook, _HOOK_NAME)
@@ -119,9 +120,7 @@ class ParallelPipeline:
             self._setup.staged.remove()
         self._attached.remove()
         self._attached = None
-        self.comm.close()
-        if self._leave is not None:
-            self._leave()
+        self._leave()
 
     def __enter__(self) -> ParallelPipeline:
         return self

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from hybridiff import ParallelConfig, ParallelPipeline, RankError, UsageError, parallelize
+from hybridiff.distributed.comm import LocalComm
 from hybridiff.schedule.calibration import Calibration
 from support.calibrations import ENTRY, calibration_file, entry_with
 from support.oracles import differences, generated_one_part_after_another, state_of
@@ -233,3 +234,21 @@ def test_the_stock_pipeline_called_directly_runs_alone() -> None:
     with simulate() as parallel:
         assert torch.equal(generate(parallel.pipe, NAME), generate(build(NAME), NAME))
         assert parallel.report is None
+
+
+@pytest.mark.parametrize("thing", [object(), None, "tiny-sdxl"])
+def test_what_is_no_pipeline_is_refused(thing: Any) -> None:
+    with pytest.raises(UsageError, match="a loaded diffusers pipeline is needed, got"):
+        parallelize(thing)
+
+
+def test_ranks_that_were_handed_in_stay_open() -> None:
+    class Ranks(LocalComm):
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    ranks = Ranks(2)
+    parallelize(build("sd15"), comm=ranks).detach()
+    assert not ranks.closed

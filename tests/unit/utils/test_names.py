@@ -10,7 +10,7 @@ from hybridiff.utils.names import require_known
 
 @pytest.mark.parametrize("choices", [("one", "two"), ["one", "two"], {"one": 1, "two": 2}, iter(["one", "two"])])
 def test_a_name_among_the_choices(choices: Any) -> None:
-    require_known("number", "two", choices)
+    assert require_known("number", "two", choices) is None
 
 
 @pytest.mark.parametrize(
