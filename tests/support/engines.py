@@ -25,8 +25,12 @@ def is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    state = Path(f"/proc/{pid}/stat")
-    return not (state.exists() and state.read_text().rpartition(")")[2].split()[0] == "Z")
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return not Path("/proc").exists()  # where there is none, it is as the signal says
+    state, threads = fields[0], int(fields[17])
+    return not (state == "Z" and threads <= 1)  # with more threads its parent cannot wait for it yet
 
 
 def wait_for_end(pids: list[int], seconds: float = 20.0) -> list[int]:
