@@ -26,7 +26,8 @@ pipe, generator = load_pipeline("tiny-sdxl"), torch.Generator().manual_seed(0)
 
 def blocks(language: str) -> list[str]:
     """The fenced blocks of a language, as they stand."""
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    return [text for name, text in fenced if name == language]
 
 
 def run(command: list[str], folder: Path) -> str:
