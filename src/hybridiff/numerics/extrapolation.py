@@ -25,7 +25,9 @@ class Extrapolation:
         self._observations: list[Tensors] = []
 
     def observe(self, position: float, tensors: Tensors) -> None:
-        """Take in what was returned at a position, such as the index of a step; positions grow."""
+        """Take in what was returned at a position, such as the index of a step; positions grow, or replace the last."""
+        if self._positions and self._positions[-1] == position:
+            self._positions, self._observations = self._positions[:-1], self._observations[:-1]
         self._positions = [*self._positions, position][-self.order - 1 :]
         self._observations = [*self._observations, tensors][-self.order - 1 :]
 
@@ -49,6 +51,10 @@ class Extrapolation:
             return observations[0]
         weights = _lagrange_weights(positions, position)
         return tuple(_weighted_sum(weights, tensors) for tensors in zip(*observations, strict=True))
+
+    def latest_weight(self, position: float) -> float:
+        """How far the polynomial at a position moves with the latest observation."""
+        return _lagrange_weights(self._positions, position)[-1]
 
 
 def _lagrange_weights(positions: Sequence[float], position: float) -> list[float]:

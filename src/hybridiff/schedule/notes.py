@@ -23,12 +23,15 @@ def second_order_note(scheduler: Any) -> str | None:
     return f"{name} is of order {order}: none of its steps can be shared in another way, all ran partitioned"
 
 
-def nonlinear_notes(config: ParallelConfig, scheduler: Any, kind: StepKind) -> list[str]:
+def nonlinear_notes(guided: GuidedSettings, scheduler: Any, is_all_full: bool) -> list[str]:
     """What it means that a scheduler is not linear."""
     why = f"{type(scheduler).__name__} is not linear as it is configured"
-    if config.fidelity is not None:
-        return [f"{why}: errors cannot be told beforehand, and full steps alone keep the promise"]
-    if kind is StepKind.CACHED:
+    if guided.fidelity is not None:
+        return [
+            f"{why}: errors cannot be told beforehand, and full steps alone keep the promise of "
+            f"{guided.fidelity:g} dB; a tolerance can be set by hand"
+        ]
+    if guided.step_kind is StepKind.CACHED and not is_all_full:
         return [f"{why}: nothing makes up for the errors of cached steps"]
     return []
 
@@ -50,8 +53,10 @@ def plan_notes(
         return []
     if quality_value(config.quality) == 1.0:
         return ["quality exact: every step is a full one"]
+    if entry is None and guided.fidelity is not None:
+        return []  # kept by measuring, as the report says
     if entry is None:
-        return ["this model is not calibrated: general thresholds hold; hybridiff calibrate measures its own"]
+        return ["reuse steps of this model are not calibrated: general thresholds hold; use hybridiff calibrate"]
     notes = _notes_on_origin(settings, entry, pipe, grid)
     measured = entry.band(quality_value(config.quality), guided.step_kind.value).step_kind
     if measured != guided.step_kind.value:

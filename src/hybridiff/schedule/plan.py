@@ -25,6 +25,7 @@ class RunPlan:
         step_kind: Kind of the others; FULL where there are none.
         correction: Share of the cached steps' errors that the next full step makes up for.
         sensitivity: How far each prediction moves the sample.
+        fidelity: What is promised, in dB; None where nothing is.
         notes: Sentences for the user about what the plan rests on.
     """
 
@@ -32,12 +33,13 @@ class RunPlan:
     step_kind: StepKind
     correction: float
     sensitivity: Sensitivity
+    fidelity: float | None = None
     notes: tuple[str, ...] = ()
 
     @classmethod
     def all_full(cls, steps: int, *notes: str) -> RunPlan:
         """Every step is full."""
-        return cls(FixedPolicy.all_full(steps), StepKind.FULL, 0.0, Sensitivity.unknown(steps), notes)
+        return cls(FixedPolicy.all_full(steps), StepKind.FULL, 0.0, Sensitivity.unknown(steps), None, notes)
 
     @classmethod
     def make(
@@ -72,10 +74,10 @@ class RunPlan:
         policy = _policy(config, guided, sensitivity, steps, settings.decoder_gain)
         is_all_full = isinstance(policy, FixedPolicy) and policy.tau1 is None
         if not sensitivity.on_sample:
-            notes += nonlinear_notes(config, scheduler, StepKind.FULL if is_all_full else guided.step_kind)
+            notes += nonlinear_notes(guided, scheduler, is_all_full)
         if is_all_full:  # nothing has to be prepared for other steps
             return cls.all_full(steps, *notes)
-        return cls(policy, guided.step_kind, guided.correction, sensitivity, tuple(notes))
+        return cls(policy, guided.step_kind, guided.correction, sensitivity, guided.fidelity, tuple(notes))
 
 
 def _policy(
@@ -83,9 +85,9 @@ def _policy(
 ) -> Policy:
     if config.full_steps is not None:
         return FixedPolicy(parse_steps(config.full_steps), steps, guided.step_kind)
-    is_blind = config.fidelity is not None and not sensitivity.on_sample
+    is_blind = guided.fidelity is not None and not sensitivity.on_sample
     if quality_value(config.quality) == 1.0 or steps < LEAST_STEPS or is_blind:
         return FixedPolicy.all_full(steps)
-    if config.fidelity is not None:
-        return PromisedPolicy(error_bound(config.fidelity, gain), sensitivity, guided.longest)
+    if guided.fidelity is not None:
+        return PromisedPolicy(error_bound(guided.fidelity, gain), sensitivity, guided.longest)
     return GuidedPolicy(guided.tolerance, guided.longest, sensitivity.weights, guided.step_kind)

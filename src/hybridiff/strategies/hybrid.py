@@ -8,6 +8,7 @@ from ..config import ParallelConfig, parse_steps
 from ..denoiser.call import Evaluation
 from ..denoiser.split import choose_outer
 from ..numerics.estimate import ErrorEstimate
+from ..numerics.reaction import Reaction
 from ..numerics.sensitivity import Sensitivity
 from ..schedule.fixed import FixedPolicy
 from ..schedule.kinds import StepKind
@@ -57,7 +58,7 @@ class HybridStrategy(SwitchingStrategy):
         return ErrorEstimate(self._plan.sensitivity, float(self.context.pipe.guidance_scale)) if keeps else None
 
     def fidelity(self) -> dict[str, float]:
-        promised, gain = self.context.config.fidelity, self.context.settings.decoder_gain
+        promised, gain = self._plan.fidelity, self.context.settings.decoder_gain
         return {} if promised is None else {"promised": promised, "estimated": estimated_fidelity(self.policy, gain)}
 
     def _leaders(self, measured: Sensitivity) -> Sensitivity:
@@ -71,7 +72,10 @@ class HybridStrategy(SwitchingStrategy):
         if plan.step_kind is StepKind.FULL:
             return NoStep(self.evaluator)
         if plan.step_kind is StepKind.CACHED:
-            return CachedStep(self.evaluator, plan.correction, plan.sensitivity, self._estimate())
+            scale, steps = float(self.context.pipe.guidance_scale), self.context.steps
+            whole = getattr(self.context.pipe.scheduler, "num_inference_steps", None)
+            reaction = Reaction(scale, steps, whole)
+            return CachedStep(self.evaluator, plan.correction, plan.sensitivity, reaction, self._estimate())
         share = self.context.settings.reuse_share
         staged = split_network(self.context, first, StepKind.REUSE, lambda splits: choose_outer(splits, share))
         return ReuseStep(self.evaluator, staged)
