@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config import LEAST_STEPS, ParallelConfig, parse_steps, quality_value
-from ..numerics.sensitivity import Sensitivity, measure_sensitivity
+from ..numerics.sensitivity import Sensitivity, measure_sensitivity, step_places
 from .fixed import FixedPolicy
 from .guided import GuidedPolicy
 from .kinds import Policy, StepKind
-from .notes import nonlinear_notes, plan_notes, second_order_note
+from .notes import plan_notes, refusal_of_promises, scheduler_notes
 from .presets import GuidedSettings, ModelSettings
 from .promised import PromisedPolicy, error_bound
 
@@ -26,6 +26,7 @@ class RunPlan:
         correction: Share of the cached steps' errors that the next full step makes up for.
         sensitivity: How far each prediction moves the sample.
         notes: Sentences for the user about what the plan rests on.
+        places: Where steps lie in time (`sensitivity.step_places`).
     """
 
     policy: Policy
@@ -33,6 +34,7 @@ class RunPlan:
     correction: float
     sensitivity: Sensitivity
     notes: tuple[str, ...] = ()
+    places: tuple[float, ...] | None = None
 
     @classmethod
     def all_full(cls, steps: int, *notes: str) -> RunPlan:
@@ -60,32 +62,37 @@ class RunPlan:
             agree: Makes one of the sensitivities that ranks measured, where these may differ in a bit.
         """
         scheduler = pipe.scheduler
-        refusal = second_order_note(scheduler)
-        if refusal is not None:
-            return cls.all_full(steps, refusal)
         # Image to image takes the last steps of a longer way, which decides how far apart they are.
         grid = getattr(scheduler, "num_inference_steps", None) or steps
         entry = settings.entry(scheduler, grid)
-        guided = GuidedSettings.choose(config, entry, grid)
+        guided = GuidedSettings.choose(config, entry, grid * getattr(scheduler, "order", 1))  # evaluations
         sensitivity = agree(measure_sensitivity(scheduler, steps, first_timestep))
         notes = plan_notes(config, settings, entry, pipe, grid, guided)
-        policy = _policy(config, guided, sensitivity, steps, settings.decoder_gain)
+        places = step_places(scheduler, steps, first_timestep)
+        is_blind = config.fidelity is not None and refusal_of_promises(scheduler, sensitivity) is not None
+        policy = _policy(config, guided, sensitivity, places, settings.decoder_gain, is_blind)
         is_all_full = isinstance(policy, FixedPolicy) and policy.tau1 is None
-        if not sensitivity.on_sample:
-            notes += nonlinear_notes(config, scheduler, StepKind.FULL if is_all_full else guided.step_kind)
+        notes += scheduler_notes(
+            config, scheduler, sensitivity, StepKind.FULL if is_all_full else guided.step_kind
+        )
         if is_all_full:  # nothing has to be prepared for other steps
             return cls.all_full(steps, *notes)
-        return cls(policy, guided.step_kind, guided.correction, sensitivity, tuple(notes))
+        return cls(policy, guided.step_kind, guided.correction, sensitivity, tuple(notes), places)
 
 
 def _policy(
-    config: ParallelConfig, guided: GuidedSettings, sensitivity: Sensitivity, steps: int, gain: float
+    config: ParallelConfig,
+    guided: GuidedSettings,
+    sensitivity: Sensitivity,
+    places: tuple[float, ...],
+    gain: float,
+    is_blind: bool,
 ) -> Policy:
+    steps = len(places)
     if config.full_steps is not None:
         return FixedPolicy(parse_steps(config.full_steps), steps, guided.step_kind)
-    is_blind = config.fidelity is not None and not sensitivity.on_sample
     if quality_value(config.quality) == 1.0 or steps < LEAST_STEPS or is_blind:
         return FixedPolicy.all_full(steps)
     if config.fidelity is not None:
-        return PromisedPolicy(error_bound(config.fidelity, gain), sensitivity, guided.longest)
+        return PromisedPolicy(error_bound(config.fidelity, gain), sensitivity, guided.longest, places)
     return GuidedPolicy(guided.tolerance, guided.longest, sensitivity.weights, guided.step_kind)

@@ -71,7 +71,7 @@ class HybridStrategy(SwitchingStrategy):
         if plan.step_kind is StepKind.FULL:
             return NoStep(self.evaluator)
         if plan.step_kind is StepKind.CACHED:
-            return CachedStep(self.evaluator, plan.correction, plan.sensitivity, self._estimate())
+            return CachedStep(self.evaluator, plan.correction, plan.sensitivity, self._estimate(), plan.places)
         share = self.context.settings.reuse_share
         staged = split_network(self.context, first, StepKind.REUSE, lambda splits: choose_outer(splits, share))
-        return ReuseStep(self.evaluator, staged)
+        return ReuseStep(self.evaluator, staged, plan.places)

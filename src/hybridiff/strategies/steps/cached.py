@@ -28,16 +28,25 @@ class CachedStep(StepExecutor):
         correction: Share of the cached steps' errors that the next full step makes up for.
         sensitivity: How far each prediction moves the sample.
         estimate: Where what the cached steps leave wrong is added up; None where nobody asks.
+        places: Where steps lie in time (`sensitivity.step_places`); their index unless given.
     """
 
     def __init__(
-        self, evaluator: BranchEvaluator, correction: float, sensitivity: Sensitivity, estimate: ErrorEstimate | None
+        self,
+        evaluator: BranchEvaluator,
+        correction: float,
+        sensitivity: Sensitivity,
+        estimate: ErrorEstimate | None,
+        places: Sequence[float] | None = None,
     ) -> None:
         super().__init__(evaluator)
         self._correction, self._sensitivity, self._estimate = correction, sensitivity, estimate
-        self._hindsight = Extrapolation(order=3)
+        self._places = places
+        self._hindsight = Extrapolation(order=3, places=places)
         self._latest: torch.Tensor | None = None  # prediction of the last full step
         self._latest_step = 0
+        self._before: torch.Tensor | None = None  # of the full step before it, at an earlier place
+        self._before_step = 0
         self._answered: list[tuple[int, torch.Tensor]] = []  # cached steps since then
         self._errors: dict[int, torch.Tensor] = {}  # what those before it got wrong
         self._measured: Sequence[torch.Tensor] = ()
@@ -56,16 +65,25 @@ class CachedStep(StepExecutor):
             self._hindsight.keep_last_rows(len(prediction))
             self._answered = [(cached, answered[-len(prediction) :]) for cached, answered in self._answered]
             self._estimate = None  # all further steps are full
-        before, distance = self._latest, step - self._latest_step
-        self._latest, self._latest_step = prediction, step
+        before, distance = self._advance(step, prediction)
         self._hindsight.observe(step, (prediction,))
         better = {cached: self._hindsight.at(cached)[0].float() for cached, _ in self._answered}
         self._errors = {cached: better[cached] - answered.float() for cached, answered in self._answered}
         self._answered = []
-        if self._estimate is not None and before is not None and len(before) == len(prediction):
+        if self._estimate is not None and before is not None and distance and len(before) == len(prediction):
             self._measure(self._estimate, before, distance)
 
-    def _measure(self, estimate: ErrorEstimate, before: torch.Tensor, distance: int) -> None:
+    def _advance(self, step: int, prediction: torch.Tensor) -> tuple[torch.Tensor | None, float]:
+        """Take in the latest prediction; that of the full step before it at another place, and how far that lies."""
+        if self._latest is not None and self._place(step) > self._place(self._latest_step):
+            self._before, self._before_step = self._latest, self._latest_step
+        self._latest, self._latest_step = prediction, step
+        return self._before, self._place(step) - self._place(self._before_step)
+
+    def _place(self, step: int) -> float:
+        return step if self._places is None else self._places[step]
+
+    def _measure(self, estimate: ErrorEstimate, before: torch.Tensor, distance: float) -> None:
         assert self._latest is not None
         if self._errors:
             pairs = [self._hindsight.at(cached)[0] - self._hindsight.at(cached, order=2)[0] for cached in self._errors]
