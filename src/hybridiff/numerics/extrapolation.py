@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -17,7 +18,7 @@ class Extrapolation:
 
     Args:
         order: Degree of the polynomial: 0 holds the latest observation.
-        places: Where positions 0, 1, ... really lie; several may lie at one place. Where they say unless given.
+        places: Where positions 0, 1, ... lie; what is less than 1 apart is at one place. Where they say unless given.
     """
 
     def __init__(self, order: int, places: Sequence[float] | None = None) -> None:
@@ -59,7 +60,7 @@ class Extrapolation:
         return tuple(_weighted_sum(weights, tensors) for tensors in zip(*observations, strict=True))
 
     def _place(self, position: float) -> float:
-        return position if self._places is None else self._places[int(position)]
+        return position if self._places is None else float(math.floor(self._places[int(position)]))
 
 
 def _lagrange_weights(positions: Sequence[float], position: float) -> list[float]:

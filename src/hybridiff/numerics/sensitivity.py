@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -15,6 +16,9 @@ _NEGLIGIBLE = 1e-3
 
 _MEMORY = 3
 """Steps after which no scheduler acts on a prediction any more."""
+
+REPEAT = 0.25
+"""How far a second evaluation at a time lies from the first, in steps."""
 
 _LARGE = 1000.0
 """An impulse of this size moves the sample so many times as far as one of 1, where a scheduler is linear."""
@@ -116,9 +120,10 @@ def _measured(question: _Question) -> Sensitivity:
 
 
 def step_places(scheduler: Any, steps: int, first: float | None = None) -> tuple[float, ...]:
-    """Where the steps of a run lie in time: their index, but steps in a row with the same timestep lie at one place.
+    """Where the steps of a run lie in time: their index, but a step with the timestep of the one before hardly moves on.
 
     Second-order solvers evaluate the network twice at most times: where a step that tries out ends, and the next begins.
+    Whole numbers are times; a repeat lies `REPEAT` after its first evaluation.
 
     Args:
         scheduler: See `measure_sensitivity`.
@@ -129,7 +134,7 @@ def step_places(scheduler: Any, steps: int, first: float | None = None) -> tuple
     timesteps = scheduler.timesteps[begin : begin + steps].tolist()
     places = [0.0]
     for before, after in itertools.pairwise(timesteps):
-        places.append(places[-1] + (before != after))
+        places.append(places[-1] + REPEAT if before == after else math.floor(places[-1]) + 1.0)
     return tuple(places)
 
 

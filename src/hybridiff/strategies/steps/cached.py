@@ -19,6 +19,9 @@ from ..base import Answer
 from ..evaluator import BranchEvaluator
 from .executor import StepExecutor
 
+_FORGETTING = 0.7
+"""What a full step leaves of a speed of the other kind."""
+
 
 class CachedStep(StepExecutor):
     """The cached steps of one run; the same on every rank, as all have the same predictions, so nothing is sent.
@@ -45,8 +48,8 @@ class CachedStep(StepExecutor):
         self._hindsight = Extrapolation(order=3, places=places)
         self._latest: torch.Tensor | None = None  # prediction of the last full step
         self._latest_step = 0
-        self._before: torch.Tensor | None = None  # of the full step before it, at an earlier place
-        self._before_step = 0
+        self._repeat: torch.Tensor | None = None  # how far two predictions at one place were apart
+        self._speeds: dict[bool, torch.Tensor] = {}  # over a place, and between two predictions at one place
         self._answered: list[tuple[int, torch.Tensor]] = []  # cached steps since then
         self._errors: dict[int, torch.Tensor] = {}  # what those before it got wrong
         self._measured: Sequence[torch.Tensor] = ()
@@ -65,20 +68,14 @@ class CachedStep(StepExecutor):
             self._hindsight.keep_last_rows(len(prediction))
             self._answered = [(cached, answered[-len(prediction) :]) for cached, answered in self._answered]
             self._estimate = None  # all further steps are full
-        before, distance = self._advance(step, prediction)
+        before, distance = self._latest, self._place(step) - self._place(self._latest_step)
+        self._latest, self._latest_step = prediction, step
         self._hindsight.observe(step, (prediction,))
         better = {cached: self._hindsight.at(cached)[0].float() for cached, _ in self._answered}
         self._errors = {cached: better[cached] - answered.float() for cached, answered in self._answered}
         self._answered = []
-        if self._estimate is not None and before is not None and distance and len(before) == len(prediction):
+        if self._estimate is not None and before is not None and len(before) == len(prediction):
             self._measure(self._estimate, before, distance)
-
-    def _advance(self, step: int, prediction: torch.Tensor) -> tuple[torch.Tensor | None, float]:
-        """Take in the latest prediction; that of the full step before it at another place, and how far that lies."""
-        if self._latest is not None and self._place(step) > self._place(self._latest_step):
-            self._before, self._before_step = self._latest, self._latest_step
-        self._latest, self._latest_step = prediction, step
-        return self._before, self._place(step) - self._place(self._before_step)
 
     def _place(self, step: int) -> float:
         return step if self._places is None else self._places[step]
@@ -86,10 +83,23 @@ class CachedStep(StepExecutor):
     def _measure(self, estimate: ErrorEstimate, before: torch.Tensor, distance: float) -> None:
         assert self._latest is not None
         if self._errors:
-            pairs = [self._hindsight.at(cached)[0] - self._hindsight.at(cached, order=2)[0] for cached in self._errors]
+            pairs = [self._pair(cached) for cached in self._errors]
             estimate.close_gap(list(self._errors), list(self._errors.values()), pairs)
-        speeds = estimate.speeds(self._latest, before, distance)
+        speeds = self._fastest(estimate.speeds(self._latest, before, distance), distance)
+        if distance < 1:
+            self._repeat = self._latest.float() - before.float()
         self._measured = (speeds, estimate.errors(speeds))
+
+    def _pair(self, cached: int) -> torch.Tensor:
+        """How far two hindsights differ; where they say nothing, as the place was seen, how far repeats differ."""
+        if self._repeat is not None and self._place(cached) % 1:
+            return self._repeat
+        return self._hindsight.at(cached)[0] - self._hindsight.at(cached, order=2)[0]
+
+    def _fastest(self, speeds: torch.Tensor, distance: float) -> torch.Tensor:
+        """Speeds seen now, or those between repeats where these are larger; what is not seen again is forgotten."""
+        self._speeds = {kind: _FORGETTING * seen for kind, seen in self._speeds.items()} | {distance < 1: speeds}
+        return torch.stack(list(self._speeds.values())).amax(0)
 
     def measure(self) -> Sequence[torch.Tensor]:
         """How fast the guided predictions change, and the estimated error so far: (B,) each."""
