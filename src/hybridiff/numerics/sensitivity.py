@@ -120,10 +120,10 @@ def _measured(question: _Question) -> Sensitivity:
 
 
 def step_places(scheduler: Any, steps: int, first: float | None = None) -> tuple[float, ...]:
-    """Where the steps of a run lie in time: their index, but a step with the timestep of the one before hardly moves on.
+    """Where the steps of a run lie in time: at 0, 1, ...; one with the timestep of the step before `REPEAT` after it.
 
-    Second-order solvers evaluate the network twice at most times: where a step that tries out ends, and the next begins.
-    Whole numbers are times; a repeat lies `REPEAT` after its first evaluation.
+    Second-order solvers evaluate the network twice at most times: where one step tries out its end, and where the next
+    one begins.
 
     Args:
         scheduler: See `measure_sensitivity`.

@@ -31,7 +31,11 @@ def refusal_of_promises(scheduler: Any, sensitivity: Sensitivity) -> str | None:
     """Why no cached step can be part of a promise with a scheduler; else None."""
     name = type(scheduler).__name__
     why = sensitivity.unknown_why if not sensitivity.on_sample else _AMPLIFIES.get(name)
-    return None if why is None else f"{name} {why}: errors cannot be told beforehand, and full steps alone keep the promise"
+    return (
+        None
+        if why is None
+        else f"{name} {why}: errors cannot be told beforehand, and full steps alone keep the promise"
+    )
 
 
 def scheduler_notes(config: ParallelConfig, scheduler: Any, sensitivity: Sensitivity, kind: StepKind) -> list[str]:

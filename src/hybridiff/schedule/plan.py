@@ -72,9 +72,7 @@ class RunPlan:
         is_blind = config.fidelity is not None and refusal_of_promises(scheduler, sensitivity) is not None
         policy = _policy(config, guided, sensitivity, places, settings.decoder_gain, is_blind)
         is_all_full = isinstance(policy, FixedPolicy) and policy.tau1 is None
-        notes += scheduler_notes(
-            config, scheduler, sensitivity, StepKind.FULL if is_all_full else guided.step_kind
-        )
+        notes += scheduler_notes(config, scheduler, sensitivity, StepKind.FULL if is_all_full else guided.step_kind)
         if is_all_full:  # nothing has to be prepared for other steps
             return cls.all_full(steps, *notes)
         return cls(policy, guided.step_kind, guided.correction, sensitivity, tuple(notes), places)

@@ -40,7 +40,8 @@ class HybridStrategy(SwitchingStrategy):
     @classmethod
     def check_steps(cls, config: ParallelConfig, settings: ModelSettings, scheduler: Any, steps: int) -> None:
         if config.full_steps is not None:
-            FixedPolicy(parse_steps(config.full_steps), steps)
+            order = getattr(scheduler, "order", 1)  # each step but the last one takes so many evaluations
+            FixedPolicy(parse_steps(config.full_steps), order * (steps - 1) + 1)
 
     def notes(self) -> list[str]:
         return [*self._plan.notes, *super().notes()]
