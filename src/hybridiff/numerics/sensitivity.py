@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -40,6 +41,7 @@ class Sensitivity:
         furthest: One per step: how far its prediction moves any sample that the network sees, the final one included.
             Empty where the final sample says it all: one evaluation per step, and no noise.
         is_stochastic: Whether the scheduler adds noise.
+        places: Where the steps lie in time (`_places`); None where that is at their index.
         unknown_why: What the scheduler does that leaves its sensitivity unknown, as the rest of a sentence.
     """
 
@@ -47,12 +49,13 @@ class Sensitivity:
     on_sample: list[list[float]]
     furthest: list[float] = field(default_factory=list)
     is_stochastic: bool = False
+    places: tuple[float, ...] | None = None
     unknown_why: str = field(default="", compare=False)
 
     @classmethod
-    def unknown(cls, steps: int, why: str = "") -> Sensitivity:
+    def unknown(cls, steps: int, places: tuple[float, ...] | None = None, why: str = "") -> Sensitivity:
         """That of a scheduler of which nothing is known: all steps count alike."""
-        return cls([1.0] * steps, [], unknown_why=why)
+        return cls([1.0] * steps, [], places=places, unknown_why=why)
 
     @property
     def influence(self) -> list[float]:
@@ -105,10 +108,11 @@ class _Question:
 @lru_cache(maxsize=8)
 def _measured(question: _Question) -> Sensitivity:
     scheduler, begin, steps = question.scheduler, question.begin, question.steps
+    places = _places(scheduler.timesteps[begin : begin + steps].tolist())
     try:
         responses, is_stochastic = _responses(scheduler, begin, steps)
     except _UnknownError as error:
-        return Sensitivity.unknown(steps, str(error))
+        return Sensitivity.unknown(steps, places, str(error))
     scales = torch.tensor([_input_scale(scheduler, begin + i + 1) for i in range(steps)], dtype=torch.float64)
     moved = [abs(float(responses[i, i])) * float(scales[i]) for i in range(steps)]
     mean = sum(moved) / steps
@@ -116,25 +120,21 @@ def _measured(question: _Question) -> Sensitivity:
     furthest: list[float] = []
     if is_stochastic or getattr(scheduler, "order", 1) > 1:
         furthest = (responses.abs() * scales[:, None]).amax(0).tolist()
-    return Sensitivity(weights, responses.tolist(), furthest, is_stochastic)
+    return Sensitivity(weights, responses.tolist(), furthest, is_stochastic, places)
 
 
-def step_places(scheduler: Any, steps: int, first: float | None = None) -> tuple[float, ...]:
-    """Where the steps of a run lie in time: at 0, 1, ...; one with the timestep of the step before `REPEAT` after it.
+def _places(timesteps: Sequence[float]) -> tuple[float, ...] | None:
+    """Times count 0, 1, ...; a step with the timestep of the one before lies `REPEAT` after it.
 
     Second-order solvers evaluate the network twice at most times: where one step tries out its end, and where the next
     one begins.
-
-    Args:
-        scheduler: See `measure_sensitivity`.
-        steps: Likewise.
-        first: Likewise.
     """
-    begin = _begin(scheduler, steps, first)
-    timesteps = scheduler.timesteps[begin : begin + steps].tolist()
+    repeats = [before == after for before, after in itertools.pairwise(timesteps)]
+    if not any(repeats):
+        return None
     places = [0.0]
-    for before, after in itertools.pairwise(timesteps):
-        places.append(places[-1] + REPEAT if before == after else math.floor(places[-1]) + 1.0)
+    for repeat in repeats:
+        places.append(places[-1] + REPEAT if repeat else math.floor(places[-1]) + 1.0)
     return tuple(places)
 
 

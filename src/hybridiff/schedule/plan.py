@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config import LEAST_STEPS, ParallelConfig, parse_steps, quality_value
-from ..numerics.sensitivity import Sensitivity, measure_sensitivity, step_places
+from ..numerics.sensitivity import Sensitivity, measure_sensitivity
 from .fixed import FixedPolicy
 from .guided import GuidedPolicy
 from .kinds import Policy, StepKind
@@ -26,7 +26,6 @@ class RunPlan:
         correction: Share of the cached steps' errors that the next full step makes up for.
         sensitivity: How far each prediction moves the sample.
         notes: Sentences for the user about what the plan rests on.
-        places: Where steps lie in time (`sensitivity.step_places`).
     """
 
     policy: Policy
@@ -34,7 +33,6 @@ class RunPlan:
     correction: float
     sensitivity: Sensitivity
     notes: tuple[str, ...] = ()
-    places: tuple[float, ...] | None = None
 
     @classmethod
     def all_full(cls, steps: int, *notes: str) -> RunPlan:
@@ -68,29 +66,24 @@ class RunPlan:
         guided = GuidedSettings.choose(config, entry, grid * getattr(scheduler, "order", 1))  # evaluations
         sensitivity = agree(measure_sensitivity(scheduler, steps, first_timestep))
         notes = plan_notes(config, settings, entry, pipe, grid, guided)
-        places = step_places(scheduler, steps, first_timestep)
-        is_blind = config.fidelity is not None and refusal_of_promises(scheduler, sensitivity) is not None
-        policy = _policy(config, guided, sensitivity, places, settings.decoder_gain, is_blind)
+        policy = _policy(
+            config, guided, settings.decoder_gain, sensitivity, refusal_of_promises(scheduler, sensitivity)
+        )
         is_all_full = isinstance(policy, FixedPolicy) and policy.tau1 is None
         notes += scheduler_notes(config, scheduler, sensitivity, StepKind.FULL if is_all_full else guided.step_kind)
         if is_all_full:  # nothing has to be prepared for other steps
             return cls.all_full(steps, *notes)
-        return cls(policy, guided.step_kind, guided.correction, sensitivity, tuple(notes), places)
+        return cls(policy, guided.step_kind, guided.correction, sensitivity, tuple(notes))
 
 
 def _policy(
-    config: ParallelConfig,
-    guided: GuidedSettings,
-    sensitivity: Sensitivity,
-    places: tuple[float, ...],
-    gain: float,
-    is_blind: bool,
+    config: ParallelConfig, guided: GuidedSettings, gain: float, sensitivity: Sensitivity, refusal: str | None
 ) -> Policy:
-    steps = len(places)
+    steps = len(sensitivity.weights)
     if config.full_steps is not None:
         return FixedPolicy(parse_steps(config.full_steps), steps, guided.step_kind)
-    if quality_value(config.quality) == 1.0 or steps < LEAST_STEPS or is_blind:
+    if quality_value(config.quality) == 1.0 or steps < LEAST_STEPS or (config.fidelity and refusal):
         return FixedPolicy.all_full(steps)
     if config.fidelity is not None:
-        return PromisedPolicy(error_bound(config.fidelity, gain), sensitivity, guided.longest, places)
+        return PromisedPolicy(error_bound(config.fidelity, gain), sensitivity, guided.longest)
     return GuidedPolicy(guided.tolerance, guided.longest, sensitivity.weights, guided.step_kind)

@@ -35,16 +35,13 @@ class PromisedPolicy(Policy):
         bound: Root mean square that the final sample may be off.
         sensitivity: How far each prediction moves the sample; of a linear scheduler.
         longest: Full steps are at most this far apart.
-        places: Where steps lie in time (`sensitivity.step_places`); their index unless given.
     """
 
-    def __init__(
-        self, bound: float, sensitivity: Sensitivity, longest: int, places: Sequence[float] | None = None
-    ) -> None:
+    def __init__(self, bound: float, sensitivity: Sensitivity, longest: int) -> None:
         super().__init__(StepKind.CACHED)
         self.bound, self.longest = bound, longest
         self._final = [abs(value) for value in sensitivity.influence]
-        self._places = range(len(self._final)) if places is None else places
+        self._places = sensitivity.places or range(len(self._final))
         self._full_steps = 0
         self._latest, self._next = 0, 1
         self._speeds: Sequence[float] = ()  # at the latest full step, per image

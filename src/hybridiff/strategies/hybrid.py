@@ -72,7 +72,7 @@ class HybridStrategy(SwitchingStrategy):
         if plan.step_kind is StepKind.FULL:
             return NoStep(self.evaluator)
         if plan.step_kind is StepKind.CACHED:
-            return CachedStep(self.evaluator, plan.correction, plan.sensitivity, self._estimate(), plan.places)
+            return CachedStep(self.evaluator, plan.correction, plan.sensitivity, self._estimate())
         share = self.context.settings.reuse_share
         staged = split_network(self.context, first, StepKind.REUSE, lambda splits: choose_outer(splits, share))
-        return ReuseStep(self.evaluator, staged, plan.places)
+        return ReuseStep(self.evaluator, staged, plan.sensitivity.places)

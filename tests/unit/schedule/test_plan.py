@@ -149,8 +149,8 @@ def test_second_order_schedulers_take_part() -> None:
     steps = len(pipe.scheduler.timesteps)
     plan = make(steps, pipe)
     assert (steps, plan.step_kind, plan.notes) == (49, StepKind.CACHED, (GENERAL,))
-    assert plan.places is not None
-    assert plan.places[:5] == (0.0, 1.0, 1.25, 2.0, 2.25)
+    assert plan.sensitivity.places is not None
+    assert plan.sensitivity.places[:5] == (0.0, 1.0, 1.25, 2.0, 2.25)
     assert guided(plan).longest == guided(make(50)).longest, "as many evaluations, as far apart"
     assert full_steps(make(steps, pipe, full_steps="0-3,5,48"), steps) == [0, 1, 2, 3, 5, 48]
 
@@ -266,7 +266,7 @@ def test_a_promise_on_a_scheduler_of_second_order() -> None:
     pipe = pipeline(diffusers.HeunDiscreteScheduler(beta_schedule="scaled_linear"), grid=5)
     plan = make(len(pipe.scheduler.timesteps), pipe, fidelity=30)
     assert promised(plan)._final == plan.sensitivity.furthest
-    assert promised(plan)._places == plan.places
+    assert promised(plan)._places == plan.sensitivity.places
 
 
 def test_a_promise_on_a_scheduler_that_adds_noise() -> None:

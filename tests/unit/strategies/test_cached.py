@@ -181,16 +181,15 @@ def test_one_run_leaves_nothing_for_the_next(step_kind: str) -> None:
         assert torch.equal(latents, generate_parallel("sd3", change, **config)[0].latents)
 
 
-def test_a_second_order_scheduler_takes_part() -> None:
-    """Where it evaluates a time again, an earlier prediction of that time is held."""
+@pytest.mark.parametrize("full", ["0-1,3,5,7,9,11,13,15,17-18", "0-2,4,6,8,10,12,14,16,18"])
+def test_a_second_order_scheduler_takes_part(full: str) -> None:
+    """Held are the first evaluations of its steps, or the second ones, which try out where a step ends."""
     few = {"num_inference_steps": 10}
-    generated = simulated("sd15", {"strategy": "hybrid", "full_steps": "0-1,3,5,7,9,11,13,15,17-18"}, few, scheduler="heun")
+    generated = simulated("sd15", {"strategy": "hybrid", "full_steps": full}, few, scheduler="heun")
     expected = generated_one_part_after_another("sd15", scheduler="heun", **few)
-    assert kinds(generated) == "ff" + "cf" * 8 + "f"
+    assert kinds(generated).count("c") in (8, 9)
     assert generated.report["notes"] == []
-    assert relative_difference(generated.latents, expected) < 0.05
-    others = simulated("sd15", {"strategy": "hybrid", "full_steps": "0-2,4,6,8,10,12,14,16,18"}, few, scheduler="heun")
-    assert relative_difference(others.latents, expected) > 2 * relative_difference(generated.latents, expected)
+    assert relative_difference(generated.latents, expected) < 0.005
 
 
 def test_a_second_order_scheduler_whose_steps_are_all_full() -> None:

@@ -14,13 +14,11 @@ import torch
 from ...denoiser.call import Evaluation
 from ...numerics.estimate import ErrorEstimate
 from ...numerics.extrapolation import Extrapolation
+from ...numerics.repeats import Repeats
 from ...numerics.sensitivity import Sensitivity
 from ..base import Answer
 from ..evaluator import BranchEvaluator
 from .executor import StepExecutor
-
-_FORGETTING = 0.7
-"""What a full step leaves of a speed of the other kind."""
 
 
 class CachedStep(StepExecutor):
@@ -31,25 +29,17 @@ class CachedStep(StepExecutor):
         correction: Share of the cached steps' errors that the next full step makes up for.
         sensitivity: How far each prediction moves the sample.
         estimate: Where what the cached steps leave wrong is added up; None where nobody asks.
-        places: Where steps lie in time (`sensitivity.step_places`); their index unless given.
     """
 
     def __init__(
-        self,
-        evaluator: BranchEvaluator,
-        correction: float,
-        sensitivity: Sensitivity,
-        estimate: ErrorEstimate | None,
-        places: Sequence[float] | None = None,
+        self, evaluator: BranchEvaluator, correction: float, sensitivity: Sensitivity, estimate: ErrorEstimate | None
     ) -> None:
         super().__init__(evaluator)
         self._correction, self._sensitivity, self._estimate = correction, sensitivity, estimate
-        self._places = places
-        self._hindsight = Extrapolation(order=3, places=places)
+        self._repeats = Repeats(sensitivity.places)
+        self._hindsight = Extrapolation(order=3, places=sensitivity.places)
         self._latest: torch.Tensor | None = None  # prediction of the last full step
         self._latest_step = 0
-        self._repeat: torch.Tensor | None = None  # how far two predictions at one place were apart
-        self._speeds: dict[bool, torch.Tensor] = {}  # over a place, and between two predictions at one place
         self._answered: list[tuple[int, torch.Tensor]] = []  # cached steps since then
         self._errors: dict[int, torch.Tensor] = {}  # what those before it got wrong
         self._measured: Sequence[torch.Tensor] = ()
@@ -68,7 +58,7 @@ class CachedStep(StepExecutor):
             self._hindsight.keep_last_rows(len(prediction))
             self._answered = [(cached, answered[-len(prediction) :]) for cached, answered in self._answered]
             self._estimate = None  # all further steps are full
-        before, distance = self._latest, self._place(step) - self._place(self._latest_step)
+        before, distance = self._latest, self._repeats.distance(self._latest_step, step)
         self._latest, self._latest_step = prediction, step
         self._hindsight.observe(step, (prediction,))
         better = {cached: self._hindsight.at(cached)[0].float() for cached, _ in self._answered}
@@ -77,29 +67,17 @@ class CachedStep(StepExecutor):
         if self._estimate is not None and before is not None and len(before) == len(prediction):
             self._measure(self._estimate, before, distance)
 
-    def _place(self, step: int) -> float:
-        return step if self._places is None else self._places[step]
-
     def _measure(self, estimate: ErrorEstimate, before: torch.Tensor, distance: float) -> None:
         assert self._latest is not None
         if self._errors:
-            pairs = [self._pair(cached) for cached in self._errors]
-            estimate.close_gap(list(self._errors), list(self._errors.values()), pairs)
-        speeds = self._fastest(estimate.speeds(self._latest, before, distance), distance)
-        if distance < 1:
-            self._repeat = self._latest.float() - before.float()
+            estimate.close_gap(list(self._errors), list(self._errors.values()), [self._pair(c) for c in self._errors])
+        speeds = estimate.speeds(self._latest, before, distance)
+        speeds = self._repeats.observe(self._latest, before, distance, speeds)
         self._measured = (speeds, estimate.errors(speeds))
 
     def _pair(self, cached: int) -> torch.Tensor:
-        """How far two hindsights differ; where they say nothing, as the place was seen, how far repeats differ."""
-        if self._repeat is not None and self._place(cached) % 1:
-            return self._repeat
-        return self._hindsight.at(cached)[0] - self._hindsight.at(cached, order=2)[0]
-
-    def _fastest(self, speeds: torch.Tensor, distance: float) -> torch.Tensor:
-        """Speeds seen now, or those between repeats where these are larger; what is not seen again is forgotten."""
-        self._speeds = {kind: _FORGETTING * seen for kind, seen in self._speeds.items()} | {distance < 1: speeds}
-        return torch.stack(list(self._speeds.values())).amax(0)
+        repeat = self._repeats.of(cached)
+        return self._hindsight.at(cached)[0] - self._hindsight.at(cached, order=2)[0] if repeat is None else repeat
 
     def measure(self) -> Sequence[torch.Tensor]:
         """How fast the guided predictions change, and the estimated error so far: (B,) each."""

@@ -26,7 +26,7 @@ class ReuseStep(StepExecutor):
     Args:
         evaluator: Evaluates calls on all ranks.
         staged: The network, split.
-        places: Where steps lie in time (`sensitivity.step_places`); their index unless given.
+        places: Where steps lie in time (`Sensitivity.places`).
     """
 
     def __init__(
