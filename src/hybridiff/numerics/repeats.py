@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from .extrapolation import Extrapolation
+
 _FORGETTING = 0.7
 """What a full step leaves of a speed that it does not see anew."""
 
@@ -37,6 +39,8 @@ class Repeats:
         self._speeds = {kind: _FORGETTING * seen for kind, seen in self._speeds.items()} | {distance < 1: speeds}
         return torch.stack(list(self._speeds.values())).amax(0)
 
-    def of(self, step: int) -> torch.Tensor | None:
-        """The latest difference where a step is the second one at its time; else None."""
-        return self._difference if self._places is not None and self._places[step] % 1 else None
+    def pair(self, hindsight: Extrapolation, step: int) -> torch.Tensor:
+        """By how much hindsights of neighbouring degree differ; at a time that was seen, by how much evaluations do."""
+        if self._difference is not None and self._places is not None and self._places[step] % 1:
+            return self._difference
+        return hindsight.at(step)[0] - hindsight.at(step, order=2)[0]

@@ -39,7 +39,7 @@ class Sensitivity:
         on_sample: `on_sample[i][j]` says how far the prediction of step j moves the sample after step i, without the
             network's answers to it; empty where the scheduler is not linear.
         furthest: One per step: how far its prediction moves any sample that the network sees, the final one included.
-            Empty where the final sample says it all: one evaluation per step, and no noise.
+            Empty where the final sample says it all: one evaluation at each time, and no noise.
         is_stochastic: Whether the scheduler adds noise.
         places: Where the steps lie in time (`_places`); None where that is at their index.
         unknown_why: What the scheduler does that leaves its sensitivity unknown, as the rest of a sentence.
@@ -118,7 +118,7 @@ def _measured(question: _Question) -> Sensitivity:
     mean = sum(moved) / steps
     weights = [value / mean for value in moved] if mean > 0 else [1.0] * steps
     furthest: list[float] = []
-    if is_stochastic or getattr(scheduler, "order", 1) > 1:
+    if is_stochastic or places is not None or getattr(scheduler, "order", 1) > 1:
         furthest = (responses.abs() * scales[:, None]).amax(0).tolist()
     return Sensitivity(weights, responses.tolist(), furthest, is_stochastic, places)
 

@@ -70,14 +70,11 @@ class CachedStep(StepExecutor):
     def _measure(self, estimate: ErrorEstimate, before: torch.Tensor, distance: float) -> None:
         assert self._latest is not None
         if self._errors:
-            estimate.close_gap(list(self._errors), list(self._errors.values()), [self._pair(c) for c in self._errors])
+            pairs = [self._repeats.pair(self._hindsight, cached) for cached in self._errors]
+            estimate.close_gap(list(self._errors), list(self._errors.values()), pairs)
         speeds = estimate.speeds(self._latest, before, distance)
         speeds = self._repeats.observe(self._latest, before, distance, speeds)
         self._measured = (speeds, estimate.errors(speeds))
-
-    def _pair(self, cached: int) -> torch.Tensor:
-        repeat = self._repeats.of(cached)
-        return self._hindsight.at(cached)[0] - self._hindsight.at(cached, order=2)[0] if repeat is None else repeat
 
     def measure(self) -> Sequence[torch.Tensor]:
         """How fast the guided predictions change, and the estimated error so far: (B,) each."""
