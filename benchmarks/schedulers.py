@@ -170,9 +170,9 @@ def format_page(rows: Sequence[dict[str, Any]], command: str) -> str:
 
 _EXPLANATION = """\
 `fidelity={promise:g}` with every scheduler of diffusers that suits an embedded model: {count} captions, about 24
-evaluations (PNDM: 33), float32, CPU, no calibration. PSNR in dB against one device with the same scheduler and seed. Schedulers of
-order 2 take two evaluations per step, and each may be full or cached. Where a scheduler clips (`clip_sample`,
-`thresholding`) it is not linear, and all steps are full under a promise; here none clips.
+evaluations (PNDM: 33), float32, CPU, no calibration. PSNR in dB against one device with the same scheduler and seed.
+Schedulers of order 2 take two evaluations per step, and each may be full or cached. Where a scheduler clips
+(`clip_sample`, `thresholding`) it is not linear, and all steps are full under a promise; here none clips.
 """
 
 _HEAD = (

@@ -20,8 +20,8 @@ ROWS: dict[str, dict[str, Any]] = {row["name"]: row for row in STUDY["rows"]}
 SHORT = 4.0
 """Decibels that the mean of a row may fall short of the promise."""
 
-SHORTER = {"UniPCMultistep, tiny-sd3": 12.0, "DEISMultistep, tiny-sd3": 12.0, "DPMSolverMultistep, tiny-sd3": 12.0}
-"""Of solvers with a memory on tiny-sd3: single images of it answer small errors by becoming others."""
+SHORTER = {"UniPCMultistep, tiny-sd3": 12.0, "DEISMultistep, tiny-sd3": 12.0}
+"""Likewise, of solvers with a memory in flow matching: images of tiny-sd3 answer small errors by becoming others."""
 
 TRUSTED = 55.0
 """Above that rounding and chance decide how near an image is."""
@@ -48,21 +48,20 @@ def test_the_page_shows_the_rows() -> None:
 @pytest.mark.parametrize("row", STUDY["rows"], ids=lambda row: row["name"])
 def test_cached_steps_keep_the_promise_or_the_report_says_why_not(row: dict[str, Any]) -> None:
     has_cached = any("c" in image["schedule"] for image in row["images"])
-    assert has_cached or says_why(row) or row["name"] in ALL_FULL
-    if has_cached:
-        assert mean(image["true"] for image in row["images"]) >= PROMISE - SHORTER.get(row["name"], SHORT)
-
-
-ALL_FULL: set[str] = set()
+    assert has_cached or says_why(row)
+    assert row["adds_noise"] <= says_why(row)
+    assert mean(image["true"] for image in row["images"]) >= PROMISE - SHORTER.get(row["name"], SHORT)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_run_gives_what_the_page_says(case: Case) -> None:
+    """One image of it; other processors round otherwise, and may choose another full step here and there."""
     known = ROWS[case.name]
-    row = measure(case, seeded(take_prompts(case.model, None, "evaluation", (8,)))[:1])
-    assert {key: row[key] for key in ("evaluations", "order", "adds_noise", "notes")} == {
-        key: known[key] for key in ("evaluations", "order", "adds_noise", "notes")
-    }
-    for image, expected in zip(row["images"], known["images"], strict=False):
-        assert min(TRUSTED, image["true"]) == pytest.approx(min(TRUSTED, expected["true"]), abs=6)
-        assert image["ideal_speedup"] == pytest.approx(expected["ideal_speedup"], rel=0.2)
+    row = measure(case, seeded(take_prompts(case.model, None, "evaluation", (1,))))
+    assert {name: row[name] for name in _SAME} == {name: known[name] for name in _SAME}
+    (image,), expected = row["images"], known["images"][0]
+    assert min(TRUSTED, image["true"]) == pytest.approx(min(TRUSTED, expected["true"]), abs=6.0)
+    assert image["ideal_speedup"] == pytest.approx(expected["ideal_speedup"], rel=0.2)
+
+
+_SAME = ("evaluations", "order", "adds_noise", "notes")
