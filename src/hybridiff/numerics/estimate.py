@@ -38,7 +38,7 @@ class ErrorEstimate:
     """
 
     def __init__(self, sensitivity: Sensitivity, guidance_scale: float) -> None:
-        self._final = sensitivity.on_sample[-1]
+        self._final = sensitivity.influence
         self._scale = guidance_scale
         self._squares: torch.Tensor | None = None
 
@@ -55,7 +55,7 @@ class ErrorEstimate:
         left = left * fading(steps[-1] + 1, len(self._final)) ** 2
         self._squares = left if self._squares is None else self._squares + left
 
-    def speeds(self, now: torch.Tensor, before: torch.Tensor, distance: int) -> torch.Tensor:
+    def speeds(self, now: torch.Tensor, before: torch.Tensor, distance: float) -> torch.Tensor:
         """How fast the guided predictions change, per step, (B,)."""
         return self._rms(now.float() - before.float()) / distance
 

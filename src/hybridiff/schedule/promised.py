@@ -44,7 +44,8 @@ class PromisedPolicy(Policy):
     def __init__(self, bound: float, sensitivity: Sensitivity, longest: int) -> None:
         super().__init__(StepKind.CACHED)
         self.bound, self.longest = bound, longest
-        self._final = [abs(value) for value in sensitivity.on_sample[-1]]
+        self._final = [abs(value) for value in sensitivity.influence]
+        self._places = sensitivity.places or range(len(self._final))
         self._full_steps = 0
         self._latest, self._next = 0, 1
         self._speeds: Sequence[float] = ()  # at the latest full step, per image
@@ -101,7 +102,8 @@ class PromisedPolicy(Policy):
         return bool(speeds)
 
     def _expect(self, speed: float, step: int, room: int) -> float:
-        moved = speed * sum(ahead * self._final[step + ahead] for ahead in range(1, room))
+        here, places = self._places[step], self._places
+        moved = speed * sum((places[ahead] - here) * self._final[ahead] for ahead in range(step + 1, step + room))
         return REACTION * moved * fading(step + room, len(self._final))
 
 

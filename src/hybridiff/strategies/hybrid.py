@@ -41,7 +41,8 @@ class HybridStrategy(SwitchingStrategy):
     @classmethod
     def check_steps(cls, config: ParallelConfig, settings: ModelSettings, scheduler: Any, steps: int) -> None:
         if config.full_steps is not None:
-            FixedPolicy(parse_steps(config.full_steps), steps)
+            order = getattr(scheduler, "order", 1)  # each step but the last one takes so many evaluations
+            FixedPolicy(parse_steps(config.full_steps), order * (steps - 1) + 1)
 
     def notes(self) -> list[str]:
         return [*self._plan.notes, *super().notes()]
@@ -49,7 +50,7 @@ class HybridStrategy(SwitchingStrategy):
     def _make_plan(self, first: Evaluation) -> RunPlan:
         context, steps = self.context, self.context.steps
         if first.branches == 1:
-            return RunPlan.all_full(steps)
+            return RunPlan.all_full(steps, fidelity=context.config.fidelity)
         return RunPlan.make(context.config, context.settings, context.pipe, steps, first.timestep, self._leaders)
 
     def _estimate(self) -> ErrorEstimate | None:
@@ -78,4 +79,4 @@ class HybridStrategy(SwitchingStrategy):
             return CachedStep(self.evaluator, plan.correction, plan.sensitivity, reaction, self._estimate())
         share = self.context.settings.reuse_share
         staged = split_network(self.context, first, StepKind.REUSE, lambda splits: choose_outer(splits, share))
-        return ReuseStep(self.evaluator, staged)
+        return ReuseStep(self.evaluator, staged, plan.sensitivity.places)

@@ -15,6 +15,7 @@ from ...denoiser.call import Evaluation
 from ...numerics.estimate import ErrorEstimate
 from ...numerics.extrapolation import Extrapolation
 from ...numerics.reaction import Reaction
+from ...numerics.repeats import Repeats
 from ...numerics.sensitivity import Sensitivity
 from ..base import Answer
 from ..evaluator import BranchEvaluator
@@ -43,7 +44,8 @@ class CachedStep(StepExecutor):
         super().__init__(evaluator)
         self._correction, self._sensitivity = correction, sensitivity
         self._reaction, self._estimate = reaction, estimate
-        self._hindsight = Extrapolation(order=3)
+        self._repeats = Repeats(sensitivity.places)
+        self._hindsight = Extrapolation(order=3, places=sensitivity.places)
         self._latest: torch.Tensor | None = None  # prediction of the last full step
         self._latest_step = 0
         self._answered: list[tuple[int, torch.Tensor]] = []  # cached steps since then
@@ -65,7 +67,7 @@ class CachedStep(StepExecutor):
             self._hindsight.keep_last_rows(len(prediction))
             self._answered = [(cached, answered[-len(prediction) :]) for cached, answered in self._answered]
             self._estimate = None  # all further steps are full
-        before, distance = self._latest, step - self._latest_step
+        before, distance = self._latest, self._repeats.distance(self._latest_step, step)
         self._hindsight.observe(step, (prediction,))
         if before is not None and len(before) == len(prediction):
             prediction = self._without_pull(step, prediction)
@@ -93,12 +95,13 @@ class CachedStep(StepExecutor):
         self._hindsight.observe(step, (undisturbed,))
         return undisturbed
 
-    def _measure(self, estimate: ErrorEstimate, before: torch.Tensor, distance: int) -> None:
+    def _measure(self, estimate: ErrorEstimate, before: torch.Tensor, distance: float) -> None:
         assert self._latest is not None
         if self._errors:
-            pairs = [self._hindsight.at(cached)[0] - self._hindsight.at(cached, order=2)[0] for cached in self._errors]
+            pairs = [self._repeats.pair(self._hindsight, cached) for cached in self._errors]
             estimate.close_gap(list(self._errors), list(self._errors.values()), pairs)
         speeds = estimate.speeds(self._latest, before, distance)
+        speeds = self._repeats.observe(self._latest, before, distance, speeds)
         self._measured = (speeds, estimate.errors(speeds))
 
     def measure(self) -> Sequence[torch.Tensor]:
