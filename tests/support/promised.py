@@ -51,7 +51,7 @@ class PromisedByHand:
         """How much of its (squared) share of what is left of the bound a gap is expected to take; 1 is all of it."""
         step, speeds, spent = shown[-1]
         expected = self.factor(shown, row) * self.expected(speeds[row], step, gap)
-        share = (self.bound**2 - spent[row] ** 2) * gap / (len(self.final) - 1 - step)
+        share = (self.bound**2 - spent[row] ** 2) * min(0.5, gap / (len(self.final) - 1 - step))
         if share <= 0:
             return 0.0 if expected == share == 0 else math.inf
         return expected**2 / share

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 TOGETHER = "How the ranks work together"
 STRATEGY = f"{HELP['strategy']} (default: the one whose settings are given, else cfg, or serial on one device)"
-QUALITY = f"{HELP['quality']} (default: balanced)"
+QUALITY = HELP["quality"]
 SET = "\n".join(["any other setting; repeatable:\n\n\b", *(f"{name}: {text}" for name, text in SETTINGS.items())])
 CONFIG = "these options from a JSON or TOML file, set and arg as tables; flags beat it"
 OF_HYBRID = ("fidelity", "quality", "calibration", "step_kind", "tolerance", "full_steps")

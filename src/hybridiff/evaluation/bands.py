@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..config import PublishedSettings
+from ..config import PublishedSettings, quality_fidelity
 from ..numerics.interpolation import interpolate
 from ..schedule.calibration import Band, Entry
 
-TARGETS = {0.0: 38.0, 0.25: 46.0, 0.5: 54.0, 0.75: 62.0, 0.95: 68.0}
-"""What a quality means: mean PSNR in dB against the image of one device. Quality 1 is that image.
+TARGETS = {quality: quality_fidelity(quality) for quality in (0.0, 0.25, 0.5, 0.75, 0.95)}
+"""What qualities mean: mean PSNR in dB against the image of one device. Quality 1 is that image.
 
-Where the tolerances that are tried do not reach as far, the targets are drawn together to what they reach.
+Where the tolerances that are tried do not reach as far, the outermost one holds.
 """
 
 _FALLING = 0.9
@@ -49,40 +49,29 @@ def choose_bands(sweeps: Mapping[str, Sweep]) -> tuple[Band, ...]:
     Args:
         sweeps: One per step kind; of equally fast ones the first is taken.
     """
-    targets = reachable_targets(sweeps.values())
     lines = {kind: _speeds(sweep) for kind, sweep in sweeps.items()}
     bands: list[Band] = []
     before = 0.0
-    for quality, target in targets.items():
+    for quality, target in TARGETS.items():
         # A kind whose fastest images are nearer than that counts with them.
         kind = max(lines, key=lambda kind: interpolate(lines[kind], target))
         if not bands or bands[-1].step_kind != kind:
             least = (before + quality) / 2 if bands else 0.0
-            bands.append(Band(rounded(least), kind, invert(sweeps[kind], targets)))
+            bands.append(Band(rounded(least), kind, invert(sweeps[kind])))
         before = quality
     return tuple(bands)
 
 
-def reachable_targets(sweeps: Iterable[Sweep]) -> dict[float, float]:
-    """`TARGETS` by rising quality, drawn together to the PSNRs that some step kind reaches."""
-    reached = [point.psnr for sweep in sweeps for point in _falling(sweep)]
-    lowest, highest = TARGETS[min(TARGETS)], TARGETS[max(TARGETS)]
-    low, high = max(lowest, min(reached)), min(highest, max(reached))
-    drawn_together = (high - low) / (highest - lowest)
-    return {quality: low + (TARGETS[quality] - lowest) * drawn_together for quality in sorted(TARGETS)}
-
-
-def invert(sweep: Sweep, targets: dict[float, float]) -> tuple[tuple[float, float], ...]:
+def invert(sweep: Sweep) -> tuple[tuple[float, float], ...]:
     """The tolerance of each quality: ((quality, tolerance), ...), strictly falling, 0 at quality 1.
 
     Args:
         sweep: What tolerances gave; between them the logarithm of the tolerance follows PSNR along straight lines.
-        targets: PSNR in dB of each quality, by rising quality.
     """
     # Of tolerances that are equally near the largest counts.
     points = sorted({point.psnr: math.log(point.tolerance) for point in _falling(sweep)}.items())
     found: list[tuple[float, float]] = []
-    for quality, target in targets.items():
+    for quality, target in TARGETS.items():
         tolerance = math.exp(interpolate(points, target))
         if found:
             tolerance = min(tolerance, _FALLING * found[-1][1])

@@ -8,6 +8,7 @@ from ..config import ParallelConfig, parse_steps
 from ..denoiser.call import Evaluation
 from ..denoiser.split import choose_outer
 from ..numerics.estimate import ErrorEstimate
+from ..numerics.hindsight import Hindsight
 from ..numerics.reaction import Reaction
 from ..numerics.sensitivity import Sensitivity
 from ..schedule.fixed import FixedPolicy
@@ -75,8 +76,8 @@ class HybridStrategy(SwitchingStrategy):
         if plan.step_kind is StepKind.CACHED:
             scale, steps = float(self.context.pipe.guidance_scale), self.context.steps
             whole = getattr(self.context.pipe.scheduler, "num_inference_steps", None)
-            reaction = Reaction(scale, steps, whole)
-            return CachedStep(self.evaluator, plan.correction, plan.sensitivity, reaction, self._estimate())
+            hindsight = Hindsight(plan.correction, plan.sensitivity, Reaction(scale, steps, whole))
+            return CachedStep(self.evaluator, hindsight, plan.sensitivity.places, self._estimate())
         share = self.context.settings.reuse_share
         staged = split_network(self.context, first, StepKind.REUSE, lambda splits: choose_outer(splits, share))
         return ReuseStep(self.evaluator, staged, plan.sensitivity.places)

@@ -443,7 +443,7 @@ def test_help_texts_are_those_of_the_fields(
     text = " ".join(capsys.readouterr().out.split())
     for field in (*dataclasses.fields(ParallelConfig), *dataclasses.fields(PublishedSettings)):
         assert field.name == "published" or field.metadata["help"] in text
-    assert "or a number (default: balanced)" in text
+    assert "or a number from 0 (25 dB) to 1 (exact)" in text
     assert "published.tau_cap: " in text
 
 

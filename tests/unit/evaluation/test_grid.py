@@ -47,7 +47,7 @@ def test_a_description_tells_settings_apart_by_the_thresholds_that_hold() -> Non
     quality = Setting("quality", "0.5", ParallelConfig("hybrid", quality=0.5, simulate=True))
     described = quality.describe(pipe, 50)
     assert described["config"] == {"strategy": "hybrid", "quality": 0.5}
-    assert described["thresholds"] == {"step_kind": "cached", "correction": 1.0, "tolerance": 0.085, "longest": 6}
+    assert described["thresholds"] == {"step_kind": "cached", "correction": 1.0, "fidelity": 45.0, "longest": 6}
     assert EXACT.describe(pipe, 50)["thresholds"] == {}
     fixed = Setting("fixed", "some", ParallelConfig("hybrid", full_steps="0,5"))
     assert fixed.describe(pipe, 50)["thresholds"] == {"step_kind": "cached", "correction": 1.0}

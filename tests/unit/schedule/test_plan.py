@@ -18,7 +18,7 @@ from hybridiff.schedule.fixed import FixedPolicy
 from hybridiff.schedule.guided import GuidedPolicy
 from hybridiff.schedule.kinds import StepKind
 from hybridiff.schedule.plan import RunPlan
-from hybridiff.schedule.presets import GuidedSettings, ModelSettings
+from hybridiff.schedule.presets import ModelSettings
 from hybridiff.schedule.promised import PromisedPolicy
 from support.calibrations import ENTRY, REUSE_ABOVE, calibration_file, entry_with
 
@@ -52,11 +52,15 @@ def full_steps(plan: RunPlan, steps: int) -> list[int]:
 
 
 def test_without_a_calibration() -> None:
-    plan = make(50)
-    general = GuidedSettings.choose(ParallelConfig(strategy="hybrid"), None, 50)
-    assert (plan.step_kind, plan.correction) == (general.step_kind, general.correction) == (StepKind.CACHED, 1.0)
-    assert (guided(plan).tolerance, guided(plan).longest) == (general.tolerance, general.longest)
-    assert guided(plan).step_kind is StepKind.CACHED
+    """Qualities are promises."""
+    for quality, fidelity in ((None, 45), ("draft", 35), ("balanced", 45), ("high", 55), (0.9, 61)):
+        plan, explicit = make(50, quality=quality), make(50, fidelity=fidelity)
+        assert (plan.step_kind, plan.correction, plan.fidelity) == (StepKind.CACHED, 1.0, fidelity)
+        assert vars(promised(plan)) == vars(promised(explicit))
+    by_hand = make(50, tolerance=0.1)
+    assert (guided(by_hand).tolerance, guided(by_hand).longest, by_hand.fidelity) == (0.1, 6, None)
+    reuse = make(50, step_kind="reuse")
+    assert (guided(reuse).step_kind, guided(reuse).tolerance) == (StepKind.REUSE, 0.085)
 
 
 def test_with_one(tmp_path: Path) -> None:
@@ -71,7 +75,7 @@ def test_the_sensitivity_is_that_of_the_scheduler() -> None:
     pipe = pipeline()
     plan = make(pipe=pipe)
     assert plan.sensitivity == measure_sensitivity(pipe.scheduler, 20)
-    assert guided(plan)._weights == plan.sensitivity.weights
+    assert guided(make(pipe=pipe, tolerance=0.1))._weights == plan.sensitivity.weights
 
 
 def test_what_ranks_agree_on_is_what_the_plan_rests_on() -> None:
@@ -83,7 +87,7 @@ def test_what_ranks_agree_on_is_what_the_plan_rests_on() -> None:
         measured.append(mine)
         return leaders
 
-    plan = make(agree=agree)
+    plan = make(agree=agree, tolerance=0.1)
     assert len(measured) == 1
     assert plan.sensitivity is leaders
     assert guided(plan)._weights == leaders.weights
@@ -148,10 +152,10 @@ def test_second_order_schedulers_take_part() -> None:
     pipe = pipeline(diffusers.HeunDiscreteScheduler(beta_schedule="scaled_linear"), grid=25)
     steps = len(pipe.scheduler.timesteps)
     plan = make(steps, pipe)
-    assert (steps, plan.step_kind, plan.notes) == (49, StepKind.CACHED, (GENERAL,))
+    assert (steps, plan.step_kind, plan.notes) == (49, StepKind.CACHED, ())
     assert plan.sensitivity.places is not None
     assert plan.sensitivity.places[:5] == (0.0, 1.0, 1.25, 2.0, 2.25)
-    assert guided(plan).longest == guided(make(50)).longest, "as many evaluations, as far apart"
+    assert promised(plan).longest == promised(make(50)).longest, "as many evaluations, as far apart"
     assert full_steps(make(steps, pipe, full_steps="0-3,5,48"), steps) == [0, 1, 2, 3, 5, 48]
 
 
@@ -172,13 +176,13 @@ def test_the_first_steps_of_a_way_alone() -> None:
     assert make(12, pipe).sensitivity != measure_sensitivity(pipe.scheduler, 12)
 
 
-GENERAL = "this model is not calibrated: general thresholds hold; hybridiff calibrate measures its own"
+GENERAL = "reuse steps of this model are not calibrated: general thresholds hold; use hybridiff calibrate"
 
 
 @pytest.mark.parametrize(
     ("config", "notes"),
     [
-        ({}, (GENERAL,)),
+        ({}, ()),
         ({"step_kind": "reuse"}, (GENERAL,)),
         ({"quality": "exact"}, ("quality exact: every step is a full one",)),
         ({"tolerance": 0.1}, ()),
@@ -227,7 +231,7 @@ def test_a_promise(fidelity: float) -> None:
     assert (plan.step_kind, plan.correction, plan.notes) == (StepKind.CACHED, 1.0, ())
     assert promised(plan).step_kind is StepKind.CACHED
     assert promised(plan).bound == pytest.approx(10 ** (-fidelity / 20)), "a decoder of which nothing is known: 1"
-    assert promised(plan).longest == guided(make(50)).longest
+    assert promised(plan).longest == guided(make(50, tolerance=0.1)).longest
     assert promised(plan)._final == [abs(value) for value in plan.sensitivity.on_sample[-1]]
 
 

@@ -76,7 +76,7 @@ def test_steps_for_other_numbers_of_steps(fifty: int, steps: int, least: int, sc
 
 
 def test_general_thresholds_without_a_calibration() -> None:
-    assert choose(steps=50) == GuidedSettings(StepKind.CACHED, tolerance=0.085, longest=6, correction=1.0)
+    assert choose(steps=50) == GuidedSettings(StepKind.CACHED, 0.085, longest=6, correction=1.0, fidelity=45.0)
     assert choose(steps=50, step_kind="reuse") == GuidedSettings(StepKind.REUSE, 0.085, 6, 1.0)
 
 

@@ -164,7 +164,7 @@ def test_the_worst_image_decides(images: int) -> None:
 
 def after_a_gap(share: float) -> int:
     """How far the next full step lies after a gap, from step 2 to 4, that left a multiple of what was expected."""
-    policy, by_hand = promised(0.25, [1.0] * 40)
+    policy, by_hand = promised(0.4, [1.0] * 40)
     policy.observe(0, 0.5, 0.1)
     policy.observe(1, 0.5, 0.1, [0.12, 0.0])
     policy.observe(2, 0.5, 0.1, [0.12, 0.0])

@@ -1,0 +1,84 @@
+"""What a full step shows of the cached steps before it: by how much they were off, and what makes up for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from .extrapolation import Extrapolation
+from .reaction import Reaction
+from .repeats import Repeats
+from .sensitivity import Sensitivity
+
+Answered = Sequence[tuple[int, torch.Tensor]]
+"""Cached steps, and what each answered."""
+
+
+class Hindsight:
+    """Looks back from full steps, at the predictions of which cached steps should have been near.
+
+    A cached step j should have predicted what a cubic through the latest four full steps says there. That difference,
+    times how far j moves the sample relative to the full step, moves the sample to where it would be. Before, what the
+    network made of the displaced sample is taken out of the full step's own prediction.
+
+    Args:
+        correction: Share of the errors that is made up for.
+        sensitivity: How far each prediction moves the sample.
+        reaction: What the network makes of a displaced sample.
+
+    Attributes:
+        errors: By how much each cached step before the latest full one was off, (2B, ...) in float32.
+    """
+
+    def __init__(self, correction: float, sensitivity: Sensitivity, reaction: Reaction) -> None:
+        self._correction, self._sensitivity, self._reaction = correction, sensitivity, reaction
+        self._predictions = Extrapolation(order=3, places=sensitivity.places)
+        self._pull: torch.Tensor | None = None  # in the latest prediction
+        self.errors: dict[int, torch.Tensor] = {}
+
+    def keep_last_rows(self, rows: int) -> None:
+        """Go on with the conditional branch alone."""
+        self._predictions.keep_last_rows(rows)
+
+    def look_back(self, step: int, prediction: torch.Tensor, answered: Answered, is_guided: bool) -> torch.Tensor:
+        """Take in a full step.
+
+        Args:
+            step: The step.
+            prediction: Of the network, all rows.
+            answered: The cached steps since the full step before.
+            is_guided: Whether it has both branches, as all steps before it.
+
+        Returns:
+            What the network would have predicted, had the cached steps not displaced the sample.
+        """
+        self._predictions.observe(step, (prediction,))
+        self._pull = None
+        gains = {cached: self._correction * self._sensitivity.gain(cached, step) for cached, _ in answered}
+        if is_guided and any(gains.values()):
+            errors = self._errors_of(answered)
+            correction = torch.stack([gain * errors[cached] for cached, gain in gains.items()]).sum(0)
+            weight = sum(gain * self._predictions.latest_weight(cached) for cached, gain in gains.items())
+            self._pull = self._reaction.pull(step, correction, weight)
+            prediction = (prediction.float() - self._pull).to(prediction.dtype)
+            self._predictions.observe(step, (prediction,))
+        self.errors = self._errors_of(answered)
+        return prediction
+
+    def correct(self, step: int, prediction: torch.Tensor) -> torch.Tensor:
+        """The prediction of the latest full step, changed so that it makes up for the errors; once."""
+        corrected = prediction.float() if self._pull is None else prediction.float() - self._pull
+        for cached, error in self.errors.items():
+            gain = self._correction * self._sensitivity.gain(cached, step)
+            if gain:
+                corrected = corrected + gain * error
+        self._pull, self.errors = None, {}
+        return corrected.to(prediction.dtype)
+
+    def pairs(self, repeats: Repeats) -> list[torch.Tensor]:
+        """By how much hindsights of neighbouring degree differ at the cached steps."""
+        return [repeats.pair(self._predictions, cached) for cached in self.errors]
+
+    def _errors_of(self, answered: Answered) -> dict[int, torch.Tensor]:
+        return {cached: self._predictions.at(cached)[0].float() - held.float() for cached, held in answered}
