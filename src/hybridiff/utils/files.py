@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that nobody ever reads half of it."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that nobody ever reads half of it; text in UTF-8."""
     beside = path.with_name(f".{path.name}.part")
-    beside.write_text(text, encoding="utf-8")
+    beside.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     os.replace(beside, path)

@@ -14,8 +14,9 @@ from hybridiff.evaluation.charts import frontier_figure
 from hybridiff.evaluation.grid import guided_models
 from hybridiff.evaluation.rows import FrontierRow, ImageResult
 from hybridiff.evaluation.settings import Setting
+from hybridiff.evaluation.settings_file import read_settings
 from hybridiff.evaluation.simulation import RunSummary
-from hybridiff.evaluation.study import Study, read_settings, run_study
+from hybridiff.evaluation.study import Study, run_study
 from hybridiff.evaluation.tables import format_markdown, format_study
 from hybridiff.utils.prompts import Prompt
 from support.pipelines import build
