@@ -191,12 +191,18 @@ class Study(Simulate):
 def _tell(study: Any) -> None:
     """Write page and charts beside the file of a study, and tell."""
     from ..evaluation.charts import plot_frontier
+    from ..evaluation.solver_chart import plot_solvers
+    from ..evaluation.solvers import solver_lines
     from ..evaluation.tables import format_markdown, format_study
 
-    paths = [study.path, study.path.with_suffix(".png"), study.path.with_suffix(".md")]
-    plot_frontier(study.to_dict(), paths[1])
-    paths[2].write_text(format_markdown(study), encoding="utf-8")
-    print("\n  ".join([format_study(study), *map(str, paths)]))
+    path, content = study.path, study.to_dict()
+    written = [path, path.with_suffix(".png"), path.with_suffix(".md")]
+    plot_frontier(content, written[1])
+    written[2].write_text(format_markdown(study), encoding="utf-8")
+    if solver_lines(content):
+        written.append(path.with_name(f"{path.stem}-solvers.png"))
+        plot_solvers(content, written[-1])
+    print("\n  ".join([format_study(study), *map(str, written)]))
 
 
 def _names(text: str) -> list[str]:
