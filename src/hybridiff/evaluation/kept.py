@@ -45,6 +45,11 @@ class KeptImages:
         np.save(content, pixels, allow_pickle=False)
         write_whole(self._path(prompt), content.getvalue())
 
+    def clear(self) -> None:
+        """Forget them all."""
+        for path in self._folder.glob("*.npy"):
+            path.unlink()
+
     def _path(self, prompt: Prompt) -> Path:
         identity = json.dumps([self._facts, asdict(prompt)], sort_keys=True)
         return self._folder / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.npy"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,13 +55,13 @@ class FrontierRow:
         found = {
             "prompts": len(self.results),
             "ideal_speedup": round(self.ideal_speedup, 4),
-            "evaluations": round(statistics.mean(schedule.count("f") for schedule in schedules), 3),
             **_mean_and_worst("psnr", [result.psnr for result in self.results]),
             **_mean_and_worst("psnr_converged", [result.psnr_converged for result in self.results]),
             "ssim": round(statistics.mean(ssims), 5) if ssims else None,
             "right": share_right(result.is_right for result in self.results),
             "schedules": {schedule: schedules.count(schedule) for schedule in sorted(set(schedules))},
         }
+        found["evaluations"] = round(mean_evaluations(found), 3)
         return found | (self._spread() if self.setting.is_adaptive else {}) | self._estimates()
 
     def _spread(self) -> dict[str, Any]:
@@ -83,6 +83,16 @@ class FrontierRow:
         if self.setting.steps is not None or self.setting.scheduler is not None:
             return found
         return found | {"estimate_error": round(statistics.mean(abs(estimated - true) for estimated, true in known), 3)}
+
+
+def mean_evaluations(row: Mapping[str, Any]) -> float:
+    """Full steps, evaluations of both branches, as a mean over the prompts of a row of a study, however old.
+
+    Args:
+        row: As of `FrontierRow.to_dict`.
+    """
+    counts: dict[str, int] = row["schedules"]
+    return sum(schedule.count("f") * count for schedule, count in counts.items()) / sum(counts.values())
 
 
 def share_right(verdicts: Iterable[bool | None]) -> float | None:

@@ -10,7 +10,7 @@ from ..errors import UsageError
 from ..models.schedulers import SCHEDULERS, scheduler_kind
 from ..schedule.calibration import Calibration
 from ..schedule.presets import scaled_steps
-from .rows import upper_envelope
+from .rows import mean_evaluations, upper_envelope
 from .settings import Setting
 
 HYBRID = "solvers-hybrid"
@@ -102,7 +102,7 @@ def least_evaluations(rows: Sequence[Mapping[str, Any]], fidelity: str) -> list[
         rows: Of one line.
         fidelity: `psnr` or `psnr_converged`.
     """
-    points = upper_envelope((-row["evaluations"], row[fidelity]) for row in rows if fidelity in row)
+    points = upper_envelope((-mean_evaluations(row), row[fidelity]) for row in rows if fidelity in row)
     return [(-evaluations, decibels) for evaluations, decibels in reversed(points)]
 
 

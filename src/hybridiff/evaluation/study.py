@@ -67,7 +67,10 @@ class Study:
         """
         run, made_with = _as_json(run), _as_json(made_with)
         if fresh or not path.exists():
-            return cls(path, run, made_with)
+            study = cls(path, run, made_with)
+            if fresh:
+                study.kept.clear()
+            return study
         content = read_study(path)
         other = [name for name in run | content["run"] if run.get(name) != content["run"].get(name)]
         if other:

@@ -31,6 +31,8 @@ def test_images_of_other_prompts_seeds_and_settings_are_not_found(tmp_path: Path
     for other in (replace(PROMPT, seed=4), replace(PROMPT, prompt="a cross"), replace(PROMPT, negative_prompt="red")):
         assert kept.find(other) is None
     assert KeptImages(tmp_path, facts | {"converged_steps": 1000}).find(PROMPT) is None
+    kept.clear()
+    assert kept.find(PROMPT) is None
 
 
 def test_a_damaged_image_is_made_again(tmp_path: Path) -> None:

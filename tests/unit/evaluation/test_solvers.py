@@ -57,22 +57,23 @@ def test_every_solver_is_tried_alone_and_with_promises() -> None:
     assert ("solvers-hybrid", "ddim, 28 steps, 45 dB promised") not in own
 
 
-def row(method: str, evaluations: float, psnr: float, converged: float | None = None, **more: Any) -> dict[str, Any]:
+def row(method: str, full: tuple[int, ...], psnr: float, converged: float | None = None, **more: Any) -> dict[str, Any]:
     known = {} if converged is None else {"psnr_converged": converged}
-    return {"method": method, "evaluations": evaluations, "psnr": psnr, "config": {}} | known | more
+    schedules = {"f" * steps: 1 for steps in full}
+    return {"method": method, "schedules": schedules, "psnr": psnr, "config": {}} | known | more
 
 
 PROMISED = {"strategy": "hybrid", "fidelity": 45.0}
 CONTENT = {
     "run": RUN,
     "rows": [
-        row("exact", 50, 100.0, 49.0),
-        row("fewer-steps", 20, 45.0, 41.0),
-        row("solvers", 20, 46.0, 45.0, scheduler="dpmsolver++"),
-        row("solvers", 28, 47.0, 47.0, scheduler="dpmsolver++"),
-        row("fidelity", 18.5, 50.0, 48.0, config=PROMISED),
-        row("solvers-hybrid", 15.0, 44.0, 43.0, scheduler="dpmsolver++", config=PROMISED),
-        row("quality", 15.0, 44.0, 43.0, config={"strategy": "hybrid", "quality": 0.5}),
+        row("exact", (50,), 100.0, 49.0),
+        row("fewer-steps", (20,), 45.0, 41.0),
+        row("solvers", (20,), 46.0, 45.0, scheduler="dpmsolver++"),
+        row("solvers", (28,), 47.0, 47.0, scheduler="dpmsolver++"),
+        row("fidelity", (18, 19), 50.0, 48.0, config=PROMISED),
+        row("solvers-hybrid", (15,), 44.0, 43.0, scheduler="dpmsolver++", config=PROMISED),
+        row("quality", (15,), 44.0, 43.0, config={"strategy": "hybrid", "quality": 0.5}),
     ],
 }
 
@@ -91,7 +92,7 @@ def test_rows_belong_to_a_solver_alone_or_with_hybrid_on_it() -> None:
 
 
 def test_more_evaluations_that_bring_no_more_do_not_count() -> None:
-    rows = [row("a", 10, 40.0), row("a", 20, 39.0), row("a", 30, 45.0), row("a", 30, 44.0)]
+    rows = [row("a", (10,), 40.0), row("a", (20,), 39.0), row("a", (30,), 45.0), row("a", (30,), 44.0)]
     assert least_evaluations(rows, "psnr") == [(10, 40.0), (30, 45.0)]
     assert least_evaluations(rows, "psnr_converged") == []
 

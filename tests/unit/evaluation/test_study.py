@@ -17,6 +17,7 @@ from hybridiff.evaluation.rows import FrontierRow, ImageResult
 from hybridiff.evaluation.settings import Setting
 from hybridiff.evaluation.settings_file import read_settings
 from hybridiff.evaluation.simulation import RunSummary
+from hybridiff.evaluation.solvers import least_evaluations, solver_lines
 from hybridiff.evaluation.study import Study, run_study
 from hybridiff.evaluation.tables import format_markdown, format_study
 from hybridiff.utils.prompts import Prompt
@@ -100,6 +101,9 @@ def test_converged_images_outlive_a_study_that_was_stopped(tmp_path: Path, monke
     assert resumed.rows[0]["psnr_converged"] < 100.0
     with pytest.raises(UsageError, match="holds another run, with other converged_steps"):
         Study.open(path, RUN, {})
+    assert list(path.with_suffix(".converged").iterdir())
+    Study.open(path, run, {}, fresh=True)
+    assert not list(path.with_suffix(".converged").iterdir()), "to start over means these too"
 
 
 def test_a_method_can_be_measured_again(tmp_path: Path) -> None:
@@ -123,6 +127,9 @@ def test_files_from_before_there_were_schedulers_go_on(tmp_path: Path) -> None:
     study.save()
     old, pipe = Study.open(path, RUN, {}), build("sd3")
     other = Setting(EXACT.method, EXACT.label, EXACT.config, scheduler="flow-unipc")
+    old.add(other.describe(pipe, 4) | {"label": "flow-unipc"}, measured(other))
+    assert list(solver_lines(old.to_dict())) == ["FlowMatchEulerDiscrete", "UniPCMultistep"]
+    assert least_evaluations(old.rows, "psnr") == [(3.0, 50.0)]
     assert old.has(EXACT.describe(pipe, 4))
     assert not old.has(other.describe(pipe, 4))
     assert "| exact | cfg | 2.00x | 50.0 dB |" in format_markdown(old)
