@@ -23,7 +23,9 @@ FEWER = (10, 14, 20, 28, 40)
 FEWER_HYBRID = 28
 """With so many steps solvers of higher order are about where they stay."""
 
-_CANDIDATES = {"diffusion": ("ddim", "dpmsolver++", "unipc"), "flow": ("flow-euler", "flow-dpmsolver++", "flow-unipc")}
+_CANDIDATES = {"diffusion": ("euler", "dpmsolver++", "unipc"), "flow": ("flow-euler", "flow-dpmsolver++", "flow-unipc")}
+"""Euler stands beside DDIM, too: as diffusers has it, DDIM is worse where the number of steps does not divide 1000."""
+
 _FIRST_ORDER = ("DDIMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler")
 
 _NOISY = ("Ancestral", "SDE", "DDPM", "LCM", "TCD")
@@ -46,9 +48,7 @@ def check_converged(converged_steps: int, steps: int, own: Any) -> None:
 def other_solvers(own: Any) -> list[str]:
     """Names of the schedulers (see `schedulers.SCHEDULERS`) that a model's own one is compared with."""
     kind = scheduler_kind({"_class_name": type(own).__name__, **own.config})
-    # DDIM is Euler in other coordinates.
-    same = {type(own).__name__} | ({"DDIMScheduler"} if _is_first_order(type(own).__name__) else set())
-    return [name for name in _CANDIDATES[kind] if SCHEDULERS[name].class_name not in same]
+    return [name for name in _CANDIDATES[kind] if SCHEDULERS[name].class_name != type(own).__name__]
 
 
 def promised(decibels: float, steps: int | None = None, scheduler: str | None = None) -> Setting:
