@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#7a5195")
 """One per solver, alone and with hybrid."""
 
+_LEAST_DECIBELS = 25.0
+"""What lies below is another picture, and would leave no room for the others."""
+
 _ALONE = {"linestyle": "--", "marker": "o", "markerfacecolor": "white", "linewidth": 1.4, "markersize": 5}
 _HYBRID = {"linestyle": "-", "marker": "o", "linewidth": 2.0, "markersize": 5}
 
@@ -34,24 +37,25 @@ def solver_figure(content: Mapping[str, Any]) -> Figure:
 
     run, lines = content["run"], solver_lines(content)
     steps, own = run["num_inference_steps"], run["scheduler"].removesuffix("Scheduler")
-    panels = {"psnr": f"PSNR against {own} with {steps} steps, dB, at most {MOST_DECIBELS:g}"}
+    panels = {"psnr": f"PSNR against the full-step image, dB, at most {MOST_DECIBELS:g}"}
     if any("psnr_converged" in row for rows in lines.values() for row in rows):
-        panels = {"psnr_converged": f"PSNR against {own} with {run['converged_steps']} steps (converged), dB"} | panels
+        panels = {"psnr_converged": f"PSNR against the converged image ({run['converged_steps']} steps), dB"} | panels
     figure = Figure(figsize=(1.5 + 5.6 * len(panels), 5.4), dpi=120, layout="constrained")
     drawn = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (fidelity, label) in zip(drawn, panels.items(), strict=True):
-        _draw_lines(axes, lines, fidelity)
+        _draw_lines(axes, lines, fidelity, own)
         _label(axes, label, steps)
     if "psnr_converged" in panels:
         _mark_own(drawn[0], lines.get(own, []), f"{own}, {steps} steps")
-    drawn[0].set_title(f"{run['model']}, {run['dtype']}, {len(run['prompts'])} prompts", fontsize=10, loc="left")
+    title = f"{run['model']}, {own} with {steps} steps, {run['dtype']}, {len(run['prompts'])} prompts"
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     handles, labels = drawn[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(handles) // 2 or 1, frameon=False, fontsize=9)
     return figure
 
 
-def _draw_lines(axes: Any, lines: Mapping[str, list[dict[str, Any]]], fidelity: str) -> None:
-    solvers = list(dict.fromkeys(name.removeprefix("hybrid on ") for name in lines))
+def _draw_lines(axes: Any, lines: Mapping[str, list[dict[str, Any]]], fidelity: str, own: str) -> None:
+    solvers = list(dict.fromkeys([own, *(name.removeprefix("hybrid on ") for name in lines)]))
     for number, solver in enumerate(solvers):
         color = _COLORS[number % len(_COLORS)]
         for name, style in ((solver, _ALONE), (f"hybrid on {solver}", _HYBRID)):
@@ -73,6 +77,7 @@ def _mark_own(axes: Any, rows: list[dict[str, Any]], label: str) -> None:
 
 def _label(axes: Any, label: str, steps: int) -> None:
     axes.set(xlabel="evaluations of both branches (mean)", ylabel=label, axisbelow=True)
+    axes.set_ylim(bottom=max(_LEAST_DECIBELS, axes.get_ylim()[0]))
     axes.grid(color="#e6e6e6", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     # A step on one device costs two evaluations of one branch, a full step on two devices one.

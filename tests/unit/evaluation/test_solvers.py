@@ -100,7 +100,7 @@ def test_more_evaluations_that_bring_no_more_do_not_count() -> None:
 def test_the_chart_shows_both_references_or_the_one_there_is() -> None:
     figure = solver_figure(CONTENT)
     converged, full = figure.axes
-    assert converged.get_ylabel() == "PSNR against DDIM with 500 steps (converged), dB"
+    assert converged.get_ylabel() == "PSNR against the converged image (500 steps), dB"
     assert [line.get_label() for line in full.lines] == [
         "DDIM",
         "hybrid on DDIM",
@@ -110,7 +110,7 @@ def test_the_chart_shows_both_references_or_the_one_there_is() -> None:
     assert [text.get_text() for text in converged.texts] == ["DDIM, 50 steps: 49.0 dB"]
     without = [{name: value for name, value in row.items() if name != "psnr_converged"} for row in CONTENT["rows"]]
     (axes,) = solver_figure({"run": RUN, "rows": without}).axes
-    assert axes.get_ylabel().startswith("PSNR against DDIM with 50 steps")
+    assert axes.get_ylabel().startswith("PSNR against the full-step image, dB")
 
 
 @pytest.mark.parametrize("name", ["euler-ancestral", "ddpm", "dpmsolver++-sde"])
