@@ -66,12 +66,12 @@ def agree_on_setup(pipe: Any, config: ParallelConfig, comm: Comm) -> Setup:
         description = {name: repr(value) for name, value in config.to_dict().items()}
         description["settings of the model"] = settings.describe()
         staged = _staged(adapter, network, config, settings)
-        if config.fidelity is not None:
+        if settings.may_promise(config):
             settings = replace(settings, decoder_gain=decoder_gain(pipe))
     except Exception as error:  # told to all ranks, raised by require_same
         description = error
     require_same(comm, description)
-    if config.fidelity is not None:  # decoders of heterogeneous devices differ in the last bits
+    if settings.may_promise(config):  # decoders of heterogeneous devices differ in the last bits
         settings = replace(settings, decoder_gain=comm.all_gather_object(settings.decoder_gain)[0])
     return Setup(pipe, adapter, network, config, settings, comm, staged)
 

@@ -17,6 +17,8 @@ STEP_KINDS = ("cached", "reuse")
 OUTPUTS = ("leader", "all")
 QUALITIES = {"draft": 0.25, "balanced": 0.5, "high": 0.75, "exact": 1.0}
 """Names of qualities between 0 and 1."""
+_LEAST_FIDELITY, _FIDELITY_RANGE = 25.0, 40.0
+"""In dB: quality 0 means the first, each quality below 1 a part of the second more."""
 BRANCHES = 2
 """Guidance branches of a pipeline: unconditional and conditional."""
 LONGEST_TIMEOUT = 7 * 24 * 3600.0
@@ -104,8 +106,8 @@ class ParallelConfig:
     )
     quality: str | float | None = _setting(
         None,
-        "how near hybrid stays to the image of one device, from 0 to 1: draft (0.25), balanced (0.5, the default), "
-        "high (0.75), exact (1, the image of cfg bit for bit), or a number",
+        "how near hybrid stays to the image of one device: draft (35 dB), balanced (45 dB, the default), high (55 dB), "
+        "exact (the image of cfg bit for bit), or a number from 0 (25 dB) to 1 (exact)",
     )
     calibration: object = _setting(
         None, "file of thresholds that hybridiff calibrate wrote for the model; the embedded models bring theirs"
@@ -176,6 +178,11 @@ def quality_value(quality: str | float | None) -> float:
     if not 0 <= value <= 1:
         raise UsageError(f"quality must be {', '.join(QUALITIES)} or a number from 0 to 1, got {quality!r}")
     return value
+
+
+def quality_fidelity(quality: float) -> float:
+    """The fidelity in dB that a quality from 0 to 1 stands for; infinite at 1."""
+    return math.inf if quality == 1.0 else _LEAST_FIDELITY + _FIDELITY_RANGE * quality
 
 
 def parse_steps(text: str) -> list[int]:

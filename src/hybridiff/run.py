@@ -37,6 +37,7 @@ class _Step:
     reading: Reading | None = None
     seconds: float = 0.0
     sent: Counter[str] | None = None
+    estimated: float | None = None  # fidelity in dB
 
     def record(self) -> StepRecord:
         measured = dict(zip(("discrepancy", "drift"), self.reading.values() if self.reading else (), strict=False))
@@ -49,6 +50,7 @@ class _Step:
             drift=drift if math.isfinite(drift) else None,
             seconds=self.seconds,
             bytes_by_purpose=dict(self.sent or {}),
+            estimated=self.estimated,
             extra_evaluations=self.extra,
         )
 
@@ -89,6 +91,8 @@ class Run:
         answer: Answer = self._strategy.predict(evaluation, step.index)
         step.answered, step.reading = True, answer.reading
         step.kind = self._strategy.kind(step.index)  # before a callback can end guidance
+        if step.kind is StepKind.FULL:
+            step.estimated = self._strategy.fidelity().get("estimated")
         if self._channel.interrupted:
             self._setup.pipe._interrupt = True
         return evaluation.wrap(answer.prediction)

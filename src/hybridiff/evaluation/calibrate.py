@@ -81,7 +81,7 @@ def check_candidates(step_kinds: Sequence[str]) -> None:
 
 
 def check_order(scheduler: Any) -> None:
-    """Refuse schedulers whose steps are all full.
+    """Refuse schedulers of second order: calibrations are by number of steps, of one evaluation each.
 
     Raises:
         UsageError: with the scheduler's order.
@@ -89,7 +89,8 @@ def check_order(scheduler: Any) -> None:
     order = getattr(scheduler, "order", 1)
     if order > 1:
         raise UsageError(
-            f"{type(scheduler).__name__} is of order {order}: all of its steps are full, nothing is to be calibrated"
+            f"{type(scheduler).__name__} is of order {order}: thresholds are calibrated for one evaluation per step; "
+            "promise a fidelity instead"
         )
 
 

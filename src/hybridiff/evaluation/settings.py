@@ -120,6 +120,8 @@ def _thresholds(config: ParallelConfig, pipe: Any, steps: int) -> dict[str, Any]
         return {}
     guided = GuidedSettings.choose(config, settings.entry(scheduler, steps), steps)
     found = {"step_kind": guided.step_kind.value, "correction": guided.correction}
-    if config.full_steps is not None or config.fidelity is not None or quality_value(config.quality) == 1.0:
+    if guided.fidelity is not None:
+        return found | {"fidelity": guided.fidelity, "longest": guided.longest}
+    if config.full_steps is not None or quality_value(config.quality) == 1.0:
         return found
     return found | {"tolerance": guided.tolerance, "longest": guided.longest}

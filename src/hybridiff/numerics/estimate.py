@@ -11,15 +11,16 @@ from collections.abc import Sequence
 
 import torch
 
+from .guidance import guided
 from .sensitivity import Sensitivity
 
-REACTION = 0.35
+REACTION = 0.5
 """Share of a correction that is left, as the network has reacted to the error before it was corrected."""
 
-PAIR = 0.5
+PAIR = 1.0
 """Share of the difference between the cubic and the parabola that the cubic itself is off."""
 
-FADING = 7.0
+FADING = 5.0
 """Decibels by which the network reduces an error of the first step until the last one; of later ones in proportion."""
 
 
@@ -37,7 +38,7 @@ class ErrorEstimate:
     """
 
     def __init__(self, sensitivity: Sensitivity, guidance_scale: float) -> None:
-        self._final = sensitivity.on_sample[-1]
+        self._final = sensitivity.influence
         self._scale = guidance_scale
         self._squares: torch.Tensor | None = None
 
@@ -54,7 +55,7 @@ class ErrorEstimate:
         left = left * fading(steps[-1] + 1, len(self._final)) ** 2
         self._squares = left if self._squares is None else self._squares + left
 
-    def speeds(self, now: torch.Tensor, before: torch.Tensor, distance: int) -> torch.Tensor:
+    def speeds(self, now: torch.Tensor, before: torch.Tensor, distance: float) -> torch.Tensor:
         """How fast the guided predictions change, per step, (B,)."""
         return self._rms(now.float() - before.float()) / distance
 
@@ -68,6 +69,4 @@ class ErrorEstimate:
         return self._rms(torch.stack(moved).sum(0))
 
     def _rms(self, predictions: torch.Tensor) -> torch.Tensor:
-        unconditional, conditional = predictions.float().chunk(2)
-        guided = unconditional + self._scale * (conditional - unconditional)
-        return guided.flatten(1).square().mean(1).sqrt()
+        return guided(predictions, self._scale).flatten(1).square().mean(1).sqrt()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -17,15 +18,23 @@ class Extrapolation:
 
     Args:
         order: Degree of the polynomial: 0 holds the latest observation.
+        places: Where positions 0, 1, ... lie; what is less than 1 apart is at one place. Where they say unless given.
     """
 
-    def __init__(self, order: int) -> None:
+    def __init__(self, order: int, places: Sequence[float] | None = None) -> None:
         self.order = order
+        self._places = places
         self._positions: list[float] = []
         self._observations: list[Tensors] = []
 
     def observe(self, position: float, tensors: Tensors) -> None:
-        """Take in what was returned at a position, such as the index of a step; positions grow."""
+        """Take in what was returned at a position, such as the index of a step; positions grow.
+
+        Two observations at one place cannot lie on one polynomial: the later one takes the place of the earlier.
+        """
+        position = self._place(position)
+        if self._positions and self._positions[-1] == position:
+            self._positions, self._observations = self._positions[:-1], self._observations[:-1]
         self._positions = [*self._positions, position][-self.order - 1 :]
         self._observations = [*self._observations, tensors][-self.order - 1 :]
 
@@ -47,8 +56,15 @@ class Extrapolation:
         positions, observations = self._positions[-nodes:], self._observations[-nodes:]
         if len(positions) == 1:
             return observations[0]
-        weights = _lagrange_weights(positions, position)
+        weights = _lagrange_weights(positions, self._place(position))
         return tuple(_weighted_sum(weights, tensors) for tensors in zip(*observations, strict=True))
+
+    def latest_weight(self, position: float) -> float:
+        """How far the polynomial at a position moves with the latest observation."""
+        return _lagrange_weights(self._positions, self._place(position))[-1]
+
+    def _place(self, position: float) -> float:
+        return position if self._places is None else float(math.floor(self._places[int(position)]))
 
 
 def _lagrange_weights(positions: Sequence[float], position: float) -> list[float]:

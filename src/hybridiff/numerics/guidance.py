@@ -33,3 +33,14 @@ def drift(prediction: torch.Tensor, earlier: torch.Tensor) -> torch.Tensor:
     now, before = prediction.float().flatten(1), earlier.float().flatten(1)
     scale = now.square().sum(1).clamp_min(torch.finfo(torch.float32).tiny)
     return ((now - before).square().sum(1) / scale).mean().sqrt()
+
+
+def guided(predictions: torch.Tensor, scale: float) -> torch.Tensor:
+    """What classifier-free guidance makes of both branches, `e_u + w (e_c - e_u)`, in float32.
+
+    Args:
+        predictions: The unconditional rows and after them the conditional ones, (2B, ...).
+        scale: The guidance scale w.
+    """
+    unconditional, conditional = predictions.float().chunk(2)
+    return unconditional + scale * (conditional - unconditional)

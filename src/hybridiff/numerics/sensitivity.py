@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -15,6 +18,15 @@ _NEGLIGIBLE = 1e-3
 _MEMORY = 3
 """Steps after which no scheduler acts on a prediction any more."""
 
+REPEAT = 0.25
+"""How far a second evaluation at a time lies from the first, in steps."""
+
+_LARGE = 1000.0
+"""An impulse of this size moves the sample so many times as far as one of 1, where a scheduler is linear."""
+
+_TOLERATED = 1e-3
+"""Share by which it may be less or more: some schedulers compute in float32."""
+
 
 @dataclass(frozen=True)
 class Sensitivity:
@@ -26,15 +38,33 @@ class Sensitivity:
         weights: One per step: how far its prediction moves the sample that the network sees next, 1 on average.
         on_sample: `on_sample[i][j]` says how far the prediction of step j moves the sample after step i, without the
             network's answers to it; empty where the scheduler is not linear.
+        furthest: One per step: how far its prediction moves any sample that the network sees, the final one included.
+            Empty where the final sample says it all: one evaluation at each time, and no noise.
+        is_stochastic: Whether the scheduler adds noise.
+        places: Where the steps lie in time (`_places`); None where that is at their index.
+        unknown_why: What the scheduler does that leaves its sensitivity unknown, as the rest of a sentence.
     """
 
     weights: list[float]
     on_sample: list[list[float]]
+    furthest: list[float] = field(default_factory=list)
+    is_stochastic: bool = False
+    places: tuple[float, ...] | None = None
+    unknown_why: str = field(default="", compare=False)
 
     @classmethod
-    def unknown(cls, steps: int) -> Sensitivity:
+    def unknown(cls, steps: int, places: tuple[float, ...] | None = None, why: str = "") -> Sensitivity:
         """That of a scheduler of which nothing is known: all steps count alike."""
-        return cls([1.0] * steps, [])
+        return cls([1.0] * steps, [], places=places, unknown_why=why)
+
+    @property
+    def influence(self) -> list[float]:
+        """How far an error in each prediction counts in the final sample; of a linear scheduler.
+
+        Where noise is added, a scheduler by itself forgets what the network has seen and goes on with; where a step
+        takes two evaluations, the sample of the first is thrown away. So there the most that any sample moves counts.
+        """
+        return self.furthest or self.on_sample[-1]
 
     def gain(self, earlier: int, step: int) -> float:
         """The change in the prediction of a step that moves the sample as a unit change in an earlier one did.
@@ -78,13 +108,34 @@ class _Question:
 @lru_cache(maxsize=8)
 def _measured(question: _Question) -> Sensitivity:
     scheduler, begin, steps = question.scheduler, question.begin, question.steps
-    responses = _responses(scheduler, begin, steps)
-    if responses is None:
-        return Sensitivity.unknown(steps)
-    moved = [abs(float(responses[i, i])) * _input_scale(scheduler, begin + i + 1) for i in range(steps)]
+    places = _places(scheduler.timesteps[begin : begin + steps].tolist())
+    try:
+        responses, is_stochastic = _responses(scheduler, begin, steps)
+    except _UnknownError as error:
+        return Sensitivity.unknown(steps, places, str(error))
+    scales = torch.tensor([_input_scale(scheduler, begin + i + 1) for i in range(steps)], dtype=torch.float64)
+    moved = [abs(float(responses[i, i])) * float(scales[i]) for i in range(steps)]
     mean = sum(moved) / steps
     weights = [value / mean for value in moved] if mean > 0 else [1.0] * steps
-    return Sensitivity(weights, responses.tolist())
+    furthest: list[float] = []
+    if is_stochastic or places is not None or getattr(scheduler, "order", 1) > 1:
+        furthest = (responses.abs() * scales[:, None]).amax(0).tolist()
+    return Sensitivity(weights, responses.tolist(), furthest, is_stochastic, places)
+
+
+def _places(timesteps: Sequence[float]) -> tuple[float, ...] | None:
+    """Times count 0, 1, ...; a step with the timestep of the one before lies `REPEAT` after it.
+
+    Second-order solvers evaluate the network twice at most times: where one step tries out its end, and where the next
+    one begins.
+    """
+    repeats = [before == after for before, after in itertools.pairwise(timesteps)]
+    if not any(repeats):
+        return None
+    places = [0.0]
+    for repeat in repeats:
+        places.append(places[-1] + REPEAT if repeat else math.floor(places[-1]) + 1.0)
+    return tuple(places)
 
 
 def _sigmas(scheduler: Any) -> str:
@@ -95,35 +146,52 @@ def _sigmas(scheduler: Any) -> str:
 def _begin(scheduler: Any, steps: int, first: float | None) -> int:
     """Index of a run's first timestep: not 0 from image to image, and not always followed by all that there are."""
     last = len(scheduler.timesteps) - steps
+    begin = getattr(scheduler, "begin_index", None)  # timesteps may repeat: where the pipeline says, it knows better
+    if begin is not None:
+        return min(last, int(begin))
     if first is None:
         return last
     return min(last, int((scheduler.timesteps.double() - first).abs().argmin()))
 
 
-def _responses(scheduler: Any, begin: int, steps: int) -> torch.Tensor | None:
+class _UnknownError(Exception):
+    """Why a scheduler's sensitivity cannot be measured, as the rest of a sentence that begins with its name."""
+
+
+def _responses(scheduler: Any, begin: int, steps: int) -> tuple[torch.Tensor, bool]:
     """(steps, steps): row i is the sample after step i, element j the one whose only impulse is in prediction j.
 
-    None where a scheduler is not linear by its configuration, cannot be run alone, or a sample is not finite.
+    With it, whether the scheduler adds noise.
+
+    Raises:
+        _UnknownError: it is not linear by its configuration or as it runs, or cannot be run alone.
     """
-    if any(scheduler.config.get(name) for name in ("thresholding", "clip_sample")):
-        return None
+    clipping = [name for name in ("thresholding", "clip_sample") if scheduler.config.get(name)]
+    if clipping:
+        raise _UnknownError(f"is not linear as it is configured ({clipping[0]})")
     impulses = torch.eye(steps, dtype=torch.float64)
+    nothing = torch.zeros_like(impulses)
     try:
         # The same noise with and without the impulses: what schedulers add cancels.
-        responses = _samples(scheduler, begin, impulses) - _samples(scheduler, begin, torch.zeros_like(impulses))
-    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):  # a scheduler of another kind
-        return None
-    return responses if responses.isfinite().all() else None
+        still, noisy = (_samples(scheduler, begin, nothing, seed) for seed in (0, 1))
+        moved, far = (_samples(scheduler, begin, size * impulses) - still for size in (1.0, _LARGE))
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:  # a scheduler of another kind
+        raise _UnknownError("cannot be run by itself") from error
+    if not moved.isfinite().all() or not far.isfinite().all():
+        raise _UnknownError("makes samples that are not finite")
+    if ((far / _LARGE - moved).abs() > _TOLERATED * moved.abs().amax(1, keepdim=True)).any():
+        raise _UnknownError("is not linear, or its noise is never the same")
+    return moved, not torch.equal(still, noisy)
 
 
-def _samples(scheduler: Any, begin: int, predictions: torch.Tensor) -> torch.Tensor:
+def _samples(scheduler: Any, begin: int, predictions: torch.Tensor, seed: int = 0) -> torch.Tensor:
     """Samples that start from zero, one per column, after each step: (steps, columns), given the predictions."""
     copied = _copied(scheduler)
     timesteps = copied.timesteps[begin : begin + len(predictions)]
     sample = torch.zeros(predictions.shape[1], 1, 1, 1, dtype=torch.float64)  # as a batch: some need four dimensions
     rows = []
     with torch.random.fork_rng(devices=[]):  # schedulers that add noise must not disturb the user's
-        torch.default_generator.manual_seed(0)  # torch.manual_seed would reach the GPUs' generators too
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs' generators too
         for prediction, timestep in zip(predictions, timesteps, strict=True):
             if hasattr(copied, "scale_model_input"):
                 copied.scale_model_input(sample, timestep)  # some warn unless it was called

@@ -31,7 +31,8 @@ def plot_discrepancy(report: RunReport, path: str | Path, title: str = "") -> No
 def discrepancy_figure(report: RunReport, title: str = "") -> Figure:
     """Draw how far the guidance branches are apart at every full step, phases shaded, tau1 and tau2 marked.
 
-    Steps of other kinds are ticks at the bottom, and hollow points where they have a discrepancy too.
+    Steps of other kinds are ticks at the bottom, and hollow points where they have a discrepancy too. Where a fidelity
+    was promised, a panel below shows what was estimated of it after every full step.
 
     Args:
         report: What a run did. Without guidance there is no discrepancy, which the figure says.
@@ -39,7 +40,8 @@ def discrepancy_figure(report: RunReport, title: str = "") -> Figure:
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.0, 4.2), dpi=120, layout="constrained")
+    estimated = [step for step in report.steps if step.estimated is not None]
+    figure = Figure(figsize=(8.0, 5.6 if estimated else 4.2), dpi=120, layout="constrained")
     axes = figure.subplots()
     _shade_phases(axes, report.steps)
     measured = [step for step in report.steps if step.discrepancy is not None]
@@ -51,6 +53,8 @@ def discrepancy_figure(report: RunReport, title: str = "") -> Figure:
     _mark_kinds(axes, report.steps)
     _mark_taus(axes, report)
     _label(axes, report, title)
+    if estimated:
+        _draw_estimates(figure, axes, report, estimated)
     return figure
 
 
@@ -99,6 +103,31 @@ def _draw_discrepancies(axes: Any, measured: Sequence[StepRecord]) -> None:
         axes.yaxis.set_major_formatter("{x:g}")
     else:
         axes.set_ylim(-0.06 * highest, 1.12 * highest)
+
+
+def _draw_estimates(figure: Figure, above: Any, report: RunReport, estimated: Sequence[StepRecord]) -> None:
+    """A panel below the discrepancies: what is estimated of the promised fidelity, step by step."""
+    grid = figure.add_gridspec(2, 1, height_ratios=(2.6, 1.0))
+    above.set_subplotspec(grid[0])
+    axes = figure.add_subplot(grid[1], sharex=above)
+    values = [step.estimated or 0.0 for step in estimated]
+    promised = report.fidelity["promised"]
+    axes.step([step.index for step in estimated], values, where="post", color=LINE_COLOR, linewidth=1.8)
+    axes.axhline(promised, color=MARK_COLOR, linestyle="--", linewidth=1.2)
+    axes.annotate(
+        f"{promised:g} dB promised, {values[-1]:.1f} dB estimated",
+        (0.01, promised),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        color=MARK_COLOR,
+        fontsize=9,
+    )
+    axes.set_ylim(min(promised, *values) - 4, max(promised, *values) + 4)
+    axes.set_ylabel("fidelity (dB)")
+    axes.set_xlabel("denoising step")
+    axes.spines[["top", "right"]].set_visible(False)
+    above.set_xlabel("")
 
 
 def _mark_kinds(axes: Any, steps: Sequence[StepRecord]) -> None:

@@ -30,6 +30,7 @@ class StepRecord:
         drift: How far the predictions moved since the full step before (see `guidance.drift`); None where not measured.
         seconds: Wall time from the end of the step before to the end of this one.
         bytes_by_purpose: Bytes put on the wire by all ranks together, by what they were for.
+        estimated: Fidelity of the worst image in dB, as estimated after a full step; None where nothing is promised.
         extra_evaluations: Evaluations of one branch beside the guided one (skip-layer guidance of SD3).
     """
 
@@ -40,6 +41,7 @@ class StepRecord:
     seconds: float
     bytes_by_purpose: dict[str, int]
     drift: float | None = None
+    estimated: float | None = None
     extra_evaluations: int = 0
 
     @property
@@ -48,8 +50,10 @@ class StepRecord:
         return sum(self.bytes_by_purpose.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """The record as plain data, ready for JSON; extra evaluations where there were any."""
-        extra = {"extra_evaluations": self.extra_evaluations} if self.extra_evaluations else {}
+        """The record as plain data, ready for JSON; an estimate and extra evaluations where there were any."""
+        extra: dict[str, Any] = {"extra_evaluations": self.extra_evaluations} if self.extra_evaluations else {}
+        if self.estimated is not None:
+            extra["estimated"] = self.estimated
         return {
             "index": self.index,
             "phase": self.phase.value,

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ParallelConfig, quality_value
+from ..numerics.sensitivity import Sensitivity
 from .calibration import Entry
 from .kinds import StepKind
 from .presets import GuidedSettings, ModelSettings
 
 _SNAPSHOT = re.compile("[0-9a-f]{40}")
 """A folder of the hub's cache, which does not say what the model is called."""
+
+_AMPLIFIES = {"LMSDiscreteScheduler": "amplifies what earlier predictions got wrong"}
+"""Schedulers that are linear and yet follow no estimate: methods of high order that are barely stable."""
 
 
 def second_order_note(scheduler: Any) -> str | None:
@@ -23,13 +27,33 @@ def second_order_note(scheduler: Any) -> str | None:
     return f"{name} is of order {order}: none of its steps can be shared in another way, all ran partitioned"
 
 
-def nonlinear_notes(config: ParallelConfig, scheduler: Any, kind: StepKind) -> list[str]:
-    """What it means that a scheduler is not linear."""
-    why = f"{type(scheduler).__name__} is not linear as it is configured"
-    if config.fidelity is not None:
-        return [f"{why}: errors cannot be told beforehand, and full steps alone keep the promise"]
-    if kind is StepKind.CACHED:
-        return [f"{why}: nothing makes up for the errors of cached steps"]
+def refusal_of_promises(scheduler: Any, sensitivity: Sensitivity) -> str | None:
+    """Why no cached step can be part of a promise with a scheduler; else None."""
+    name = type(scheduler).__name__
+    why = sensitivity.unknown_why if not sensitivity.on_sample else _AMPLIFIES.get(name)
+    if why is None:
+        return None
+    return f"{name} {why}: errors cannot be told beforehand, and full steps alone keep the promise"
+
+
+def scheduler_notes(guided: GuidedSettings, scheduler: Any, sensitivity: Sensitivity, kind: StepKind) -> list[str]:
+    """What it means for a run that a scheduler is as it is.
+
+    Args:
+        guided: What decides the schedule.
+        scheduler: The scheduler.
+        sensitivity: Its own.
+        kind: Of the steps that are not full; FULL where there are none.
+    """
+    name = type(scheduler).__name__
+    if guided.fidelity is not None:
+        refusal = refusal_of_promises(scheduler, sensitivity)
+        if refusal is not None:
+            return [f"{refusal}; a tolerance can be set by hand"]
+        if sensitivity.is_stochastic and kind is StepKind.CACHED:
+            return [f"{name} adds noise: a promise holds for most images, but a few become others altogether"]
+    elif kind is StepKind.CACHED and not sensitivity.on_sample:
+        return [f"{name} {sensitivity.unknown_why}: nothing makes up for the errors of cached steps"]
     return []
 
 
@@ -50,8 +74,10 @@ def plan_notes(
         return []
     if quality_value(config.quality) == 1.0:
         return ["quality exact: every step is a full one"]
+    if entry is None and guided.fidelity is not None:
+        return []  # kept by measuring, as the report says
     if entry is None:
-        return ["this model is not calibrated: general thresholds hold; hybridiff calibrate measures its own"]
+        return ["reuse steps of this model are not calibrated: general thresholds hold; use hybridiff calibrate"]
     notes = _notes_on_origin(settings, entry, pipe, grid)
     measured = entry.band(quality_value(config.quality), guided.step_kind.value).step_kind
     if measured != guided.step_kind.value:

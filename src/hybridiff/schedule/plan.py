@@ -11,7 +11,7 @@ from ..numerics.sensitivity import Sensitivity, measure_sensitivity
 from .fixed import FixedPolicy
 from .guided import GuidedPolicy
 from .kinds import Policy, StepKind
-from .notes import nonlinear_notes, plan_notes, second_order_note
+from .notes import plan_notes, refusal_of_promises, scheduler_notes
 from .presets import GuidedSettings, ModelSettings
 from .promised import PromisedPolicy, error_bound
 
@@ -25,6 +25,7 @@ class RunPlan:
         step_kind: Kind of the others; FULL where there are none.
         correction: Share of the cached steps' errors that the next full step makes up for.
         sensitivity: How far each prediction moves the sample.
+        fidelity: What is promised, in dB; None where nothing is.
         notes: Sentences for the user about what the plan rests on.
     """
 
@@ -32,12 +33,13 @@ class RunPlan:
     step_kind: StepKind
     correction: float
     sensitivity: Sensitivity
+    fidelity: float | None = None
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def all_full(cls, steps: int, *notes: str) -> RunPlan:
+    def all_full(cls, steps: int, *notes: str, fidelity: float | None = None) -> RunPlan:
         """Every step is full."""
-        return cls(FixedPolicy.all_full(steps), StepKind.FULL, 0.0, Sensitivity.unknown(steps), notes)
+        return cls(FixedPolicy.all_full(steps), StepKind.FULL, 0.0, Sensitivity.unknown(steps), fidelity, notes)
 
     @classmethod
     def make(
@@ -60,32 +62,32 @@ class RunPlan:
             agree: Makes one of the sensitivities that ranks measured, where these may differ in a bit.
         """
         scheduler = pipe.scheduler
-        refusal = second_order_note(scheduler)
-        if refusal is not None:
-            return cls.all_full(steps, refusal)
         # Image to image takes the last steps of a longer way, which decides how far apart they are.
         grid = getattr(scheduler, "num_inference_steps", None) or steps
         entry = settings.entry(scheduler, grid)
-        guided = GuidedSettings.choose(config, entry, grid)
+        guided = GuidedSettings.choose(config, entry, grid * getattr(scheduler, "order", 1))  # evaluations
         sensitivity = agree(measure_sensitivity(scheduler, steps, first_timestep))
         notes = plan_notes(config, settings, entry, pipe, grid, guided)
-        policy = _policy(config, guided, sensitivity, steps, settings.decoder_gain)
+        policy = _policy(
+            config, guided, settings.decoder_gain, sensitivity, refusal_of_promises(scheduler, sensitivity)
+        )
         is_all_full = isinstance(policy, FixedPolicy) and policy.tau1 is None
-        if not sensitivity.on_sample:
-            notes += nonlinear_notes(config, scheduler, StepKind.FULL if is_all_full else guided.step_kind)
+        kind = StepKind.FULL if is_all_full else guided.step_kind
+        notes += scheduler_notes(guided, scheduler, sensitivity, kind)
         if is_all_full:  # nothing has to be prepared for other steps
-            return cls.all_full(steps, *notes)
-        return cls(policy, guided.step_kind, guided.correction, sensitivity, tuple(notes))
+            return cls.all_full(steps, *notes, fidelity=guided.fidelity)
+        return cls(policy, guided.step_kind, guided.correction, sensitivity, guided.fidelity, tuple(notes))
 
 
 def _policy(
-    config: ParallelConfig, guided: GuidedSettings, sensitivity: Sensitivity, steps: int, gain: float
+    config: ParallelConfig, guided: GuidedSettings, gain: float, sensitivity: Sensitivity, refusal: str | None
 ) -> Policy:
+    steps = len(sensitivity.weights)
     if config.full_steps is not None:
         return FixedPolicy(parse_steps(config.full_steps), steps, guided.step_kind)
-    is_blind = config.fidelity is not None and not sensitivity.on_sample
+    is_blind = guided.fidelity is not None and refusal is not None
     if quality_value(config.quality) == 1.0 or steps < LEAST_STEPS or is_blind:
         return FixedPolicy.all_full(steps)
-    if config.fidelity is not None:
-        return PromisedPolicy(error_bound(config.fidelity, gain), sensitivity, guided.longest)
+    if guided.fidelity is not None:
+        return PromisedPolicy(error_bound(guided.fidelity, gain), sensitivity, guided.longest)
     return GuidedPolicy(guided.tolerance, guided.longest, sensitivity.weights, guided.step_kind)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import REFERENCE_STEPS, ParallelConfig, PublishedSettings, quality_value
+from ..config import REFERENCE_STEPS, ParallelConfig, PublishedSettings, quality_fidelity, quality_value
 from ..denoiser.adapters import DenoiserAdapter
 from ..errors import UsageError
 from ..models import tiny
@@ -15,7 +15,7 @@ from .calibration import Calibration, Entry
 from .kinds import StepKind
 
 _TOLERANCES = ((0.0, 0.25), (0.25, 0.14), (0.5, 0.085), (0.75, 0.045), (0.95, 0.02), (1.0, 0.0))
-"""Tolerances of qualities for models that are not calibrated: what suits both embedded models roughly."""
+"""Tolerances of reuse steps for models that are not calibrated: what suits both embedded models roughly."""
 
 _CORRECTION = 1.0
 """Share of the cached steps' errors that the next full step makes up for, likewise."""
@@ -74,8 +74,20 @@ class ModelSettings:
 
     def may_reuse(self, config: ParallelConfig) -> bool:
         """Whether some call may have reuse steps, whatever the scheduler and the number of steps."""
-        entries = (None,) if self.calibration is None else self.calibration.entries or (None,)
-        return any(GuidedSettings.choose_kind(config, entry) is StepKind.REUSE for entry in entries)
+        return any(GuidedSettings.choose_kind(config, entry) is StepKind.REUSE for entry in self._entries)
+
+    def may_promise(self, config: ParallelConfig) -> bool:
+        """Whether some call may keep a promise, likewise."""
+        if config.strategy != "hybrid":
+            return False
+        return any(
+            GuidedSettings.choose(config, entry, REFERENCE_STEPS).fidelity is not None for entry in self._entries
+        )
+
+    @property
+    def _entries(self) -> tuple[Entry | None, ...]:
+        """All that can be in force."""
+        return (None,) if self.calibration is None else self.calibration.entries or (None,)
 
 
 @dataclass(frozen=True)
@@ -87,16 +99,20 @@ class GuidedSettings:
         tolerance: Drift that a step may have since the last full one.
         longest: Largest distance of full steps.
         correction: Share of the cached steps' errors that the next full step makes up for.
+        fidelity: What is promised, in dB; None where the tolerance holds.
     """
 
     step_kind: StepKind
     tolerance: float
     longest: int
     correction: float
+    fidelity: float | None = None
 
     @classmethod
     def choose(cls, config: ParallelConfig, entry: Entry | None, steps: int) -> GuidedSettings:
-        """The user's own thresholds, and the calibration's or the general ones where there are none.
+        """The user's own thresholds, and the calibration's where there are none.
+
+        A quality is a fidelity: where nothing was calibrated, it is promised and kept by measuring.
 
         Args:
             config: What the user asked for.
@@ -108,7 +124,18 @@ class GuidedSettings:
             quality = quality_value(config.quality)
             tolerance = interpolate(_TOLERANCES, quality) if entry is None else entry.tolerance(quality, kind.value)
         longest = scaled_steps(_LONGEST, steps, least=2)
-        return cls(kind, tolerance, longest, _CORRECTION if entry is None else entry.correction)
+        correction = _CORRECTION if entry is None else entry.correction
+        return cls(kind, tolerance, longest, correction, cls._promised(config, entry, kind))
+
+    @staticmethod
+    def _promised(config: ParallelConfig, entry: Entry | None, kind: StepKind) -> float | None:
+        """A fidelity that was asked for, or the one that a quality stands for where nothing else tells the schedule."""
+        if config.fidelity is not None:
+            return config.fidelity
+        quality, has_schedule = quality_value(config.quality), config.tolerance is not None or config.full_steps
+        if has_schedule or entry is not None or kind is not StepKind.CACHED or quality == 1.0:
+            return None
+        return quality_fidelity(quality)
 
     @staticmethod
     def choose_kind(config: ParallelConfig, entry: Entry | None) -> StepKind:

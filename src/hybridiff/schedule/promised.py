@@ -21,6 +21,9 @@ _SMOOTHING = 0.5
 _CLIP = (0.25, 4.0)
 """What one gap left of what was expected of it counts no further than this."""
 
+_MOST_STAKED = 0.5
+"""Share of the remaining squared bound that one gap may be expected to spend: the last ones can be made up by none."""
+
 
 class PromisedPolicy(Policy):
     """Gaps as long as the error they are expected to leave in the final sample fits into what is left of a bound.
@@ -29,7 +32,8 @@ class PromisedPolicy(Policy):
     correction that this will need is expected to be `speed * sum_r r s(i+r)`, a share of which is left (`REACTION`).
     What the last gaps really left, as estimated in hindsight, corrects the expectation, as an integral controller does.
     A gap may spend the part of the remaining (squared) bound that it covers of the remaining steps, so that all gaps
-    cost alike, which is the cheapest way to spend it. The worst image of a batch decides.
+    cost alike, which is the cheapest way to spend it; but never more than half of it. The worst image of a batch
+    decides.
 
     Args:
         bound: Root mean square that the final sample may be off.
@@ -40,7 +44,8 @@ class PromisedPolicy(Policy):
     def __init__(self, bound: float, sensitivity: Sensitivity, longest: int) -> None:
         super().__init__(StepKind.CACHED)
         self.bound, self.longest = bound, longest
-        self._final = [abs(value) for value in sensitivity.on_sample[-1]]
+        self._final = [abs(value) for value in sensitivity.influence]
+        self._places = sensitivity.places or range(len(self._final))
         self._full_steps = 0
         self._latest, self._next = 0, 1
         self._speeds: Sequence[float] = ()  # at the latest full step, per image
@@ -92,12 +97,13 @@ class PromisedPolicy(Policy):
         for row, speed in enumerate(speeds):
             left = self.bound**2 - self._spent[row] ** 2
             expected = self._factor[row] * self._expect(speed, step, room)
-            if not expected**2 <= left * room / (last - step):
+            if not expected**2 <= left * min(room / (last - step), _MOST_STAKED):
                 return False
         return bool(speeds)
 
     def _expect(self, speed: float, step: int, room: int) -> float:
-        moved = speed * sum(ahead * self._final[step + ahead] for ahead in range(1, room))
+        here, places = self._places[step], self._places
+        moved = speed * sum((places[ahead] - here) * self._final[ahead] for ahead in range(step + 1, step + room))
         return REACTION * moved * fading(step + room, len(self._final))
 
 

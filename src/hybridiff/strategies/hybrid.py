@@ -8,6 +8,7 @@ from ..config import ParallelConfig, parse_steps
 from ..denoiser.call import Evaluation
 from ..denoiser.split import choose_outer
 from ..numerics.estimate import ErrorEstimate
+from ..numerics.reaction import Reaction
 from ..numerics.sensitivity import Sensitivity
 from ..schedule.fixed import FixedPolicy
 from ..schedule.kinds import StepKind
@@ -40,7 +41,8 @@ class HybridStrategy(SwitchingStrategy):
     @classmethod
     def check_steps(cls, config: ParallelConfig, settings: ModelSettings, scheduler: Any, steps: int) -> None:
         if config.full_steps is not None:
-            FixedPolicy(parse_steps(config.full_steps), steps)
+            order = getattr(scheduler, "order", 1)  # each step but the last one takes so many evaluations
+            FixedPolicy(parse_steps(config.full_steps), order * (steps - 1) + 1)
 
     def notes(self) -> list[str]:
         return [*self._plan.notes, *super().notes()]
@@ -48,7 +50,7 @@ class HybridStrategy(SwitchingStrategy):
     def _make_plan(self, first: Evaluation) -> RunPlan:
         context, steps = self.context, self.context.steps
         if first.branches == 1:
-            return RunPlan.all_full(steps)
+            return RunPlan.all_full(steps, fidelity=context.config.fidelity)
         return RunPlan.make(context.config, context.settings, context.pipe, steps, first.timestep, self._leaders)
 
     def _estimate(self) -> ErrorEstimate | None:
@@ -57,7 +59,7 @@ class HybridStrategy(SwitchingStrategy):
         return ErrorEstimate(self._plan.sensitivity, float(self.context.pipe.guidance_scale)) if keeps else None
 
     def fidelity(self) -> dict[str, float]:
-        promised, gain = self.context.config.fidelity, self.context.settings.decoder_gain
+        promised, gain = self._plan.fidelity, self.context.settings.decoder_gain
         return {} if promised is None else {"promised": promised, "estimated": estimated_fidelity(self.policy, gain)}
 
     def _leaders(self, measured: Sensitivity) -> Sensitivity:
@@ -71,7 +73,10 @@ class HybridStrategy(SwitchingStrategy):
         if plan.step_kind is StepKind.FULL:
             return NoStep(self.evaluator)
         if plan.step_kind is StepKind.CACHED:
-            return CachedStep(self.evaluator, plan.correction, plan.sensitivity, self._estimate())
+            scale, steps = float(self.context.pipe.guidance_scale), self.context.steps
+            whole = getattr(self.context.pipe.scheduler, "num_inference_steps", None)
+            reaction = Reaction(scale, steps, whole)
+            return CachedStep(self.evaluator, plan.correction, plan.sensitivity, reaction, self._estimate())
         share = self.context.settings.reuse_share
         staged = split_network(self.context, first, StepKind.REUSE, lambda splits: choose_outer(splits, share))
-        return ReuseStep(self.evaluator, staged)
+        return ReuseStep(self.evaluator, staged, plan.sensitivity.places)

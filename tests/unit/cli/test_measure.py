@@ -59,7 +59,10 @@ ENTRY = Entry(
         (["study", "--model", "tiny-sdxl", "--again", "magic"], "unknown method 'magic'; choose one of exact"),
         (["calibrate", "--model", "tiny-sdxl", "--step-kinds", "magic"], "unknown step kind 'magic'; choose one of"),
         (["calibrate", "--model", "some/model"], "give --prompts FILE: only tiny-sdxl and tiny-sd3 bring prompts"),
-        (["calibrate", "--model", "tiny-sdxl", "--scheduler", "heun"], "is of order 2: all of its steps are full"),
+        (
+            ["calibrate", "--model", "tiny-sdxl", "--scheduler", "heun"],
+            "is of order 2: thresholds are calibrated for one",
+        ),
     ],
 )
 def test_bad_input_is_one_line_before_any_network_runs(

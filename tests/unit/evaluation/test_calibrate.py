@@ -60,7 +60,7 @@ CALL_OF_UNETS = {name: value for name, value in CALL.items() if name != "max_seq
 
 
 def test_what_cannot_be_calibrated_is_refused() -> None:
-    with pytest.raises(UsageError, match="HeunDiscreteScheduler is of order 2: all of its steps are full"):
+    with pytest.raises(UsageError, match="HeunDiscreteScheduler is of order 2: thresholds are calibrated for one"):
         calibrate(build("sdxl", "heun"), PROMPTS, CALL_OF_UNETS)
     with pytest.raises(UsageError, match="unknown step kind 'magic'; choose one of cached, reuse"):
         check_candidates(["magic"])

@@ -137,3 +137,14 @@ def test_keeping_rows_of_nothing_is_nothing() -> None:
     extrapolation.keep_last_rows(1)
     extrapolation.observe(0, (torch.ones(1),))
     assert extrapolation.at(3)[0].item() == 1.0
+
+
+def test_places() -> None:
+    """What is less than one apart is at one place: the later observation stands for it."""
+    extrapolation, plain = Extrapolation(order=2, places=(0.0, 1.0, 1.25, 2.0, 2.25)), Extrapolation(order=2)
+    for position, value in ((0, 0.0), (1, 8.0), (2, 1.0), (3, 4.0)):
+        extrapolation.observe(position, (torch.tensor([value]),))
+    for position, value in ((0, 0.0), (1, 1.0), (2, 4.0)):
+        plain.observe(position, (torch.tensor([value]),))
+    for position, place in ((1, 1), (2, 1), (3, 2), (4, 2)):
+        assert torch.equal(extrapolation.at(position)[0], plain.at(place)[0])

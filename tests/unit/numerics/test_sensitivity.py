@@ -198,6 +198,56 @@ def test_schedulers_that_cannot_run_by_themselves_have_none() -> None:
     assert measure_sensitivity(given, STEPS) == Sensitivity.unknown(STEPS)
 
 
+def test_a_sensitivity_that_is_wrong_is_found_out() -> None:
+    """Noise that no seed decides, and what is linear only near zero, though no setting says so."""
+    generator = torch.Generator()
+
+    class Unseeded(diffusers.EulerDiscreteScheduler):  # type: ignore[misc]
+        def step(self, *args: Any, **kwargs: Any) -> Any:
+            (sample,) = super().step(*args, **kwargs)[:1]
+            return (sample + 0.1 * torch.randn(sample.shape, generator=generator),)
+
+    class Bounded(diffusers.EulerDiscreteScheduler):  # type: ignore[misc]
+        def step(self, *args: Any, **kwargs: Any) -> Any:
+            return (super().step(*args, **kwargs)[0].clamp(-500, 500),)
+
+    for kind in (Unseeded, Bounded):
+        given = kind()
+        given.set_timesteps(STEPS)
+        sensitivity = measure_sensitivity(given, STEPS)
+        assert sensitivity == Sensitivity.unknown(STEPS)
+        assert sensitivity.unknown_why == "is not linear, or its noise is never the same"
+
+
+def test_where_noise_is_added_errors_count_as_the_network_sees_them() -> None:
+    names = ("euler", "euler-ancestral")
+    plain, noisy = (measure_sensitivity(scheduler(name, prediction_type="v_prediction"), STEPS) for name in names)
+    assert (plain.is_stochastic, plain.furthest, plain.influence) == (False, [], plain.on_sample[-1])
+    assert noisy.is_stochastic
+    scales = [*(1 / (1 + scheduler("euler-ancestral").sigmas[1:-1] ** 2).sqrt()).tolist(), 1.0]
+    rows = [[scale * abs(value) for value in row] for row, scale in zip(noisy.on_sample, scales, strict=True)]
+    expected = [max(column) for column in zip(*rows, strict=True)]
+    assert_same(noisy.influence, expected)
+    assert noisy.influence[1] > 2 * abs(noisy.on_sample[-1][1]), "the scheduler by itself forgets"
+
+
+def test_the_first_evaluation_of_a_second_order_step_counts() -> None:
+    """Its sample is thrown away, but the network has seen it."""
+    given = scheduler("flow-heun")
+    sensitivity = measure_sensitivity(given, len(given.timesteps))
+    assert not sensitivity.is_stochastic
+    first = [abs(final) for final in sensitivity.on_sample[-1]][0:-1:2]
+    assert_same(sensitivity.influence[0:-1:2], [2 * value for value in first])
+
+
+def test_where_steps_lie() -> None:
+    assert measure_sensitivity(scheduler("ddim"), STEPS).places is None
+    heun = scheduler("heun", 5)
+    assert measure_sensitivity(heun, 9).places == (0.0, 1.0, 1.25, 2.0, 2.25, 3.0, 3.25, 4.0, 4.25)
+    heun.set_begin_index(4)  # from image to image: the second evaluation at a time, where a step begins
+    assert measure_sensitivity(heun, 5, float(heun.timesteps[4])).places == (0.0, 1.0, 1.25, 2.0, 2.25)
+
+
 def test_where_nothing_is_known_all_steps_count_alike() -> None:
     assert Sensitivity.unknown(3) == Sensitivity([1.0] * 3, [])
 

@@ -17,7 +17,7 @@ from hybridiff.schedule.calibration import Calibration
 from hybridiff.schedule.fixed import FixedPolicy
 from hybridiff.schedule.guided import GuidedPolicy
 from hybridiff.schedule.kinds import StepKind
-from hybridiff.schedule.plan import RunPlan, second_order_note
+from hybridiff.schedule.plan import RunPlan
 from hybridiff.schedule.presets import GuidedSettings, ModelSettings
 from hybridiff.schedule.promised import PromisedPolicy
 from support.calibrations import ENTRY, REUSE_ABOVE, calibration_file, entry_with
@@ -143,15 +143,16 @@ def test_schedules_that_cannot_be(full: str, message: str) -> None:
         make(10, full_steps=full)
 
 
-def test_schedulers_of_second_order_have_full_steps_only() -> None:
-    pipe = pipeline(diffusers.HeunDiscreteScheduler(beta_schedule="scaled_linear"), grid=5)
+def test_second_order_schedulers_take_part() -> None:
+    """Their steps are evaluations: two at most times, which lie hardly apart."""
+    pipe = pipeline(diffusers.HeunDiscreteScheduler(beta_schedule="scaled_linear"), grid=25)
     steps = len(pipe.scheduler.timesteps)
-    plan = make(steps, pipe, full_steps="0")
-    assert full_steps(plan, steps) == list(range(steps))
-    assert (plan.step_kind, plan.sensitivity) == (StepKind.FULL, Sensitivity.unknown(steps))
-    assert plan.notes == (second_order_note(pipe.scheduler),)
-    assert plan.notes[0].startswith("HeunDiscreteScheduler is of order 2: ")
-    assert second_order_note(diffusers.DDIMScheduler()) is None
+    plan = make(steps, pipe)
+    assert (steps, plan.step_kind, plan.notes) == (49, StepKind.CACHED, (GENERAL,))
+    assert plan.sensitivity.places is not None
+    assert plan.sensitivity.places[:5] == (0.0, 1.0, 1.25, 2.0, 2.25)
+    assert guided(plan).longest == guided(make(50)).longest, "as many evaluations, as far apart"
+    assert full_steps(make(steps, pipe, full_steps="0-3,5,48"), steps) == [0, 1, 2, 3, 5, 48]
 
 
 def test_image_to_image_takes_the_thresholds_of_the_whole_way() -> None:
@@ -258,15 +259,30 @@ def test_a_promise_on_a_scheduler_that_is_not_linear(option: str) -> None:
     plan = make(pipe=pipe, fidelity=30)
     assert (full_steps(plan, 20), plan.step_kind) == (list(range(20)), StepKind.FULL)
     (note,) = plan.notes
-    assert note.startswith("DDIMScheduler is not linear as it is configured: errors cannot be told beforehand")
+    assert note.startswith(f"DDIMScheduler is not linear as it is configured ({option}): errors cannot be told")
 
 
 def test_a_promise_on_a_scheduler_of_second_order() -> None:
     pipe = pipeline(diffusers.HeunDiscreteScheduler(beta_schedule="scaled_linear"), grid=5)
-    steps = len(pipe.scheduler.timesteps)
-    plan = make(steps, pipe, fidelity=30)
-    assert full_steps(plan, steps) == list(range(steps))
-    assert plan.notes == (second_order_note(pipe.scheduler),)
+    plan = make(len(pipe.scheduler.timesteps), pipe, fidelity=30)
+    assert promised(plan)._final == plan.sensitivity.furthest
+    assert promised(plan)._places == plan.sensitivity.places
+
+
+def test_a_promise_on_a_scheduler_that_adds_noise() -> None:
+    pipe = pipeline(diffusers.DDPMScheduler(**BETAS))
+    (note,) = make(pipe=pipe, fidelity=30).notes
+    assert note == ("DDPMScheduler adds noise: a promise holds for most images, but a few become others altogether")
+    assert make(pipe=pipe, tolerance=0.1).notes == ()
+
+
+def test_a_promise_on_a_scheduler_that_is_barely_stable() -> None:
+    pipe = pipeline(diffusers.LMSDiscreteScheduler(beta_schedule="scaled_linear"))
+    plan = make(pipe=pipe, fidelity=30)
+    assert full_steps(plan, 20) == list(range(20))
+    (note,) = plan.notes
+    assert note.startswith("LMSDiscreteScheduler amplifies what earlier predictions got wrong: errors cannot be told")
+    assert make(pipe=pipe, tolerance=0.1).notes == ()
 
 
 def test_what_ranks_agree_on_is_what_a_promise_rests_on() -> None:
@@ -278,7 +294,9 @@ def test_a_scheduler_that_is_not_linear_cannot_make_up_for_errors() -> None:
     """Only cached steps have errors to make up for."""
     pipe = pipeline(diffusers.DDIMScheduler(**BETAS | {"clip_sample": True}))
     (note,) = make(pipe=pipe, tolerance=0.1).notes
-    assert note == "DDIMScheduler is not linear as it is configured: nothing makes up for the errors of cached steps"
+    assert note == (
+        "DDIMScheduler is not linear as it is configured (clip_sample): nothing makes up for the errors of cached steps"
+    )
     assert make(pipe=pipe, tolerance=0.1, step_kind="reuse").notes == ()
     assert make(pipe=pipe, quality="exact").notes == ("quality exact: every step is a full one",)
     assert make(pipe=pipe, tolerance=0.1).sensitivity == Sensitivity.unknown(20)

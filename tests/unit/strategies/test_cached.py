@@ -75,7 +75,7 @@ def test_notes() -> None:
         generate(parallel, "sd15", **STEPS)
         assert parallel.report is not None
         (note,) = parallel.report.notes
-    assert note.startswith("DDIMScheduler is not linear as it is configured: nothing makes up for")
+    assert note.startswith("DDIMScheduler is not linear as it is configured (thresholding): nothing makes up for")
 
 
 @pytest.mark.parametrize(
@@ -181,13 +181,22 @@ def test_one_run_leaves_nothing_for_the_next(step_kind: str) -> None:
         assert torch.equal(latents, generate_parallel("sd3", change, **config)[0].latents)
 
 
-def test_a_second_order_scheduler_runs_partitioned_and_says_so() -> None:
-    generated = simulated("sd15", GUIDED, {"num_inference_steps": 5}, scheduler="heun")
-    expected = generated_one_part_after_another("sd15", scheduler="heun", num_inference_steps=5)
-    assert torch.equal(generated.latents, expected)
+@pytest.mark.parametrize("full", ["0-1,3,5,7,9,11,13,15,17-18", "0-2,4,6,8,10,12,14,16,18"])
+def test_a_second_order_scheduler_takes_part(full: str) -> None:
+    """Held are the first evaluations of its steps, or the second ones, which try out where a step ends."""
+    few = {"num_inference_steps": 10}
+    generated = simulated("sd15", {"strategy": "hybrid", "full_steps": full}, few, scheduler="heun")
+    expected = generated_one_part_after_another("sd15", scheduler="heun", **few)
+    assert kinds(generated).count("c") in (8, 9)
+    assert generated.report["notes"] == []
+    assert relative_difference(generated.latents, expected) < 0.005
+
+
+def test_a_second_order_scheduler_whose_steps_are_all_full() -> None:
+    few = {"num_inference_steps": 5}
+    generated = simulated("sd15", {"strategy": "hybrid", "quality": "exact"}, few, scheduler="heun")
+    assert torch.equal(generated.latents, generated_one_part_after_another("sd15", scheduler="heun", **few))
     assert kinds(generated) == "f" * 9
-    (note,) = generated.report["notes"]
-    assert note.startswith("HeunDiscreteScheduler is of order 2: ")
 
 
 @pytest.mark.parametrize("images", [1, 2])

@@ -6,6 +6,8 @@ guidance is fresh at every step, and the only message is the all-gather of the p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from ...denoiser.blocks import Boundary
@@ -24,13 +26,16 @@ class ReuseStep(StepExecutor):
     Args:
         evaluator: Evaluates calls on all ranks.
         staged: The network, split.
+        places: Where steps lie in time (`Sensitivity.places`).
     """
 
-    def __init__(self, evaluator: BranchEvaluator, staged: StagedDenoiser) -> None:
+    def __init__(
+        self, evaluator: BranchEvaluator, staged: StagedDenoiser, places: Sequence[float] | None = None
+    ) -> None:
         super().__init__(evaluator)
         self.staged: StagedDenoiser = staged
         self._channel = evaluator.channel
-        self._features = {rank: Extrapolation(order=1) for rank in evaluator.channel.comm.local_ranks}
+        self._features = {rank: Extrapolation(order=1, places=places) for rank in evaluator.channel.comm.local_ranks}
 
     def run(self, evaluation: Evaluation, step: int) -> Answer:
         prediction = self.evaluator.evaluate(evaluation, self._run_outer)

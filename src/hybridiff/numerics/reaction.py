@@ -1,0 +1,56 @@
+"""How the guided network answers a displaced sample: it pulls it back, before anything has been corrected."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from ..config import REFERENCE_STEPS
+from .guidance import guided
+
+RATE = 0.06
+"""Share of a displacement that guidance pulls back in one of 50 steps, at the start, per unit of its scale above 1."""
+
+DECAY = 2.0
+"""The rate falls as `exp(-DECAY * progress)`: both branches come to see the same image."""
+
+_MOST = 0.5
+"""No step pulls back more than this share."""
+
+
+class Reaction:
+    """What a network has made of a displaced sample, as far as its guidance scale says.
+
+    The unconditional branch follows a displacement, as it has not settled what to draw, while the conditional one
+    pulls back, as it knows; guidance multiplies the difference. So the prediction of a sample that is off contains a
+    pull `rate * correction`, with *correction* the change in this prediction that would move the sample to where it
+    should be. Both branches are given it alike: only the guided prediction moves the sample.
+
+    Args:
+        guidance_scale: By which the pipeline combines the branches.
+        steps: Number of denoising steps of the run.
+        whole: Number of steps of the whole way from noise to image, of which the run has the last ones.
+    """
+
+    def __init__(self, guidance_scale: float, steps: int, whole: int | None = None) -> None:
+        self._scale, self._whole = guidance_scale, max(steps, whole or steps)
+        self._skipped = self._whole - steps
+
+    def rate(self, step: int) -> float:
+        """Share of a displacement that the prediction of a step pulls back."""
+        progress = (self._skipped + step) / self._whole
+        early = RATE * max(0.0, self._scale - 1) * math.exp(-DECAY * progress)
+        return min(_MOST, early * REFERENCE_STEPS / self._whole)
+
+    def pull(self, step: int, correction: torch.Tensor, weight: float) -> torch.Tensor:
+        """The pull in a prediction, in both branches alike: (2B, ...) as the correction.
+
+        Args:
+            step: Of the prediction.
+            correction: What was to be corrected, as hindsight says that takes this prediction for undisturbed.
+            weight: How far a change in the prediction changes that correction.
+        """
+        rate = self.rate(step)
+        pull = rate / (1 + rate * weight) * guided(correction, self._scale)
+        return pull.repeat(2, *[1] * (pull.ndim - 1))
