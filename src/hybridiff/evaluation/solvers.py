@@ -73,7 +73,7 @@ def solver_settings(steps: int, own: Any) -> Iterator[Setting]:
     for name in names:
         yield from (promised(decibels, scheduler=name, steps=None if name is None else steps) for decibels in PROMISES)
         fewer = scaled_steps(FEWER_HYBRID, steps, least=3)
-        if fewer < steps and not _is_first_order(type(own).__name__ if name is None else SCHEDULERS[name].class_name):
+        if fewer < steps and (type(own).__name__ if name is None else SCHEDULERS[name].class_name) not in _FIRST_ORDER:
             yield from (promised(decibels, fewer, name) for decibels in PROMISES)
 
 
@@ -107,21 +107,12 @@ def least_evaluations(rows: Sequence[Mapping[str, Any]], fidelity: str) -> list[
 
 
 def _plain(name: str | None, steps: int) -> Iterator[Setting]:
-    config = ParallelConfig("cfg")
-    for fewer in [scaled_steps(number, steps, least=3) for number in FEWER]:
-        if fewer < steps and name is None:
-            yield Setting("fewer-steps", f"{fewer} steps", config, fewer)
-        elif fewer < steps:
-            yield Setting("solvers", _where(fewer, name), config, fewer, name)
-    if name is None:
-        yield Setting("exact", "cfg", config)
-    else:
-        yield Setting("solvers", _where(steps, name), config, steps, name)
+    config, numbers = ParallelConfig("cfg"), {scaled_steps(number, steps, least=3) for number in FEWER}
+    method = "fewer-steps" if name is None else "solvers"
+    for fewer in sorted(number for number in numbers if number < steps):
+        yield Setting(method, _where(fewer, name), config, fewer, name)
+    yield Setting("exact", "cfg", config) if name is None else Setting(method, _where(steps, name), config, steps, name)
 
 
 def _where(steps: int | None, scheduler: str | None) -> str:
-    return ", ".join([*([] if scheduler is None else [scheduler]), *([] if steps is None else [f"{steps} steps"])])
-
-
-def _is_first_order(class_name: str) -> bool:
-    return class_name in _FIRST_ORDER
+    return ", ".join(filter(None, [scheduler, f"{steps} steps" if steps else None]))

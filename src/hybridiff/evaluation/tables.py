@@ -24,7 +24,7 @@ _EXPLANATION = """\
 Ideal speed-up and PSNR (dB, at most 100 an image) against one device; worst tenth: mean PSNR of the worst tenth of the
 prompts; full steps: fewest-median-most over the prompts; right: share of captions whose image is right."""
 
-_CONVERGED = "Converged: PSNR against the image that {own} makes in {steps} steps, beside it its worst tenth."
+_CONVERGED = "Converged: PSNR against the image that {scheduler} makes in {converged_steps} steps; its worst tenth.\n"
 
 _PROMISES = """\
 What was promised, what runs estimated of themselves, and what is true, in dB; off: mean of the difference of these two.
@@ -49,8 +49,7 @@ def format_markdown(study: Study) -> str:
         [
             f"# {', '.join(head)}, {len(run['prompts'])} prompts\n",
             _EXPLANATION + ("" if right is None else f"\nOn one device {right:.0%} are right."),
-            *_about_converged(run),
-            "",
+            _CONVERGED.format(**run) if "converged_steps" in run else "",
             f"    {study.made_with.get('command', '')}\n",
             "## At equal speed\n",
             "PSNR in dB of each method at its best settings; between settings along straight lines.\n",
@@ -88,11 +87,6 @@ def _psnr_at(best: Sequence[tuple[float, float]], speed: float) -> str:
     if not best or not best[0][0] - _NEAR <= speed <= best[-1][0] + _NEAR:
         return ""
     return f"{interpolate(best, speed):.1f}"
-
-
-def _about_converged(run: dict[str, Any]) -> list[str]:
-    steps, own = run.get("converged_steps"), run["scheduler"].removesuffix("Scheduler")
-    return [_CONVERGED.format(own=own, steps=steps)] if steps else []
 
 
 def _promises(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -246,7 +246,7 @@ def test_the_page_has_what_was_measured_of_promises_and_solvers(tmp_path: Path) 
         row = FrontierRow(setting, [ImageResult(50.0, None, None, run, psnr_converged=44.0)])
         study.add(described(setting) | known | {"config": config}, row)
     page = format_markdown(study)
-    assert "against the image that FlowMatchEulerDiscrete makes in 100 steps" in page
+    assert "against the image that FlowMatchEulerDiscreteScheduler makes in 100 steps" in page
     assert "\n| 45 | 47.0 | 50.0 | 50.0 | 3.0 | 3.00x | 8 |\n" in page
     assert "(study-solvers.png)" in page
     assert "\n| evaluations | 8 | 10 | 12 |\n" in page
