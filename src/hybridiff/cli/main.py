@@ -68,7 +68,7 @@ def build_app() -> "typer.Typer":
     from .demo import Demo
     from .flags import dashes, flag
     from .generate import Generate
-    from .measure import Calibrate, Inspect, Simulate
+    from .measure import Calibrate, Inspect, Simulate, Study
 
     def show_version(asked: bool) -> None:
         if asked:
@@ -83,7 +83,7 @@ def build_app() -> "typer.Typer":
 
     names = {"help_option_names": ["-h", "--help"], "token_normalize_func": dashes}
     app = typer.Typer(callback=root, pretty_exceptions_enable=False, context_settings=names)
-    for command in (Generate, Inspect, Calibrate, Simulate, Demo):
+    for command in (Generate, Inspect, Calibrate, Simulate, Study, Demo):
         app.command(command.__name__.lower())(command)
     return app
 

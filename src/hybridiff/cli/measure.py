@@ -1,4 +1,4 @@
-"""The commands that measure a model on one device: `inspect`, `calibrate` and `simulate`."""
+"""The commands that measure a model on one device: `inspect`, `calibrate`, `simulate` and `study`."""
 
 import sys
 from dataclasses import dataclass
@@ -12,6 +12,11 @@ from .flags import flag, number
 from .options import PROMPTS, WHAT, CallOptions, ModelOptions, check_known
 
 BATCH = "prompts at once where the schedule does not depend on them"
+METHODS = "methods to compare (default: all but solvers, or none with --settings)"
+STUDY_METHODS = ("exact", "quality", "fidelity", "cached", "solvers")
+CONVERGED = "compare with the image of so many steps, too, which takes longest; 0 leaves it out"
+AGAIN = "methods whose rows are to be measured again; without it what is there is kept"
+SETTINGS = "more settings: a JSON list of objects with method, label, config, and steps or scheduler"
 TYPICAL_PROMPTS = "prompts for typical schedules, none of --prompts; the embedded models bring theirs"
 
 
@@ -95,26 +100,23 @@ class Simulate(_ManyPrompts):
     """Compare fidelity and ideal speed-up of many settings, on one device."""
 
     limit: Annotated[int | None, number(WHAT, "take the first prompts only", least=1)] = None
-    methods: Annotated[str | None, flag(WHAT, "methods to compare (default: all, or none with --settings)", "A,B")] = (
-        None
-    )
-    settings: Annotated[
-        str | None, flag(WHAT, "more settings: a JSON list of objects with method, label, config, steps", "FILE")
-    ] = None
+    methods: Annotated[str | None, flag(WHAT, METHODS, "A,B")] = None
+    settings: Annotated[str | None, flag(WHAT, SETTINGS, "FILE")] = None
     calibration: Annotated[str | None, flag(WHAT, "thresholds that hybridiff calibrate wrote", "FILE")] = None
     calibration_prompts: Annotated[str | None, flag(WHAT, TYPICAL_PROMPTS, "FILE")] = None
+    converged_steps: Annotated[int, number(WHAT, CONVERGED, least=0, most=1000)] = 0
     batch: Annotated[int, number(WHAT, BATCH, least=1, most=MOST_IMAGES)] = 1
-    output: Annotated[str, flag(WHAT, "the rows; a chart and a page lie beside it", "FILE")] = "out/frontier.json"
+    output: Annotated[str, flag(WHAT, "the rows; charts and a page lie beside it", "FILE")] = "out/frontier.json"
+    again: Annotated[str | None, flag(WHAT, AGAIN, "A,B")] = None
     fresh: Annotated[bool, flag(WHAT, "start over where the output is there already", "", "--fresh")] = False
 
     def run(self) -> None:
         """Measure, write and tell."""
-        from ..evaluation.charts import plot_frontier
         from ..evaluation.frontier import seeded
         from ..evaluation.grid import TYPICAL, guided_models, list_settings
-        from ..evaluation.study import Study, read_settings, run_study
-        from ..evaluation.tables import format_markdown, format_study
-        from ..evaluation.workload import describe_prompts, take_prompts, versions
+        from ..evaluation.settings_file import read_settings
+        from ..evaluation.study import run_study
+        from ..evaluation.workload import take_prompts
         from .output import Output, progress_bar
 
         target = Output.file(self.output, ".json").path
@@ -126,31 +128,81 @@ class Simulate(_ManyPrompts):
             guided = guided_models()
             guided_prompts = take_prompts(self.model, self.calibration_prompts, "calibration", (16,))
         workload = self.load()
-        settings = [*list_settings(methods, workload.steps), *own]
+        settings = [*list_settings(methods, workload.steps, workload.pipe.scheduler), *own]
         if self.calibration is not None:
             settings, guided = ([one.calibrated(self.calibration) for one in some] for some in (settings, guided))
-        facts = workload.facts() | {"prompts": describe_prompts(prompts)}
-        made_with = {"command": "hybridiff " + " ".join(sys.argv[1:]), **versions()}
-        study = Study.open(target, run=facts, made_with=made_with, fresh=self.fresh)
+        study = self._open(target, workload, prompts)
         with progress_bar() as show:
             run_study(study, workload.pipe, prompts, settings, workload.call, guided, guided_prompts, show, self.batch)
-        chart, page = target.with_suffix(".png"), target.with_suffix(".md")
-        plot_frontier(study.to_dict(), chart)
-        page.write_text(format_markdown(study), encoding="utf-8")
-        print(f"{format_study(study)}\n  {target}\n  {chart}\n  {page}")
+        _tell(study)
+
+    def _open(self, target: Path, workload: Any, prompts: Any) -> Any:
+        """The study in the output file, to go on with."""
+        from ..evaluation.solvers import check_converged
+        from ..evaluation.study import Study
+        from ..evaluation.workload import describe_prompts, versions
+
+        facts = workload.facts() | {"prompts": describe_prompts(prompts)}
+        if self.converged_steps:
+            check_converged(self.converged_steps, workload.steps, workload.pipe.scheduler)
+            facts["converged_steps"] = self.converged_steps
+        made_with = {"command": "hybridiff " + " ".join(sys.argv[1:]), **versions()}
+        study = Study.open(target, run=facts, made_with=made_with, fresh=self.fresh)
+        study.forget(_names(self.again) if self.again else [])
+        return study
 
     def _methods(self) -> list[str]:
-        """The methods to compare: those that were named, or all that can be."""
-        from ..evaluation.grid import NAMES, TYPICAL, check_methods
+        """The methods to compare: those that were named, or the default ones."""
+        from ..evaluation.grid import check_methods
 
-        if self.methods is not None:
-            names = _names(self.methods)
-            check_methods(names)
-            return names
+        if self.methods is None:
+            return self._default_methods()
+        names = _names(self.methods)
+        check_methods(names)
+        return names
+
+    def _default_methods(self) -> list[str]:
+        from ..evaluation.grid import NAMES, SOLVERS, TYPICAL
+
         if self.settings is not None:
             return []
         has_prompts = self.model in EMBEDDED or self.calibration_prompts is not None
-        return [name for name in NAMES if name != TYPICAL or has_prompts]
+        return [name for name in NAMES if name != SOLVERS and (name != TYPICAL or has_prompts)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study(Simulate):
+    """Put a model to the test: frontier, promises and other solvers, with one page.
+
+    It is simulate with other defaults, and goes on where it was stopped. SDXL or SD3 take about an hour on one large
+    GPU. Most of it are the converged images (fewer --converged-steps, or 0), the solvers (leave them out of --methods)
+    and the prompts (--limit); --batch 4 saves some, where memory allows it.
+    """
+
+    limit: Annotated[int | None, number(WHAT, "take the first prompts only", least=1)] = 32
+    methods: Annotated[str | None, flag(WHAT, f"methods to compare (default: {','.join(STUDY_METHODS)})", "A,B")] = None
+    converged_steps: Annotated[int, number(WHAT, CONVERGED, least=0, most=1000)] = 500
+    output: Annotated[str, flag(WHAT, "the rows; charts and a page lie beside it", "FILE")] = "out/study.json"
+
+    def _default_methods(self) -> list[str]:
+        return list(STUDY_METHODS)
+
+
+def _tell(study: Any) -> None:
+    """Write page and charts beside the file of a study, and tell."""
+    from ..evaluation.charts import plot_frontier
+    from ..evaluation.solver_chart import plot_solvers
+    from ..evaluation.solvers import solver_lines
+    from ..evaluation.tables import format_markdown, format_study
+
+    path, content = study.path, study.to_dict()
+    written = [path, path.with_suffix(".png"), path.with_suffix(".md")]
+    plot_frontier(content, written[1])
+    written[2].write_text(format_markdown(study), encoding="utf-8")
+    if solver_lines(content):
+        written.append(path.with_name(f"{path.stem}-solvers.png"))
+        plot_solvers(content, written[-1])
+    print("\n  ".join([format_study(study), *map(str, written)]))
 
 
 def _names(text: str) -> list[str]:

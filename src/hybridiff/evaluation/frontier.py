@@ -1,8 +1,10 @@
 """Fidelity against ideal speed-up, for any set of settings, on one device.
 
 Every image is compared with the one that the stock pipeline generates on one device from the same prompt and seed, in
-the same number of steps, also where a setting itself takes fewer: the question is how much of that image is left at a
-speed, not how good an image is. Speed-ups are ideal ones, against that same one-device generation.
+the same number of steps, also where a setting itself takes fewer or another scheduler: the question is how much of that
+image is left at a speed, not how good an image is. Speed-ups are ideal ones, against that same one-device generation.
+Where it was generated, images are also compared with the converged one, of so many steps that more change nothing: what
+every solver is after.
 """
 
 from __future__ import annotations
@@ -11,20 +13,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
 from ..models.tiny.checking import check
 from ..models.tiny.scenes import parse_caption
 from ..utils.prompts import Prompt
+from .kept import KeptImages, Pixels
 from .metrics import psnr, structural_similarity
 from .rows import FrontierRow, ImageResult
 from .settings import Setting
 from .simulation import RunSummary, Splits
 
 T = TypeVar("T")
-
-Pixels = np.ndarray[Any, np.dtype[np.float32]]
 
 HIGHEST_PSNR = 100.0
 """In dB: that of identical images, which would be infinite."""
@@ -38,11 +38,13 @@ class Reference:
         prompt: With its seed.
         pixels: (H, W, 3) from 0 to 1.
         is_right: See `ImageResult`.
+        converged: Likewise the image in very many steps; None where it is not asked for.
     """
 
     prompt: Prompt
     pixels: Pixels
     is_right: bool | None
+    converged: Pixels | None = None
 
 
 def seeded(prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -74,6 +76,30 @@ def generate_references(
             yield Reference(prompt, pixels, _is_right(pixels, prompt.prompt))
 
 
+def add_converged(
+    pipe: Any, references: Sequence[Reference], call: Mapping[str, Any], steps: int, kept: KeptImages, batch: int = 1
+) -> Iterator[Reference]:
+    """The references with their converged images: those that were kept, and others generated, `batch` at once.
+
+    Args:
+        pipe: The stock pipeline.
+        references: What is lacking them.
+        call: As for the references.
+        steps: Number of steps of the converged images.
+        kept: Where they are looked for, and kept.
+        batch: Prompts at once.
+    """
+    for part in _parts(references, batch):
+        found = [kept.find(reference.prompt) for reference in part]
+        missing = [reference.prompt for reference, pixels in zip(part, found, strict=True) if pixels is None]
+        made = iter(generate(pipe, missing, {**call, "num_inference_steps": steps}) if missing else ())
+        for reference, pixels in zip(part, found, strict=True):
+            if pixels is None:
+                pixels = next(made)
+                kept.keep(reference.prompt, pixels)
+            yield replace(reference, converged=pixels)
+
+
 def simulate(
     pipe: Any,
     references: Sequence[Reference],
@@ -97,12 +123,15 @@ def simulate(
     steps = call["num_inference_steps"]
     for setting in settings:
         own = call | {"num_inference_steps": setting.steps or steps}
+        order = getattr(pipe.scheduler, "order", 1)
         results: list[ImageResult] = []
         with setting.attach(pipe, own, splits) as attached:
+            # A step of a second-order scheduler evaluates the network twice.
+            serial = order * steps / (getattr(pipe.scheduler, "order", 1) * own["num_inference_steps"])
             for part in _parts(references, 1 if setting.is_adaptive else batch):
                 images = generate(attached, [reference.prompt for reference in part], own)
                 run = attached.summary
-                run = replace(run, ideal_speedup=run.ideal_speedup * steps / own["num_inference_steps"])
+                run = replace(run, ideal_speedup=run.ideal_speedup * serial)
                 for pixels, reference in zip(images, part, strict=True):
                     results.append(_compare(pixels, reference, run))
                     on_image(setting)
@@ -133,11 +162,16 @@ def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 def _compare(pixels: Pixels, reference: Reference, run: RunSummary) -> ImageResult:
     return ImageResult(
-        psnr=min(HIGHEST_PSNR, psnr(pixels * 255.0, reference.pixels * 255.0)),
+        psnr=_psnr(pixels, reference.pixels),
         ssim=structural_similarity(pixels, reference.pixels),
         is_right=_is_right(pixels, reference.prompt.prompt),
         run=run,
+        psnr_converged=None if reference.converged is None else _psnr(pixels, reference.converged),
     )
+
+
+def _psnr(pixels: Pixels, reference: Pixels) -> float:
+    return min(HIGHEST_PSNR, psnr(pixels * 255.0, reference * 255.0))
 
 
 def _is_right(pixels: Pixels, text: str) -> bool | None:

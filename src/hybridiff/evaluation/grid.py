@@ -4,20 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from ..config import REFERENCE_STEPS, ParallelConfig, PublishedSettings
-from ..schedule.calibration import Calibration
 from ..schedule.presets import scaled_steps
 from ..utils.names import require_known
 from .schedules import regular_schedule, steps_as_text
 from .settings import Setting, guided
+from .solvers import promised, solver_settings
 
 TYPICAL = "typical"
 """The method of fixed schedules that are typical of guided ones: does it pay to adapt to what is generated?"""
 
 
-def list_settings(methods: Iterable[str], steps: int) -> list[Setting]:
+SOLVERS = "solvers"
+"""Of these settings some belong to methods of their own: `exact`, `fewer-steps`, `fidelity` and `solvers-hybrid`."""
+
+
+def list_settings(methods: Iterable[str], steps: int, own: Any = None) -> list[Setting]:
     """The settings of some methods for a number of steps, each once; `typical` has to be measured first.
+
+    Args:
+        methods: Their names.
+        steps: The reference's number of steps.
+        own: The reference's scheduler; only `solvers` needs it.
 
     Raises:
         UsageError: a method is unknown.
@@ -25,6 +35,7 @@ def list_settings(methods: Iterable[str], steps: int) -> list[Setting]:
     methods = list(methods)
     check_methods(methods)
     settings = [setting for method in methods if method in METHODS for setting in METHODS[method](steps)]
+    settings += solver_settings(steps, own) if SOLVERS in methods else ()
     return list({setting.name: setting for setting in settings}.values())
 
 
@@ -100,9 +111,7 @@ def _quality(steps: int) -> Iterator[Setting]:
 
 def _fidelity(steps: int) -> Iterator[Setting]:
     """Promises to models that nobody has calibrated."""
-    for promised in (35.0, 45.0, 55.0, 65.0):
-        config = ParallelConfig("hybrid", fidelity=promised, calibration=Calibration("none", ()))
-        yield Setting("fidelity", f"{promised:g} dB promised", config)
+    yield from (promised(decibels) for decibels in (35.0, 45.0, 55.0, 65.0))
 
 
 METHODS: dict[str, Callable[[int], Iterator[Setting]]] = {
@@ -116,7 +125,7 @@ METHODS: dict[str, Callable[[int], Iterator[Setting]]] = {
     "quality": _quality,
     "fidelity": _fidelity,
 }
-NAMES = (*METHODS, TYPICAL)
+NAMES = (*METHODS, TYPICAL, SOLVERS)
 
 
 def _one_device(step_kind: str) -> Setting:

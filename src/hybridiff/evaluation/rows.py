@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +21,14 @@ class ImageResult:
         is_right: Whether colours, position and background are the caption's; None for prompts that are no captions,
             and where hybridiff[eval] is not installed.
         run: How the run went.
+        psnr_converged: As `psnr`, beside the converged image; None where there is none.
     """
 
     psnr: float
     ssim: float | None
     is_right: bool | None
     run: RunSummary
+    psnr_converged: float | None = None
 
 
 @dataclass(frozen=True)
@@ -48,19 +50,19 @@ class FrontierRow:
 
     def to_dict(self) -> dict[str, Any]:
         """What was measured as plain data, ready for JSON."""
-        psnrs = sorted(result.psnr for result in self.results)
         ssims = [result.ssim for result in self.results if result.ssim is not None]
         schedules = [result.run.schedule for result in self.results]
         found = {
             "prompts": len(self.results),
             "ideal_speedup": round(self.ideal_speedup, 4),
-            "psnr": round(statistics.mean(psnrs), 3),
-            "psnr_worst_tenth": round(statistics.mean(psnrs[: max(1, len(psnrs) // 10)]), 3),
+            **_mean_and_worst("psnr", [result.psnr for result in self.results]),
+            **_mean_and_worst("psnr_converged", [result.psnr_converged for result in self.results]),
             "ssim": round(statistics.mean(ssims), 5) if ssims else None,
             "right": share_right(result.is_right for result in self.results),
             "schedules": {schedule: schedules.count(schedule) for schedule in sorted(set(schedules))},
         }
-        return found | (self._spread() if self.setting.is_adaptive else {})
+        found["evaluations"] = round(mean_evaluations(found), 3)
+        return found | (self._spread() if self.setting.is_adaptive else {}) | self._estimates()
 
     def _spread(self) -> dict[str, Any]:
         """How the schedules differ over the prompts."""
@@ -71,6 +73,26 @@ class FrontierRow:
             "tau1": _range(result.run.tau1 for result in self.results),
             "tau2": _range(result.run.tau2 for result in self.results),
         }
+
+    def _estimates(self) -> dict[str, Any]:
+        """What promised runs estimated of themselves, in dB; how far off, where that is what PSNR measures."""
+        known = [(result.run.estimated, result.psnr) for result in self.results if result.run.estimated is not None]
+        if not known:
+            return {}
+        found = {"estimated": round(statistics.mean(estimated for estimated, _ in known), 3)}
+        if self.setting.steps is not None or self.setting.scheduler is not None:
+            return found
+        return found | {"estimate_error": round(statistics.mean(abs(estimated - true) for estimated, true in known), 3)}
+
+
+def mean_evaluations(row: Mapping[str, Any]) -> float:
+    """Full steps, evaluations of both branches, as a mean over the prompts of a row of a study, however old.
+
+    Args:
+        row: As of `FrontierRow.to_dict`.
+    """
+    counts: dict[str, int] = row["schedules"]
+    return sum(schedule.count("f") * count for schedule, count in counts.items()) / sum(counts.values())
 
 
 def share_right(verdicts: Iterable[bool | None]) -> float | None:
@@ -86,6 +108,14 @@ def upper_envelope(points: Iterable[tuple[float, float]]) -> list[tuple[float, f
         if not best or fidelity > best[-1][1]:
             best.append((speed, fidelity))
     return best[::-1]
+
+
+def _mean_and_worst(name: str, values: Iterable[float | None]) -> dict[str, float]:
+    """Mean, and mean of the worst tenth, where they are known."""
+    known = sorted(value for value in values if value is not None)
+    worst = known[: max(1, len(known) // 10)]
+    means = {name: known, f"{name}_worst_tenth": worst} if known else {}
+    return {of: round(statistics.mean(some), 3) for of, some in means.items()}
 
 
 def _range(values: Iterable[int | None]) -> list[int] | None:

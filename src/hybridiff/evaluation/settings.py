@@ -9,6 +9,7 @@ from typing import Any
 
 from ..config import ParallelConfig, PublishedSettings, quality_value
 from ..denoiser.adapters import find_denoiser
+from ..models.schedulers import exchanged_scheduler
 from ..schedule.calibration import Band, Calibration, Entry
 from ..schedule.presets import GuidedSettings, ModelSettings
 from ..strategies import STRATEGIES
@@ -25,12 +26,14 @@ class Setting:
         label: What sets it apart within the method.
         config: How the ranks would work together; it is simulated.
         steps: Number of denoising steps, where it is not that of the reference.
+        scheduler: Name of the scheduler (see `schedulers.SCHEDULERS`), where it is not that of the reference.
     """
 
     method: str
     label: str
     config: ParallelConfig
     steps: int | None = None
+    scheduler: str | None = None
 
     @property
     def name(self) -> tuple[str, str]:
@@ -52,16 +55,20 @@ class Setting:
             steps: The reference's number of steps.
 
         Raises:
-            UsageError: the setting does not fit the number of steps.
+            UsageError: the setting does not fit the number of steps, or the scheduler the model.
         """
         steps, defaults = self.steps or steps, ParallelConfig().to_dict()
         own = {name: value for name, value in self.config.to_dict().items() if value != defaults[name]}
-        return {
+        # Files from before settings had schedulers have no such entry.
+        scheduler = {} if self.scheduler is None else {"scheduler": self.scheduler}
+        with exchanged_scheduler(pipe, self.scheduler):
+            thresholds = _thresholds(self.config, pipe, steps)
+        return scheduler | {
             "method": self.method,
             "label": self.label,
             "steps": steps,
             "config": {name: own[name] for name in own if name not in ("simulate", "calibration")},
-            "thresholds": _thresholds(self.config, pipe, steps),
+            "thresholds": thresholds,
         }
 
     def calibrated(self, path: str) -> Setting:
@@ -82,7 +89,7 @@ class Setting:
             call: Arguments of every call but the prompts.
             splits: Where the network is split; as the strategies choose unless given.
         """
-        return SimulatedPipeline(pipe, self.config, splits)
+        return SimulatedPipeline(pipe, self.config, splits, self.scheduler)
 
 
 def guided(step_kind: str, tolerance: float, correction: float | None = None) -> Setting:

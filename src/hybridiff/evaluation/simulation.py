@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..config import ParallelConfig
 from ..denoiser.adapters import find_denoiser
+from ..models.schedulers import exchanged_scheduler
 from ..pipeline import parallelize
 from ..report.report import RunReport
 from ..schedule.calibration import Calibration
@@ -39,12 +41,14 @@ class RunSummary:
         schedule: One letter per step: f(ull), p(ipelined), r(euse), c(ached).
         tau1: Last step before the parallel phase, None where there was none.
         tau2: Last step of the parallel phase, likewise.
+        estimated: Fidelity in dB that a promised run estimates of itself, of the worst image; None of any other.
     """
 
     ideal_speedup: float
     schedule: str
     tau1: int | None = None
     tau2: int | None = None
+    estimated: float | None = None
 
 
 class SimulatedPipeline:
@@ -54,13 +58,20 @@ class SimulatedPipeline:
         pipe: The stock pipeline.
         config: How the ranks work together.
         splits: Where the network is split, and what the stages cost; as in any other run unless given.
+        scheduler: Takes the place of the pipeline's own until then, see `schedulers.SCHEDULERS`.
     """
 
-    def __init__(self, pipe: Any, config: ParallelConfig, splits: Splits | None = None) -> None:
+    def __init__(
+        self, pipe: Any, config: ParallelConfig, splits: Splits | None = None, scheduler: str | None = None
+    ) -> None:
         if splits is not None:
             config = replace(config, calibration=_with_split_points(pipe, config.calibration, splits))
         self._splits = splits
-        self._parallel = parallelize(pipe, replace(config, simulate=True))
+        with contextlib.ExitStack() as undo:
+            undo.enter_context(exchanged_scheduler(pipe, scheduler))
+            self._parallel = parallelize(pipe, replace(config, simulate=True))
+            undo.callback(self._parallel.detach)
+            self._undo = undo.pop_all()
 
     def __call__(self, **arguments: Any) -> Any:
         return self._parallel(**arguments)
@@ -79,13 +90,14 @@ class SimulatedPipeline:
         """Of the last call."""
         report = self.report
         letters = "".join(step.kind.value[0] for step in report.steps)
-        return RunSummary(report.ideal_speedup or 1.0, letters, report.tau1, report.tau2)
+        estimated = report.fidelity.get("estimated")
+        return RunSummary(report.ideal_speedup or 1.0, letters, report.tau1, report.tau2, estimated)
 
     def __enter__(self) -> SimulatedPipeline:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._parallel.detach()
+        self._undo.close()
 
 
 def _with_split_points(pipe: Any, calibration: object, splits: Splits) -> Calibration:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from ..config import ParallelConfig, PublishedSettings
 from ..errors import UsageError
 from ..utils.files import write_whole
+from ..utils.names import require_known
 from ..utils.prompts import Prompt
-from .frontier import Reference, generate_references, guided_schedules, simulate
-from .grid import typical
+from .frontier import Reference, add_converged, generate_references, guided_schedules, simulate
+from .grid import NAMES, typical
+from .kept import KeptImages
 from .rows import FrontierRow, share_right
 from .schedules import steps_as_text, typical_schedule
 from .settings import Setting
+from .settings_file import check_names
 from .simulation import Splits, measure_splits
+from .solvers import HYBRID
 
 _PARTS: dict[str, Any] = {
     "run": dict,
@@ -30,7 +32,7 @@ _PARTS: dict[str, Any] = {
 }
 """What has to be in a file."""
 
-IDENTITY = ("method", "label", "steps", "config", "thresholds")
+IDENTITY = ("method", "label", "steps", "scheduler", "config", "thresholds")
 """What tells the row of one setting from that of another."""
 
 
@@ -65,7 +67,10 @@ class Study:
         """
         run, made_with = _as_json(run), _as_json(made_with)
         if fresh or not path.exists():
-            return cls(path, run, made_with)
+            study = cls(path, run, made_with)
+            if fresh:
+                study.kept.clear()
+            return study
         content = read_study(path)
         other = [name for name in run | content["run"] if run.get(name) != content["run"].get(name)]
         if other:
@@ -77,7 +82,18 @@ class Study:
     def has(self, description: dict[str, Any]) -> bool:
         """Whether the row of a setting (see `Setting.describe`) is there."""
         wanted = _as_json(description)
-        return any(all(row.get(name) == wanted[name] for name in IDENTITY) for row in self.rows)
+        return any(all(row.get(name) == wanted.get(name) for name in IDENTITY) for row in self.rows)
+
+    @property
+    def converged_steps(self) -> int:
+        """Number of steps of the converged images; 0 where there are none."""
+        return int(self.run.get("converged_steps", 0))
+
+    @property
+    def kept(self) -> KeptImages:
+        """Its converged images, beside the file."""
+        facts = {name: value for name, value in self.run.items() if name != "prompts"}
+        return KeptImages(self.path.with_suffix(".converged"), facts)
 
     def typical_of(self, description: dict[str, Any]) -> str | None:
         """The full steps of the schedule that is typical of a guided setting; None until found."""
@@ -90,6 +106,16 @@ class Study:
         kept = [old for old in self.rows if (old["method"], old["label"]) != name]
         self.rows = [*kept, _as_json(description | row.to_dict())]
         self.save()
+
+    def forget(self, methods: Iterable[str]) -> None:
+        """Leave out the rows of some methods, so that they are measured again.
+
+        Raises:
+            UsageError: a method is unknown.
+        """
+        for method in (methods := set(methods)):
+            require_known("method", method, dict.fromkeys([*NAMES, HYBRID, *(row["method"] for row in self.rows)]))
+        self.rows = [row for row in self.rows if row["method"] not in methods]
 
     def add_typical(self, guided: dict[str, Any], full_steps: str) -> None:
         """Keep the full steps that are typical of a guided setting."""
@@ -127,54 +153,6 @@ def read_study(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_settings(path: Path) -> list[Setting]:
-    """Settings from a JSON file: a list of objects with method, label, config (of `ParallelConfig`) and maybe steps.
-
-    Raises:
-        UsageError: the file cannot be read, an entry is malformed, or two have one name; names it.
-    """
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read the settings {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UsageError(f"the settings {path} are malformed: {error}") from error
-    if not isinstance(entries, list) or not entries:
-        raise UsageError(f"{path} must hold a list of settings")
-    settings = [_setting(entry, f"{path}, entry {number}") for number, entry in enumerate(entries, start=1)]
-    check_names(settings, str(path))
-    return settings
-
-
-def check_names(settings: Iterable[Setting], where: str) -> None:
-    """Refuse two settings of one name: the row of one would take the place of the other's.
-
-    Raises:
-        UsageError: with the name.
-    """
-    for (method, label), count in Counter(setting.name for setting in settings).items():
-        if count > 1:
-            raise UsageError(
-                f"{where}: {count} settings have method {method!r} and label {label!r}; give each a label of its own"
-            )
-
-
-def _setting(entry: Any, where: str) -> Setting:
-    try:
-        config = {"strategy": "hybrid", **entry["config"]}
-        config["published"] = PublishedSettings(**config.get("published", {}))
-        steps = entry.get("steps")
-        if steps is not None and (type(steps) is not int or steps < 1):
-            raise UsageError(f"steps must be an integer of at least 1, got {steps!r}")
-        return Setting(str(entry["method"]), str(entry["label"]), ParallelConfig(**config), steps)
-    except (TypeError, AttributeError, KeyError) as error:
-        raise UsageError(
-            f"{where}: method, label and config are needed, with fields of ParallelConfig ({error})"
-        ) from error
-    except UsageError as error:
-        raise UsageError(f"{where}: {error}") from error
-
-
 def run_study(
     study: Study,
     pipe: Any,
@@ -207,7 +185,8 @@ def run_study(
     unknown = [setting for setting in guided if study.typical_of(work.describe(setting)) is None]
     count = len(work.missing(settings)) + len(work.missing_typical(guided)) + len(unknown)
     if count:
-        work.total = len(unknown) * len(guided_prompts) + (1 + count) * len(prompts)
+        references = 2 if study.converged_steps else 1
+        work.total = len(unknown) * len(guided_prompts) + (references + count) * len(prompts)
         work.find_typical(unknown, guided_prompts)
         work.measure([*work.missing(settings), *work.missing_typical(guided)], prompts)
 
@@ -243,6 +222,8 @@ class _Work:
         right = share_right(reference.is_right for reference in references)
         study.reference = {"prompts": len(references), "right": right}
         study.save()
+        if study.converged_steps:
+            references = list(self._converged(references))
         rows = simulate(
             pipe, references, settings, call, study.splits, lambda setting: self._tell(setting.method), self._batch
         )
@@ -252,6 +233,13 @@ class _Work:
     def _references(self, prompts: Sequence[Prompt]) -> Iterator[Reference]:
         for reference in generate_references(self._pipe, prompts, self._call, self._batch):
             self._tell("one device")
+            yield reference
+
+    def _converged(self, references: Sequence[Reference]) -> Iterator[Reference]:
+        study = self._study
+        steps, kept = study.converged_steps, study.kept
+        for reference in add_converged(self._pipe, references, self._call, steps, kept, self._batch):
+            self._tell("converged")
             yield reference
 
     def _tell(self, what: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,8 @@ class _Choice:
     changes: dict[str, Any] = field(default_factory=dict)
 
 
+_FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+
 # clip_sample: latents are not pixels and must not be clipped, but configs of other classes do not say so.
 SCHEDULERS: dict[str, _Choice] = {
     "ddim": _Choice("DDIMScheduler", "diffusion", {"clip_sample": False}),
@@ -31,6 +34,8 @@ SCHEDULERS: dict[str, _Choice] = {
     "unipc": _Choice("UniPCMultistepScheduler", "diffusion"),
     "flow-euler": _Choice("FlowMatchEulerDiscreteScheduler", "flow"),
     "flow-heun": _Choice("FlowMatchHeunDiscreteScheduler", "flow"),
+    "flow-dpmsolver++": _Choice("DPMSolverMultistepScheduler", "flow", {**_FLOW, "algorithm_type": "dpmsolver++"}),
+    "flow-unipc": _Choice("UniPCMultistepScheduler", "flow", _FLOW),
 }
 
 
@@ -72,4 +77,22 @@ def build_scheduler(name: str, own: Any) -> Any:
     config = dict(own.config)
     check_scheduler(name, {"_class_name": type(own).__name__, **config})
     choice = SCHEDULERS[name]
+    if choice.kind == "flow":  # one thing, which classes call by two names
+        config["shift"] = config["flow_shift"] = config.get("shift", config.get("flow_shift", 1.0))
     return getattr(diffusers, choice.class_name).from_config(config, **choice.changes)
+
+
+@contextlib.contextmanager
+def exchanged_scheduler(pipe: Any, name: str | None) -> Iterator[None]:
+    """A pipeline with the scheduler called `name` in the place of its own, which comes back; None leaves it alone.
+
+    Raises:
+        UsageError: see `check_scheduler`.
+    """
+    own = pipe.scheduler
+    if name is not None:
+        pipe.scheduler = build_scheduler(name, own)
+    try:
+        yield
+    finally:
+        pipe.scheduler = own

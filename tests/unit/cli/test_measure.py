@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hybridiff.cli.main import main
+from hybridiff.cli.main import main, parse
 from hybridiff.config import PublishedSettings
 from hybridiff.evaluation.workload import Workload, take_prompts
 from hybridiff.models.tiny.scenes import parse_caption, split_of
@@ -50,6 +50,13 @@ ENTRY = Entry(
         (["simulate", "--model", "tiny-sdxl", "--num-inference-steps", "2"], "must be at least 3, got 2"),
         (["simulate", "--model", "tiny-sd3", "--scheduler", "ddim"], "is for diffusion models, this is a flow"),
         (["simulate", "--model", "tiny-sdxl", "--settings", "/nowhere"], "cannot read the settings /nowhere"),
+        (["study", "--model", "some/model"], "give --prompts FILE: only tiny-sdxl and tiny-sd3 bring prompts"),
+        (
+            ["study", "--model", "tiny-sdxl", "--converged-steps", "9"],
+            "must be 0 or above the 50 steps of images, got 9",
+        ),
+        (["study", "--model", "tiny-sdxl", "--scheduler", "euler-ancestral"], "adds noise, its images do not converge"),
+        (["study", "--model", "tiny-sdxl", "--again", "magic"], "unknown method 'magic'; choose one of exact"),
         (["calibrate", "--model", "tiny-sdxl", "--step-kinds", "magic"], "unknown step kind 'magic'; choose one of"),
         (["calibrate", "--model", "some/model"], "give --prompts FILE: only tiny-sdxl and tiny-sd3 bring prompts"),
         (
@@ -101,6 +108,45 @@ def test_simulate_writes_the_frontier_and_tells_it(tmp_path: Path, capsys: pytes
     assert "| exact | cfg | 2.00x |" in path.with_suffix(".md").read_text()
     assert main(["simulate", "--model", "tiny-sd3", "--device", "cpu", *flags]) == 2
     assert "holds another run, with other max_sequence_length" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_study_compares_solvers_on_one_page_and_measures_again_what_it_is_told_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "study.json"
+    flags = ["--limit", "1", "--num-inference-steps", "4", "--converged-steps", "12", "--output", str(path)]
+    command = ["study", "--model", "tiny-sdxl", "--device", "cpu", *flags]
+    assert main([*command, "--methods", "exact,fidelity"]) == 0
+    assert not path.with_name("study-solvers.png").exists(), "of one solver alone"
+    first = {row["label"]: row for row in json.loads(path.read_text())["rows"]}
+    assert main([*command, "--methods", "solvers", "--again", "fidelity"]) == 0
+    content = json.loads(path.read_text())
+    assert content["run"]["converged_steps"] == 12
+    assert {row["method"] for row in content["rows"]} == {
+        "exact",
+        "fewer-steps",
+        "solvers",
+        "fidelity",
+        "solvers-hybrid",
+    }
+    assert content["rows"][0] == first["cfg"], "kept"
+    assert "65 dB promised" not in [row["label"] for row in content["rows"]], "forgotten, and not asked for again"
+    assert all(row["psnr_converged"] < 100.0 for row in content["rows"])
+    page = path.with_suffix(".md").read_text()
+    assert "## Promises" in page
+    assert "Against the converged image" in page
+    written = capsys.readouterr().out.split()[-4:]
+    assert [Path(name).name for name in written] == ["study.json", "study.png", "study.md", "study-solvers.png"]
+    assert all(Path(name).exists() for name in written)
+
+
+def test_study_is_simulate_with_other_methods() -> None:
+    simulate, study = (parse([name, "--model", "tiny-sd3"]) for name in ("simulate", "study"))
+    assert (simulate.converged_steps, study.converged_steps, study.limit) == (0, 500, 32)
+    assert study._methods() == ["exact", "quality", "fidelity", "cached", "solvers"]
+    assert "solvers" not in simulate._methods()
+    assert "fidelity" in simulate._methods()
 
 
 def test_calibrate_adds_to_its_file_and_tells_how_to_use_it(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 
 from hybridiff import ParallelConfig, PublishedSettings
-from hybridiff.evaluation.frontier import generate_references, guided_schedules, simulate
+from hybridiff.evaluation.frontier import add_converged, generate_references, guided_schedules, simulate
 from hybridiff.evaluation.grid import typical
+from hybridiff.evaluation.kept import KeptImages
 from hybridiff.evaluation.rows import upper_envelope
 from hybridiff.evaluation.schedules import steps_as_text, typical_schedule
 from hybridiff.evaluation.settings import Setting, guided
+from hybridiff.evaluation.solvers import promised
 from hybridiff.utils.prompts import Prompt
 from support.pipelines import build
 
@@ -59,6 +62,61 @@ def test_settings_are_compared_with_the_stock_pipeline() -> None:
     assert published["schedules"] == {"ffpppf": 2}
     assert published["ideal_speedup"] == pytest.approx(12 / (3 + 3 * 0.5), abs=1e-4)
     assert "full_steps" not in published, "the cap decides, so that nothing differs over the prompts"
+
+
+def test_other_schedulers_take_the_place_of_the_models_own_for_their_rows() -> None:
+    pipe = build("sdxl", "ddim")
+    own = pipe.scheduler
+    references = list(generate_references(pipe, [Prompt("a ring")], CALL))
+    settings = [
+        Setting("solvers", "unipc", EXACT.config, scheduler="unipc"),
+        Setting("solvers", "unipc, 3 steps", EXACT.config, 3, "unipc"),
+        Setting("solvers", "heun, 3 steps", EXACT.config, 3, "heun"),
+        EXACT,
+    ]
+    other, fewer, second_order, exact = (row.to_dict() for row in simulate(pipe, references, settings, CALL))
+    assert pipe.scheduler is own
+    assert exact["psnr"] > 80 > other["psnr"]
+    assert (other["ideal_speedup"], fewer["ideal_speedup"], fewer["evaluations"]) == (2.0, 4.0, 3)
+    assert second_order["ideal_speedup"] == 2.0, "its three steps are as many evaluations as six of the reference"
+
+
+def test_images_are_compared_with_the_converged_ones_too(tmp_path: Path) -> None:
+    pipe, kept = build("sdxl", "ddim"), KeptImages(tmp_path, CALL)
+    references = list(generate_references(pipe, [Prompt("a ring"), Prompt("a cross"), Prompt("a square")], CALL))
+    kept.keep(references[1].prompt, references[1].pixels)
+    asked: list[int] = []
+
+    def counted(**arguments: Any) -> Any:
+        asked.append(len(arguments["prompt"]))
+        return pipe(**arguments)
+
+    converged = list(add_converged(counted, references, CALL, 30, kept, batch=3))
+    assert asked == [2], "the kept image is not made again"
+    assert converged[1].converged is not None
+    assert np.array_equal(converged[1].converged, references[1].pixels)
+    again = list(add_converged(counted, references, CALL, 30, kept))
+    assert asked == [2], "all are kept now"
+    for one, other in zip(converged, again, strict=True):
+        assert one.converged is not None
+        assert np.array_equal(one.converged, other.converged)
+    (row,) = simulate(pipe, converged, [EXACT], CALL)
+    found = row.to_dict()
+    assert found["psnr_converged_worst_tenth"] <= found["psnr_converged"] < found["psnr"]
+    (row,) = simulate(pipe, references, [EXACT], CALL)
+    assert "psnr_converged" not in row.to_dict()
+
+
+def test_promised_rows_say_what_they_estimated() -> None:
+    pipe = build("sdxl", "ddim")
+    references = list(generate_references(pipe, [Prompt("a ring"), Prompt("a cross")], CALL))
+    settings = [promised(20.0), promised(20.0, scheduler="unipc"), EXACT]
+    own, other, exact = (row.to_dict() for row in simulate(pipe, references, settings, CALL))
+    assert own["estimated"] > 20.0
+    assert own["estimate_error"] >= abs(own["estimated"] - own["psnr"]) - 1e-3
+    assert "estimate_error" not in other, "PSNR is against another solver's image, which nobody promised"
+    assert "estimated" in other
+    assert "estimated" not in exact
 
 
 @pytest.mark.parametrize(

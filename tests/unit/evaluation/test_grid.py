@@ -22,8 +22,8 @@ EXACT = Setting("exact", "cfg", ParallelConfig("cfg"))
 @pytest.mark.parametrize("steps", [6, 20, 28, 50])
 def test_every_setting_of_every_method_is_legal(steps: int) -> None:
     pipe = build("sd3")
-    settings = list_settings(NAMES, steps)
-    assert {setting.method for setting in settings} == set(METHODS)
+    settings = list_settings(NAMES, steps, pipe.scheduler)
+    assert {setting.method for setting in settings} == {*METHODS, "solvers", "solvers-hybrid"}
     assert len({setting.name for setting in settings}) == len(settings)
     for setting in settings + guided_models():
         assert setting.describe(pipe, steps)["method"] == setting.method

@@ -11,11 +11,14 @@ import pytest
 from hybridiff import ParallelConfig, PublishedSettings
 from hybridiff.errors import UsageError
 from hybridiff.evaluation.charts import frontier_figure
+from hybridiff.evaluation.frontier import generate
 from hybridiff.evaluation.grid import guided_models
 from hybridiff.evaluation.rows import FrontierRow, ImageResult
 from hybridiff.evaluation.settings import Setting
+from hybridiff.evaluation.settings_file import read_settings
 from hybridiff.evaluation.simulation import RunSummary
-from hybridiff.evaluation.study import Study, read_settings, run_study
+from hybridiff.evaluation.solvers import least_evaluations, solver_lines
+from hybridiff.evaluation.study import Study, run_study
 from hybridiff.evaluation.tables import format_markdown, format_study
 from hybridiff.utils.prompts import Prompt
 from support.pipelines import build
@@ -73,6 +76,63 @@ def test_typical_schedules_are_found_once(tmp_path: Path) -> None:
     (row,) = study.rows
     assert row["label"] == "as tolerance 0.14"
     assert row["config"]["full_steps"] == study.typical[0]["full_steps"]
+
+
+def test_converged_images_outlive_a_study_that_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe, path, run = build("sd3"), tmp_path / "study.json", RUN | {"converged_steps": 9}
+
+    def stop_at_the_second_converged(what: str, done: int, total: int) -> None:
+        assert total == 6
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(Study.open(path, run, {}), pipe, PROMPTS, [EXACT], CALL, on_progress=stop_at_the_second_converged)
+    made: list[int] = []
+
+    def counted(pipe: Any, prompts: Any, call: Any, *more: Any) -> Any:
+        made.append(call["num_inference_steps"])
+        return generate(pipe, prompts, call, *more)
+
+    monkeypatch.setattr("hybridiff.evaluation.frontier.generate", counted)
+    resumed = Study.open(path, run, {})
+    run_study(resumed, pipe, PROMPTS, [EXACT], CALL)
+    assert made == [4, 4, 4, 4], "both were kept, the second before the bar was told"
+    assert resumed.rows[0]["psnr_converged"] < 100.0
+    with pytest.raises(UsageError, match="holds another run, with other converged_steps"):
+        Study.open(path, RUN, {})
+    assert list(path.with_suffix(".converged").iterdir())
+    Study.open(path, run, {}, fresh=True)
+    assert not list(path.with_suffix(".converged").iterdir()), "to start over means these too"
+
+
+def test_a_method_can_be_measured_again(tmp_path: Path) -> None:
+    study = Study.open(tmp_path / "frontier.json", RUN, {})
+    for setting in (EXACT, FEWER):
+        study.add(described(setting), measured(setting))
+    study.forget([])
+    assert len(study.rows) == 2
+    study.forget(["exact", "solvers"])
+    assert [row["method"] for row in study.rows] == ["fewer-steps"]
+    assert not study.has(described(EXACT))
+    with pytest.raises(UsageError, match="unknown method 'fever-steps'; choose one of exact, fewer-steps"):
+        study.forget(["fever-steps"])
+
+
+def test_files_from_before_there_were_schedulers_go_on(tmp_path: Path) -> None:
+    path = tmp_path / "frontier.json"
+    study = Study.open(path, RUN, {})
+    study.add(EXACT.describe(build("sd3"), 4), measured(EXACT))
+    study.rows[0] = {name: value for name, value in study.rows[0].items() if name != "evaluations"}
+    study.save()
+    old, pipe = Study.open(path, RUN, {}), build("sd3")
+    other = Setting(EXACT.method, EXACT.label, EXACT.config, scheduler="flow-unipc")
+    old.add(other.describe(pipe, 4) | {"label": "flow-unipc"}, measured(other))
+    assert list(solver_lines(old.to_dict())) == ["FlowMatchEulerDiscrete", "UniPCMultistep"]
+    assert least_evaluations(old.rows, "psnr") == [(3.0, 50.0)]
+    assert old.has(EXACT.describe(pipe, 4))
+    assert not old.has(other.describe(pipe, 4))
+    assert "| exact | cfg | 2.00x | 50.0 dB |" in format_markdown(old)
 
 
 def described(setting: Setting, **thresholds: Any) -> dict[str, Any]:
@@ -175,6 +235,29 @@ def test_the_table_and_the_figure_show_every_row(tmp_path: Path) -> None:
     assert axes.lines[2].get_ydata()[0] == 72.0, "no higher, or there were no room for the others"
 
 
+def test_the_page_has_what_was_measured_of_promises_and_solvers(tmp_path: Path) -> None:
+    study = Study.open(tmp_path / "study.json", RUN | {"num_inference_steps": 12, "converged_steps": 100}, {})
+    promise = Setting("fidelity", "45 dB promised", ParallelConfig("hybrid", fidelity=45.0))
+    other = Setting("solvers", "flow-unipc, 4 steps", EXACT.config, scheduler="flow-unipc")
+    for setting, speed, estimated in ((EXACT, 2.0, None), (other, 2.5, None), (promise, 3.0, 47.0)):
+        run = RunSummary(speed, "f" * round(24 / speed), 0, 1, estimated)
+        known = {} if setting.scheduler is None else {"scheduler": setting.scheduler}
+        config = {name: value for name, value in {"fidelity": setting.config.fidelity}.items() if value}
+        row = FrontierRow(setting, [ImageResult(50.0, None, None, run, psnr_converged=44.0)])
+        study.add(described(setting) | known | {"config": config}, row)
+    page = format_markdown(study)
+    assert "against the image that FlowMatchEulerDiscreteScheduler makes in 100 steps" in page
+    assert "\n| 45 | 47.0 | 50.0 | 50.0 | 3.0 | 3.00x | 8 |\n" in page
+    assert "(study-solvers.png)" in page
+    assert "\n| evaluations | 8 | 10 | 12 |\n" in page
+    assert "\n| FlowMatchEulerDiscrete |  |  | 44.0 |\n" in page
+    assert "\n| UniPCMultistep |  | 44.0 |  |\n" in page
+    assert "\n| hybrid on FlowMatchEulerDiscrete | 44.0 |  |  |\n" in page
+    assert "| fidelity | 45 dB promised | 3.00x | 47.0 dB | 50.0 dB | 50.0 dB | 44.0 dB | 44.0 dB | - | - | 8 |" in page
+    plain = format_markdown(Study.open(tmp_path / "none.json", RUN, {}))
+    assert not any(title in plain for title in ("## Promises", "## Solvers", "Converged"))
+
+
 def test_an_empty_study_can_be_measured(tmp_path: Path) -> None:
     study = Study.open(tmp_path / "frontier.json", RUN, {})
     assert frontier_figure(study.to_dict()).axes
@@ -187,11 +270,13 @@ def test_settings_are_read_from_a_file(tmp_path: Path) -> None:
     entries = [
         {"method": "mine", "label": "slow", "config": {"tolerance": 0.01}, "steps": 3},
         {"method": "mine", "label": "theirs", "config": {"strategy": "published", "published": rule}},
+        {"method": "mine", "label": "solver", "config": {"strategy": "cfg"}, "steps": 20, "scheduler": "unipc"},
     ]
     path.write_text(json.dumps(entries))
     assert read_settings(path) == [
         Setting("mine", "slow", ParallelConfig("hybrid", tolerance=0.01), 3),
         Setting("mine", "theirs", ParallelConfig("published", published=PublishedSettings(**rule))),
+        Setting("mine", "solver", ParallelConfig("cfg"), 20, "unipc"),
     ]
 
 
@@ -219,6 +304,10 @@ def test_settings_are_read_from_a_file(tmp_path: Path) -> None:
         ('[{"method": "a", "label": "b", "config": {}, "steps": "20"}]', "entry 1: steps must be an .* 1, got '20'"),
         ('[{"method": "a", "label": "b", "config": {}, "steps": 0}]', "entry 1: steps must be an .* 1, got 0"),
         ('[{"method": "a", "label": "b", "config": {}, "steps": true}]', "entry 1: steps must be an .* 1, got True"),
+        (
+            '[{"method": "a", "label": "b", "config": {}, "scheduler": "x"}]',
+            "entry 1: unknown scheduler 'x'; choose one",
+        ),
         (
             json.dumps([{"method": "a", "label": 1, "config": {"quality": quality}} for quality in (0.1, 0.2)]),
             "settings.json: 2 settings have method 'a' and label '1'; give each a label of its own",

@@ -11,7 +11,13 @@ from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler, 
 
 from hybridiff import UsageError
 from hybridiff.models.loading import choose_dtype, find_model, load_pipeline
-from hybridiff.models.schedulers import SCHEDULERS, build_scheduler, check_scheduler, scheduler_kind
+from hybridiff.models.schedulers import (
+    SCHEDULERS,
+    build_scheduler,
+    check_scheduler,
+    exchanged_scheduler,
+    scheduler_kind,
+)
 from hybridiff.models.tiny import EMBEDDED
 
 CLASSES = {"tiny-sdxl": "StableDiffusionXLPipeline", "tiny-sd3": "StableDiffusion3Pipeline"}
@@ -54,6 +60,38 @@ def test_every_scheduler_is_built_for_its_kind_of_model_and_refused_for_the_othe
         other = owners["flow" if choice.kind == "diffusion" else "diffusion"]
         with pytest.raises(UsageError, match="choose one of"):
             build_scheduler(name, other)
+
+
+@pytest.mark.parametrize("name", ["flow-dpmsolver++", "flow-unipc"])
+def test_flow_solvers_step_as_the_models_own_flow_does(name: str) -> None:
+    own = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    built = build_scheduler(name, own)
+    assert (built.config.prediction_type, built.config.use_flow_sigmas) == ("flow_prediction", True)
+    own.set_timesteps(11)  # the last of its steps is but a hundredth of the way
+    built.set_timesteps(10)
+    # With the shift, which they call otherwise.
+    torch.testing.assert_close(built.sigmas[:-1], own.sigmas[:-2], atol=0.01, rtol=0)
+    back = build_scheduler("flow-euler", built)
+    assert back.config.shift == 3.0
+    assert scheduler_kind({"_class_name": type(built).__name__, **built.config}) == "flow"
+
+
+def test_an_exchanged_scheduler_comes_back_whatever_happens() -> None:
+    pipe = load_pipeline("tiny-sdxl")
+    own = pipe.scheduler
+
+    def interrupted(name: str | None, expected: type) -> None:
+        with exchanged_scheduler(pipe, name):
+            assert type(pipe.scheduler) is expected
+            raise KeyboardInterrupt
+
+    for name, expected in ((None, type(own)), ("euler", EulerDiscreteScheduler)):
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(name, expected)
+        assert pipe.scheduler is own
+    with pytest.raises(UsageError, match="is for flow-matching models"):
+        interrupted("flow-unipc", EulerDiscreteScheduler)
+    assert pipe.scheduler is own
 
 
 def test_scheduler_kind_knows_flows_that_hide_in_other_classes() -> None:
