@@ -68,12 +68,10 @@ class RunPlan:
         guided = GuidedSettings.choose(config, entry, grid * getattr(scheduler, "order", 1))  # evaluations
         sensitivity = agree(measure_sensitivity(scheduler, steps, first_timestep))
         notes = plan_notes(config, settings, entry, pipe, grid, guided)
-        policy = _policy(
-            config, guided, settings.decoder_gain, sensitivity, refusal_of_promises(scheduler, sensitivity)
-        )
+        refusal = refusal_of_promises(scheduler, sensitivity)
+        policy = _policy(config, guided, settings.decoder_gain, sensitivity, refusal)
         is_all_full = isinstance(policy, FixedPolicy) and policy.tau1 is None
-        kind = StepKind.FULL if is_all_full else guided.step_kind
-        notes += scheduler_notes(guided, scheduler, sensitivity, kind)
+        notes += scheduler_notes(guided, scheduler, sensitivity, StepKind.FULL if is_all_full else guided.step_kind)
         if is_all_full:  # nothing has to be prepared for other steps
             return cls.all_full(steps, *notes, fidelity=guided.fidelity)
         return cls(policy, guided.step_kind, guided.correction, sensitivity, guided.fidelity, tuple(notes))

@@ -74,9 +74,9 @@ class HybridStrategy(SwitchingStrategy):
         if plan.step_kind is StepKind.FULL:
             return NoStep(self.evaluator)
         if plan.step_kind is StepKind.CACHED:
-            scale, steps = float(self.context.pipe.guidance_scale), self.context.steps
             whole = getattr(self.context.pipe.scheduler, "num_inference_steps", None)
-            hindsight = Hindsight(plan.correction, plan.sensitivity, Reaction(scale, steps, whole))
+            reaction = Reaction(float(self.context.pipe.guidance_scale), self.context.steps, whole)
+            hindsight = Hindsight(plan.correction, plan.sensitivity, reaction)
             return CachedStep(self.evaluator, hindsight, plan.sensitivity.places, self._estimate())
         share = self.context.settings.reuse_share
         staged = split_network(self.context, first, StepKind.REUSE, lambda splits: choose_outer(splits, share))
