@@ -17,7 +17,13 @@ from .denoiser.adapters import DenoiserAdapter, find_denoiser
 from .denoiser.decoder import decoder_gain
 from .denoiser.stages import StagedDenoiser
 from .distributed.comm import Comm
-from .distributed.consistency import describe_call, random_state_digest, require_same
+from .distributed.consistency import (
+    describe_call,
+    random_state,
+    random_state_digest,
+    require_same,
+    set_random_state,
+)
 from .errors import UsageError
 from .schedule.presets import ModelSettings
 from .strategies import STRATEGIES
@@ -93,7 +99,8 @@ def agree_on_call(setup: Setup, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     except Exception as error:  # told to all ranks, raised by require_same
         description = error
     require_same(setup.comm, description)
-    return _with_shared_randomness(setup.comm, arguments)
+    _share_randomness(setup.comm)
+    return arguments
 
 
 def _check_steps(setup: Setup, arguments: dict[str, Any]) -> None:
@@ -104,14 +111,13 @@ def _check_steps(setup: Setup, arguments: dict[str, Any]) -> None:
         STRATEGIES[config.strategy].check_steps(config, setup.settings, pipe.scheduler, steps)
 
 
-def _with_shared_randomness(comm: Comm, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Give all ranks the leader's seed where the call brings no generator and their global ones differ."""
-    if arguments.get("generator") is not None or comm.size == len(comm.local_ranks):
-        return arguments
-    if len(set(comm.all_gather_object(random_state_digest()))) == 1:
-        return arguments
-    seed = comm.all_gather_object(int(torch.randint(2**62, ()).item()))[0]
-    return arguments | {"generator": torch.Generator().manual_seed(seed)}
+def _share_randomness(comm: Comm) -> None:
+    """Give all ranks the leader's global generators where theirs differ.
+
+    Even a call that brings its own generator may draw from them: some pipelines hand their schedulers none.
+    """
+    if comm.size > len(comm.local_ranks) and len(set(comm.all_gather_object(random_state_digest()))) > 1:
+        set_random_state(comm.all_gather_object(random_state())[0])
 
 
 def _bind_call(pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -183,6 +183,21 @@ def generate_with_own_global_seed() -> torch.Tensor:
     return generate_parallel("sdxl two levels", {"generator": None}, scheduler="euler-ancestral")[0].latents
 
 
+def test_ranks_share_the_noise_of_schedulers_that_are_given_no_generator() -> None:
+    """As SD3's pipeline does it, whatever generator the call brings."""
+    first, second = run_ranks(generate_with_noise_from_elsewhere, 2)
+    assert torch.equal(first, second)
+
+
+def generate_with_noise_from_elsewhere() -> torch.Tensor:
+    pipe = build("sd3")
+    pipe.scheduler.register_to_config(stochastic_sampling=True)
+    torch.manual_seed(rank())
+    with parallelize(pipe, ParallelConfig("cfg", outputs="all")) as parallel:
+        latents: torch.Tensor = generate(parallel, "sd3")
+    return latents
+
+
 @pytest.mark.parametrize(
     ("changes", "config"),
     [

@@ -94,11 +94,24 @@ def _require_equal(descriptions: list[Mapping[str, str]]) -> None:
             )
 
 
+def random_state() -> dict[str, torch.Tensor]:
+    """This process's global random generators by device, which pipelines use when they are given none."""
+    state = {"cpu": torch.random.get_rng_state()}
+    return state | {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else state
+
+
+def set_random_state(state: dict[str, torch.Tensor]) -> None:
+    """Set this process's global random generators, as far as it has them."""
+    torch.random.set_rng_state(state["cpu"])
+    if torch.cuda.is_available() and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])
+
+
 def random_state_digest() -> str:
-    """A digest of this process's global random generators, which pipelines use when they are given none."""
-    digest = hashlib.blake2b(torch.random.get_rng_state().numpy().tobytes(), digest_size=8)
-    if torch.cuda.is_available():
-        digest.update(torch.cuda.get_rng_state().numpy().tobytes())
+    """A digest of this process's global random generators."""
+    digest = hashlib.blake2b(digest_size=8)
+    for generator in random_state().values():
+        digest.update(generator.numpy().tobytes())
     return digest.hexdigest()
 
 
