@@ -17,13 +17,7 @@ from .denoiser.adapters import DenoiserAdapter, find_denoiser
 from .denoiser.decoder import decoder_gain
 from .denoiser.stages import StagedDenoiser
 from .distributed.comm import Comm
-from .distributed.consistency import (
-    describe_call,
-    random_state,
-    random_state_digest,
-    require_same,
-    set_random_state,
-)
+from .distributed.consistency import describe_call, require_same, share_random_state
 from .errors import UsageError
 from .schedule.presets import ModelSettings
 from .strategies import STRATEGIES
@@ -99,7 +93,7 @@ def agree_on_call(setup: Setup, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     except Exception as error:  # told to all ranks, raised by require_same
         description = error
     require_same(setup.comm, description)
-    _share_randomness(setup.comm)
+    share_random_state(setup.comm)
     return arguments
 
 
@@ -109,15 +103,6 @@ def _check_steps(setup: Setup, arguments: dict[str, Any]) -> None:
     steps = arguments.get("num_inference_steps", parameters["num_inference_steps"].default)
     if isinstance(steps, int) and not _CHANGES_STEPS & (arguments.keys() | ({"strength"} & parameters.keys())):
         STRATEGIES[config.strategy].check_steps(config, setup.settings, pipe.scheduler, steps)
-
-
-def _share_randomness(comm: Comm) -> None:
-    """Give all ranks the leader's global generators where theirs differ.
-
-    Even a call that brings its own generator may draw from them: some pipelines hand their schedulers none.
-    """
-    if comm.size > len(comm.local_ranks) and len(set(comm.all_gather_object(random_state_digest()))) > 1:
-        set_random_state(comm.all_gather_object(random_state())[0])
 
 
 def _bind_call(pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

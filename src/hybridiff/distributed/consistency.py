@@ -94,25 +94,30 @@ def _require_equal(descriptions: list[Mapping[str, str]]) -> None:
             )
 
 
-def random_state() -> dict[str, torch.Tensor]:
-    """This process's global random generators by device, which pipelines use when they are given none."""
-    state = {"cpu": torch.random.get_rng_state()}
-    return state | {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else state
+def share_random_state(comm: Comm) -> None:
+    """Give all ranks the leader's global random generators where theirs differ.
 
-
-def set_random_state(state: dict[str, torch.Tensor]) -> None:
-    """Set this process's global random generators, as far as it has them."""
-    torch.random.set_rng_state(state["cpu"])
-    if torch.cuda.is_available() and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"])
+    Even a call that brings its own generator may draw from them: some pipelines hand their schedulers none.
+    """
+    if comm.size > len(comm.local_ranks) and len(set(comm.all_gather_object(random_state_digest()))) > 1:
+        state = comm.all_gather_object(_random_state())[0]
+        torch.random.set_rng_state(state["cpu"])
+        if torch.cuda.is_available() and "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"])
 
 
 def random_state_digest() -> str:
-    """A digest of this process's global random generators."""
+    """A digest of this process's global random generators, which pipelines use when they are given none."""
     digest = hashlib.blake2b(digest_size=8)
-    for generator in random_state().values():
+    for generator in _random_state().values():
         digest.update(generator.numpy().tobytes())
     return digest.hexdigest()
+
+
+def _random_state() -> dict[str, torch.Tensor]:
+    """By device."""
+    state = {"cpu": torch.random.get_rng_state()}
+    return state | {"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else state
 
 
 def device_identity(device: torch.device) -> str:

@@ -67,12 +67,10 @@ def _draw_lines(axes: Any, lines: Mapping[str, list[dict[str, Any]]], fidelity: 
 
 def _mark_own(axes: Any, rows: list[dict[str, Any]], label: str) -> None:
     """How near the full-step image itself comes: no nearer gets what only follows it."""
-    known = [row["psnr_converged"] for row in rows if row["method"] == "exact" and "psnr_converged" in row]
-    for height in known:
+    for height in (row["psnr_converged"] for row in rows if row["method"] == "exact" and "psnr_converged" in row):
         axes.axhline(height, color="#808080", linestyle=":", linewidth=1.2, zorder=0)
-        at, offset = (axes.get_xlim()[0], height), (6, 3)
-        text = f"{label}: {height:.1f} dB"
-        axes.annotate(text, at, xytext=offset, textcoords="offset points", color="#606060", fontsize=9)
+        style = {"xytext": (6, 3), "textcoords": "offset points", "color": "#606060", "fontsize": 9}
+        axes.annotate(f"{label}: {height:.1f} dB", (axes.get_xlim()[0], height), **style)
 
 
 def _label(axes: Any, label: str, steps: int) -> None:

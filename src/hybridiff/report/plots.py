@@ -114,18 +114,11 @@ def _draw_estimates(figure: Figure, above: Any, report: RunReport, estimated: Se
     promised = report.fidelity["promised"]
     axes.step([step.index for step in estimated], values, where="post", color=LINE_COLOR, linewidth=1.8)
     axes.axhline(promised, color=MARK_COLOR, linestyle="--", linewidth=1.2)
-    axes.annotate(
-        f"{promised:g} dB promised, {values[-1]:.1f} dB estimated",
-        (0.01, promised),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, 3),
-        textcoords="offset points",
-        color=MARK_COLOR,
-        fontsize=9,
-    )
+    said = f"{promised:g} dB promised, {values[-1]:.1f} dB estimated"
+    place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "xytext": (0, 3), "textcoords": "offset points"}
+    axes.annotate(said, (0.01, promised), color=MARK_COLOR, fontsize=9, **place)
+    axes.set(ylabel="fidelity (dB)", xlabel="denoising step")
     axes.set_ylim(min(promised, *values) - 4, max(promised, *values) + 4)
-    axes.set_ylabel("fidelity (dB)")
-    axes.set_xlabel("denoising step")
     axes.spines[["top", "right"]].set_visible(False)
     above.set_xlabel("")
 

@@ -15,11 +15,12 @@ class CfgStrategy(Strategy):
     """Every rank evaluates its rows of one branch; one all-gather per step gives all ranks the whole prediction."""
 
     name = "cfg"
+    measures_drift = False
 
     def __init__(self, context: RunContext, first: Evaluation) -> None:
         super().__init__(context, first)
         self.evaluator = BranchEvaluator(context.channel, context.timeline, context.steps)
-        self.full = FullStep(self.evaluator)
+        self.full = FullStep(self.evaluator, self.measures_drift)
 
     @property
     def partition(self) -> RowPartition | None:

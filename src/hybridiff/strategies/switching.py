@@ -13,7 +13,6 @@ from ..schedule.kinds import Phase, Policy, StepKind
 from .base import Answer, RunContext
 from .cfg import CfgStrategy
 from .steps.executor import StepExecutor
-from .steps.full import FullStep
 
 
 class SwitchingStrategy(CfgStrategy):
@@ -26,10 +25,10 @@ class SwitchingStrategy(CfgStrategy):
 
     policy: Policy
     between: StepExecutor
+    measures_drift = True
 
     def __init__(self, context: RunContext, first: Evaluation) -> None:
         super().__init__(context, first)
-        self.full = FullStep(self.evaluator, measures_drift=True)
         self.channel.ahead = self._ahead
 
     def phase(self, step: int) -> Phase:
