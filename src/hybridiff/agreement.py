@@ -93,8 +93,7 @@ def agree_on_call(setup: Setup, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     except Exception as error:  # told to all ranks, raised by require_same
         description = error
     require_same(setup.comm, description)
-    share_random_state(setup.comm)
-    return arguments
+    return _with_shared_randomness(setup.comm, arguments)
 
 
 def _check_steps(setup: Setup, arguments: dict[str, Any]) -> None:
@@ -103,6 +102,16 @@ def _check_steps(setup: Setup, arguments: dict[str, Any]) -> None:
     steps = arguments.get("num_inference_steps", parameters["num_inference_steps"].default)
     if isinstance(steps, int) and not _CHANGES_STEPS & (arguments.keys() | ({"strength"} & parameters.keys())):
         STRATEGIES[config.strategy].check_steps(config, setup.settings, pipe.scheduler, steps)
+
+
+def _with_shared_randomness(comm: Comm, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Where the ranks' global generators differ, give all of them the leader's, and a call without a generator one.
+
+    The global generators of unlike devices draw other numbers: one on the CPU serves all.
+    """
+    if not share_random_state(comm) or arguments.get("generator") is not None:
+        return arguments
+    return arguments | {"generator": torch.Generator().manual_seed(int(torch.randint(2**62, ())))}
 
 
 def _bind_call(pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -94,16 +94,18 @@ def _require_equal(descriptions: list[Mapping[str, str]]) -> None:
             )
 
 
-def share_random_state(comm: Comm) -> None:
-    """Give all ranks the leader's global random generators where theirs differ.
+def share_random_state(comm: Comm) -> bool:
+    """Give all ranks the leader's global random generators where theirs differ; whether they did.
 
     Even a call that brings its own generator may draw from them: some pipelines hand their schedulers none.
     """
-    if comm.size > len(comm.local_ranks) and len(set(comm.all_gather_object(random_state_digest()))) > 1:
-        state = comm.all_gather_object(_random_state())[0]
-        torch.random.set_rng_state(state["cpu"])
-        if torch.cuda.is_available() and "cuda" in state:
-            torch.cuda.set_rng_state(state["cuda"])
+    if comm.size == len(comm.local_ranks) or len(set(comm.all_gather_object(random_state_digest()))) == 1:
+        return False
+    state = comm.all_gather_object(_random_state())[0]
+    torch.random.set_rng_state(state["cpu"])
+    if torch.cuda.is_available() and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])
+    return True
 
 
 def random_state_digest() -> str:

@@ -33,10 +33,9 @@ class KeptImages:
     def find(self, prompt: Prompt) -> Pixels | None:
         """The image of a prompt with its seed; None where it is not there, or cannot be read."""
         try:
-            pixels: Pixels = np.load(self._path(prompt), allow_pickle=False)
+            return np.asarray(np.load(self._path(prompt), allow_pickle=False))
         except (OSError, ValueError, EOFError):
             return None
-        return pixels
 
     def keep(self, prompt: Prompt, pixels: Pixels) -> None:
         """Write the image of a prompt; never half of it."""

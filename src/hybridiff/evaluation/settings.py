@@ -118,7 +118,8 @@ def _thresholds(config: ParallelConfig, pipe: Any, steps: int) -> dict[str, Any]
         return asdict(choose_settings(config, settings, scheduler, steps))
     if config.strategy != "hybrid":
         return {}
-    guided = GuidedSettings.choose(config, settings.entry(scheduler, steps), steps)
+    evaluations = steps * getattr(scheduler, "order", 1)
+    guided = GuidedSettings.choose(config, settings.entry(scheduler, steps), evaluations)
     found = {"step_kind": guided.step_kind.value, "correction": guided.correction}
     if guided.fidelity is not None:
         return found | {"fidelity": guided.fidelity, "longest": guided.longest}

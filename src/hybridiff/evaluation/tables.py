@@ -79,14 +79,8 @@ def _at_equal_speed(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     for method in sorted({row["method"] for row in rows}):
         own = [row for row in rows if row["method"] == method and row["config"].get("devices") != 1]
         best = upper_envelope((row["ideal_speedup"], row["psnr"]) for row in own)
-        found.append((method, *(_psnr_at(best, speed) for speed in SPEEDS)))
+        found.append((method, *(_at(best, speed, _NEAR) for speed in SPEEDS)))
     return found
-
-
-def _psnr_at(best: Sequence[tuple[float, float]], speed: float) -> str:
-    if not best or not best[0][0] - _NEAR <= speed <= best[-1][0] + _NEAR:
-        return ""
-    return f"{interpolate(best, speed):.1f}"
 
 
 def _promises(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -114,19 +108,16 @@ def _solvers(study: Study) -> list[str]:
     for fidelity, what in (("psnr_converged", "the converged image"), ("psnr", "the full-step image")):
         best = {name: least_evaluations(rows, fidelity) for name, rows in lines.items()}
         head = ("evaluations", *(f"{number}" for number in EVALUATIONS if number <= study.run["num_inference_steps"]))
-        table = [
-            (name, *(_at(points, float(number)) for number in head[1:])) for name, points in best.items() if points
-        ]
+        table = [(name, *(_at(points, float(n)) for n in head[1:])) for name, points in best.items() if points]
         if table:
             section += [f"Against {what}:\n", markdown_table([head, *table]), ""]
     return section[:-1]
 
 
-def _at(points: Sequence[tuple[float, float]], place: float) -> str:
+def _at(points: Sequence[tuple[float, float]], place: float, near: float = 0.0) -> str:
     """The value between points; empty where they do not reach as far."""
-    if not points[0][0] <= place <= points[-1][0]:
-        return ""
-    return f"{interpolate(points, place):.1f}"
+    is_reached = points and points[0][0] - near <= place <= points[-1][0] + near
+    return f"{interpolate(points, place):.1f}" if is_reached else ""
 
 
 def _lines(study: Study) -> list[tuple[str, ...]]:

@@ -55,8 +55,8 @@ class Hindsight:
         """
         self._predictions.observe(step, (prediction,))
         self._pull = None
-        gains = {cached: self._correction * self._sensitivity.gain(cached, step) for cached, _ in answered}
-        if is_guided and any(gains.values()):
+        gains = {cached: self._sensitivity.gain(cached, step) for cached, _ in answered}
+        if self._correction and is_guided and any(gains.values()):
             errors = self._errors_of(answered)
             correction = torch.stack([gain * errors[cached] for cached, gain in gains.items()]).sum(0)
             weight = sum(gain * self._predictions.latest_weight(cached) for cached, gain in gains.items())

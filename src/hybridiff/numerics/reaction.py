@@ -15,8 +15,11 @@ RATE = 0.06
 DECAY = 2.0
 """The rate falls as `exp(-DECAY * progress)`: both branches come to see the same image."""
 
-_MOST = 0.5
-"""No step pulls back more than this share."""
+_MOST = 0.25
+"""No more was seen at any scale in one of 50 steps."""
+
+_LEAST_DIVISOR = 0.5
+"""Where hindsight moves against the prediction, as in barely stable multistep solvers, no more is made of a pull."""
 
 
 class Reaction:
@@ -29,19 +32,18 @@ class Reaction:
 
     Args:
         guidance_scale: By which the pipeline combines the branches.
-        steps: Number of denoising steps of the run.
-        whole: Number of steps of the whole way from noise to image, of which the run has the last ones.
+        begin: Index of the run's first timestep among those of the whole way from noise to image.
+        whole: Number of timesteps of the whole way.
     """
 
-    def __init__(self, guidance_scale: float, steps: int, whole: int | None = None) -> None:
-        self._scale, self._whole = guidance_scale, max(steps, whole or steps)
-        self._skipped = self._whole - steps
+    def __init__(self, guidance_scale: float, begin: int, whole: int) -> None:
+        self._scale, self._begin, self._whole = guidance_scale, begin, whole
 
     def rate(self, step: int) -> float:
         """Share of a displacement that the prediction of a step pulls back."""
-        progress = (self._skipped + step) / self._whole
-        early = RATE * max(0.0, self._scale - 1) * math.exp(-DECAY * progress)
-        return min(_MOST, early * REFERENCE_STEPS / self._whole)
+        progress = (self._begin + step) / self._whole
+        of_fifty = min(_MOST, RATE * max(0.0, self._scale - 1) * math.exp(-DECAY * progress))
+        return min(2 * _MOST, of_fifty * REFERENCE_STEPS / self._whole)
 
     def pull(self, step: int, correction: torch.Tensor, weight: float) -> torch.Tensor:
         """The pull in a prediction, in both branches alike: (2B, ...) as the correction.
@@ -52,5 +54,5 @@ class Reaction:
             weight: How far a change in the prediction changes that correction.
         """
         rate = self.rate(step)
-        pull = rate / (1 + rate * weight) * guided(correction, self._scale)
+        pull = rate / max(_LEAST_DIVISOR, 1 + rate * weight) * guided(correction, self._scale)
         return pull.repeat(2, *[1] * (pull.ndim - 1))

@@ -92,7 +92,24 @@ def measure_sensitivity(scheduler: Any, steps: int, first: float | None = None) 
         first: Timestep of the first of them; the run has the last timesteps unless given.
     """
     identity = (type(scheduler), str(scheduler.config), str(scheduler.timesteps.tolist()), _sigmas(scheduler))
-    return _measured(_Question(str(identity), _begin(scheduler, steps, first), steps, _copied(scheduler)))
+    return _measured(_Question(str(identity), first_timestep_index(scheduler, steps, first), steps, _copied(scheduler)))
+
+
+def first_timestep_index(scheduler: Any, steps: int, first: float | None = None) -> int:
+    """Index of a run's first timestep: not 0 from image to image, and not always followed by all that there are.
+
+    Args:
+        scheduler: Timesteps set.
+        steps: Number of steps of the run.
+        first: The timestep; the run has the last ones unless given.
+    """
+    last = len(scheduler.timesteps) - steps
+    begin = getattr(scheduler, "begin_index", None)  # timesteps may repeat: where the pipeline says, it knows better
+    if begin is not None:
+        return min(last, int(begin))
+    if first is None:
+        return last
+    return min(last, int((scheduler.timesteps.double() - first).abs().argmin()))
 
 
 @dataclass(frozen=True)
@@ -141,17 +158,6 @@ def _places(timesteps: Sequence[float]) -> tuple[float, ...] | None:
 def _sigmas(scheduler: Any) -> str:
     sigmas = getattr(scheduler, "sigmas", None)
     return str(sigmas.tolist()) if isinstance(sigmas, torch.Tensor) else ""
-
-
-def _begin(scheduler: Any, steps: int, first: float | None) -> int:
-    """Index of a run's first timestep: not 0 from image to image, and not always followed by all that there are."""
-    last = len(scheduler.timesteps) - steps
-    begin = getattr(scheduler, "begin_index", None)  # timesteps may repeat: where the pipeline says, it knows better
-    if begin is not None:
-        return min(last, int(begin))
-    if first is None:
-        return last
-    return min(last, int((scheduler.timesteps.double() - first).abs().argmin()))
 
 
 class _UnknownError(Exception):

@@ -20,11 +20,10 @@ _AMPLIFIES = {"LMSDiscreteScheduler": "amplifies what earlier predictions got wr
 
 
 def second_order_note(scheduler: Any) -> str | None:
-    """Why all steps of a scheduler are full, where it takes two evaluations per step; else None."""
+    """Why all steps of `published` are full with a scheduler that takes two evaluations per step; else None."""
     order, name = getattr(scheduler, "order", 1), type(scheduler).__name__
-    if order == 1:
-        return None
-    return f"{name} is of order {order}: none of its steps can be shared in another way, all ran partitioned"
+    why = f"{name} is of order {order}: none of its steps can be shared in another way, all ran partitioned"
+    return None if order == 1 else why
 
 
 def refusal_of_promises(scheduler: Any, sensitivity: Sensitivity) -> str | None:
@@ -54,6 +53,8 @@ def scheduler_notes(guided: GuidedSettings, scheduler: Any, sensitivity: Sensiti
             return [f"{name} adds noise: a promise holds for most images, but a few become others altogether"]
     elif kind is StepKind.CACHED and not sensitivity.on_sample:
         return [f"{name} {sensitivity.unknown_why}: nothing makes up for the errors of cached steps"]
+    elif kind is StepKind.CACHED and name in _AMPLIFIES:
+        return [f"{name} {_AMPLIFIES[name]}: cached steps may leave more than they are known to"]
     return []
 
 

@@ -78,11 +78,8 @@ class ModelSettings:
 
     def may_promise(self, config: ParallelConfig) -> bool:
         """Whether some call may keep a promise, likewise."""
-        if config.strategy != "hybrid":
-            return False
-        return any(
-            GuidedSettings.choose(config, entry, REFERENCE_STEPS).fidelity is not None for entry in self._entries
-        )
+        promised = (GuidedSettings.choose(config, entry, REFERENCE_STEPS).fidelity for entry in self._entries)
+        return config.strategy == "hybrid" and any(promised)
 
     @property
     def _entries(self) -> tuple[Entry | None, ...]:
@@ -132,7 +129,10 @@ class GuidedSettings:
         """A fidelity that was asked for, or the one that a quality stands for where nothing else tells the schedule."""
         if config.fidelity is not None:
             return config.fidelity
-        quality, has_schedule = quality_value(config.quality), config.tolerance is not None or config.full_steps
+        quality, has_schedule = (
+            quality_value(config.quality),
+            config.tolerance is not None or config.full_steps is not None,
+        )
         if has_schedule or entry is not None or kind is not StepKind.CACHED or quality == 1.0:
             return None
         return quality_fidelity(quality)

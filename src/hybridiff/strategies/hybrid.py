@@ -7,19 +7,16 @@ from typing import Any
 from ..config import ParallelConfig, parse_steps
 from ..denoiser.call import Evaluation
 from ..denoiser.split import choose_outer
-from ..numerics.estimate import ErrorEstimate
-from ..numerics.hindsight import Hindsight
-from ..numerics.reaction import Reaction
 from ..numerics.sensitivity import Sensitivity
 from ..schedule.fixed import FixedPolicy
 from ..schedule.kinds import StepKind
 from ..schedule.plan import RunPlan
 from ..schedule.presets import ModelSettings
-from ..schedule.promised import PromisedPolicy, estimated_fidelity
+from ..schedule.promised import estimated_fidelity
 from .base import RunContext
 from .splitting import split_network
-from .steps.cached import CachedStep
 from .steps.executor import NoStep, StepExecutor
+from .steps.making import make_cached_step
 from .steps.reuse import ReuseStep
 from .switching import SwitchingStrategy
 
@@ -54,11 +51,6 @@ class HybridStrategy(SwitchingStrategy):
             return RunPlan.all_full(steps, fidelity=context.config.fidelity)
         return RunPlan.make(context.config, context.settings, context.pipe, steps, first.timestep, self._leaders)
 
-    def _estimate(self) -> ErrorEstimate | None:
-        """What a policy goes by that keeps a promise."""
-        keeps = isinstance(self.policy, PromisedPolicy)
-        return ErrorEstimate(self._plan.sensitivity, float(self.context.pipe.guidance_scale)) if keeps else None
-
     def fidelity(self) -> dict[str, float]:
         promised, gain = self._plan.fidelity, self.context.settings.decoder_gain
         return {} if promised is None else {"promised": promised, "estimated": estimated_fidelity(self.policy, gain)}
@@ -74,10 +66,7 @@ class HybridStrategy(SwitchingStrategy):
         if plan.step_kind is StepKind.FULL:
             return NoStep(self.evaluator)
         if plan.step_kind is StepKind.CACHED:
-            whole = getattr(self.context.pipe.scheduler, "num_inference_steps", None)
-            reaction = Reaction(float(self.context.pipe.guidance_scale), self.context.steps, whole)
-            hindsight = Hindsight(plan.correction, plan.sensitivity, reaction)
-            return CachedStep(self.evaluator, hindsight, plan.sensitivity.places, self._estimate())
+            return make_cached_step(plan, self.evaluator, self.context.pipe, first.timestep)
         share = self.context.settings.reuse_share
         staged = split_network(self.context, first, StepKind.REUSE, lambda splits: choose_outer(splits, share))
         return ReuseStep(self.evaluator, staged, plan.sensitivity.places)

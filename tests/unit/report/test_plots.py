@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,21 @@ def test_curve_phases_kinds_and_taus_are_drawn() -> None:
     assert labels == ["warm-up", "parallel", "connect", "1 reuse", "2 cached"]
     assert [line.get_xdata()[0] for line in others[2:]] == [2, 6]
     assert axes.get_title(loc="left") == "a ring\nhybrid, 2 devices, 9 steps, 0.90 s"
+
+
+def test_what_is_estimated_of_a_promise_is_drawn_below(tmp_path: Path) -> None:
+    run = report([0.3, 0.2, None, 0.1], [Phase.WARM_UP] * 4, [FULL, FULL, CACHED, FULL], strategy="hybrid")
+    run.steps = [replace(step, estimated=dict(enumerate((100.0, 80.0, None, 50.5)))[step.index]) for step in run.steps]
+    run.fidelity = {"promised": 45.0, "estimated": 50.5}
+    above, below = discrepancy_figure(run).axes
+    curve, promise = below.lines
+    assert (list(curve.get_xdata()), list(curve.get_ydata())) == ([0, 1, 3], [100.0, 80.0, 50.5])
+    assert set(promise.get_ydata()) == {45.0}
+    assert below.texts[0].get_text() == "45 dB promised, 50.5 dB estimated"
+    assert below.get_xlim() == above.get_xlim()
+    plot_discrepancy(run, tmp_path / "curve.png")
+    with Image.open(tmp_path / "curve.png") as image:
+        assert image.size == (960, 672)
 
 
 def test_every_phase_and_kind_has_a_colour_of_its_own() -> None:

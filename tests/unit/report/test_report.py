@@ -49,6 +49,11 @@ def test_extra_evaluations_stand_in_json_where_there_were_any() -> None:
     assert replace(record(0), extra_evaluations=1).to_dict()["extra_evaluations"] == 1
 
 
+def test_an_estimate_stands_in_json_where_there_is_one() -> None:
+    assert "estimated" not in record(0).to_dict()
+    assert replace(record(0), estimated=47.5).to_dict()["estimated"] == 47.5
+
+
 def test_what_steps_were_of_is_counted_by_name() -> None:
     kinds = [StepKind.FULL, StepKind.FULL, StepKind.CACHED, StepKind.REUSE, StepKind.CACHED, StepKind.FULL]
     phases = [Phase.WARM_UP] * 2 + [Phase.PARALLEL] * 4

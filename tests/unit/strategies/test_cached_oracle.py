@@ -114,7 +114,9 @@ class CachedByHand:
             return self.whole(*args, **kwargs)  # type: ignore[no-any-return]
         timestep = args[1] if len(args) > 1 else kwargs["timestep"]
         if self.step == 0:
-            self.moves = Moves.of(self.pipe.scheduler, float(timestep.flatten()[0]), self.pipe.num_timesteps)
+            first = float(timestep.flatten()[0])
+            self.moves = Moves.of(self.pipe.scheduler, first, self.pipe.num_timesteps)
+            self.begin = self.pipe.scheduler.timesteps.tolist().index(first)
         prediction = self.answer(*args, **kwargs)
         self.step += 1
         return (prediction,)
@@ -144,7 +146,7 @@ class CachedByHand:
             self.images = len(prediction) // 2
             self.look_at(prediction.double())
             undisturbed = self.without_pull(undisturbed)
-        answer = undisturbed + self.made_up_for(undisturbed)
+        answer = undisturbed + self.correction * self.made_up_for(undisturbed)
         self.seen.append((self.step, undisturbed))
         self.cached = []
         return answer.float()
@@ -155,15 +157,16 @@ class CachedByHand:
         total = torch.zeros_like(undisturbed)
         for step, held in self.cached:
             error = through(points, step) - held
-            total = total + self.correction * self.moves.ratio(step, self.step) * error
+            total = total + self.moves.ratio(step, self.step) * error
         return total
 
     def without_pull(self, prediction: torch.Tensor) -> torch.Tensor:
         """What leads to this prediction once guidance has pulled the displaced sample back, found by iteration."""
-        whole = int(self.pipe.scheduler.num_inference_steps)
-        progress = (whole - self.pipe.num_timesteps + self.step) / whole
-        scale = float(self.pipe.guidance_scale)
-        rate = min(0.5, 0.06 * (scale - 1) * math.exp(-2 * progress) * 50 / whole)
+        whole, scale = len(self.pipe.scheduler.timesteps), float(self.pipe.guidance_scale)
+        progress = (self.begin + self.step) / whole
+        rate = min(0.5, min(0.25, 0.06 * (scale - 1) * math.exp(-2 * progress)) * 50 / whole)
+        if not self.correction:
+            return prediction
         undisturbed = prediction
         for _ in range(200):  # damped, as it turns a change in itself into up to twice as much
             unconditional, conditional = self.made_up_for(undisturbed).chunk(2)

@@ -147,6 +147,9 @@ def test_estimate_and_schedule_by_hand(
     shown = run.shown()
     estimated = -20 * torch.tensor(max(shown[-1][2])).mul(run.gain).log10().item()
     assert run.report.fidelity == {"promised": fidelity, "estimated": pytest.approx(estimated, abs=0.01)}
+    told = [step.estimated for step in run.report.steps if step.estimated is not None]
+    assert told == sorted(told, reverse=True), "gap by gap"
+    assert (len(told), told[-1]) == (len(run.full), run.report.fidelity["estimated"])
     assert run.report.fidelity["estimated"] >= fidelity - 3, "no gap leaves much more than was expected"
     by_hand = PromisedByHand(10 ** (-fidelity / 20) / run.gain, run.final, run.longest)
     followed = [by_hand.next_full(shown[: place + 1]) for place in range(len(shown) - 1)]
