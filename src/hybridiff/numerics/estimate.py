@@ -2,7 +2,7 @@
 
 A full step corrects the cached steps before it in hindsight. Two things are left: what the interpolation gets wrong,
 about the difference of two interpolations of neighbouring degree (an embedded pair, as in Runge-Kutta methods), and
-what the network made of the displaced sample, about a share of the correction itself.
+what the network made of the displaced sample beyond the pull that is taken out, about a share of the correction itself.
 """
 
 from __future__ import annotations
