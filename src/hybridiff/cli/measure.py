@@ -174,9 +174,9 @@ class Simulate(_ManyPrompts):
 class Study(Simulate):
     """Put a model to the test: frontier, promises and other solvers, with one page.
 
-    It is simulate with other defaults, and goes on where it was stopped. SDXL or SD3 should take about an hour on one large
-    GPU. Most of it are the converged images (fewer --converged-steps, or 0), the solvers (leave them out of --methods)
-    and the prompts (--limit); --batch 4 saves some, where memory allows it.
+    It is simulate with other defaults, and goes on where it was stopped. SDXL or SD3 should take about an hour on one
+    large GPU. Most of it are the converged images (fewer --converged-steps, or 0), the solvers (leave them out of
+    --methods) and the prompts (--limit); --batch 4 saves some, where memory allows it.
     """
 
     limit: Annotated[int | None, number(WHAT, "take the first prompts only", least=1)] = 32
