@@ -286,7 +286,8 @@ def test_a_promise_on_a_scheduler_that_is_barely_stable() -> None:
     assert full_steps(plan, 20) == list(range(20))
     (note,) = plan.notes
     assert note.startswith("LMSDiscreteScheduler amplifies what earlier predictions got wrong: errors cannot be told")
-    assert make(pipe=pipe, tolerance=0.1).notes == ()
+    (note,) = make(pipe=pipe, tolerance=0.1).notes
+    assert note.endswith("got wrong: cached steps may leave more than they are known to")
 
 
 def test_what_ranks_agree_on_is_what_a_promise_rests_on() -> None:

@@ -65,7 +65,7 @@ class Recorded:
         config = ParallelConfig("hybrid", devices=1, simulate=True, fidelity=fidelity)
         recording = type("Recording", (Hindsight,), {"look_back": look_back})
         with pytest.MonkeyPatch.context() as patch, parallelize(pipe, config) as parallel:
-            patch.setattr("hybridiff.strategies.hybrid.Hindsight", recording)
+            patch.setattr("hybridiff.strategies.steps.making.Hindsight", recording)
             self.scale = call_arguments(name)["guidance_scale"]
             generate(parallel, name, **STEPS, **changes)
             assert parallel.report is not None
