@@ -14,12 +14,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from hybridiff.config import ParallelConfig
 from hybridiff.evaluation.frontier import HIGHEST_PSNR, Reference, generate, generate_references, seeded
 from hybridiff.evaluation.metrics import psnr
 from hybridiff.evaluation.simulation import SimulatedPipeline
+from hybridiff.evaluation.solvers import promised
 from hybridiff.evaluation.workload import Workload, take_prompts, versions
-from hybridiff.schedule.calibration import Calibration
 from hybridiff.utils.tables import align
 
 FIDELITIES = (35.0, 45.0, 55.0)
@@ -39,8 +38,7 @@ def measure(workload: Workload, limit: int, sizes: Sequence[int] = SIZES) -> Ite
     prompts = seeded(take_prompts(workload.model, None, "evaluation", (limit,)))
     references = list(generate_references(workload.pipe, prompts, workload.call, 8))
     for fidelity in FIDELITIES:
-        config = ParallelConfig("hybrid", fidelity=fidelity, calibration=Calibration("none", ()))
-        with SimulatedPipeline(workload.pipe, config) as pipe:
+        with SimulatedPipeline(workload.pipe, promised(fidelity).config) as pipe:
             for size in sizes:
                 full, decibels = _generate(pipe, references, workload.call, size)
                 yield _row(fidelity, size, full, decibels)

@@ -129,10 +129,8 @@ class GuidedSettings:
         """A fidelity that was asked for, or the one that a quality stands for where nothing else tells the schedule."""
         if config.fidelity is not None:
             return config.fidelity
-        quality, has_schedule = (
-            quality_value(config.quality),
-            config.tolerance is not None or config.full_steps is not None,
-        )
+        quality = quality_value(config.quality)
+        has_schedule = config.tolerance is not None or config.full_steps is not None
         if has_schedule or entry is not None or kind is not StepKind.CACHED or quality == 1.0:
             return None
         return quality_fidelity(quality)
