@@ -19,16 +19,15 @@ from typing import Any
 
 import torch
 
-from hybridiff.config import ParallelConfig
 from hybridiff.evaluation.frontier import HIGHEST_PSNR, generate, seeded
 from hybridiff.evaluation.metrics import psnr
 from hybridiff.evaluation.simulation import SimulatedPipeline
+from hybridiff.evaluation.solvers import promised
 from hybridiff.evaluation.tables import markdown_table
 from hybridiff.evaluation.workload import take_prompts, versions
 from hybridiff.models.loading import load_pipeline
 from hybridiff.models.tiny import GUIDANCE
 from hybridiff.numerics.sensitivity import measure_sensitivity
-from hybridiff.schedule.calibration import Calibration
 from hybridiff.utils.prompts import Prompt
 
 PROMISE = 45.0
@@ -132,7 +131,7 @@ def measure(case: Case, prompts: Sequence[Prompt]) -> dict[str, Any]:
     call = {"num_inference_steps": case.steps, "guidance_scale": GUIDANCE[case.model]}
     call |= {"max_sequence_length": 16} if case.model == "tiny-sd3" else {}
     references = [_generate(pipe, prompt, call) for prompt in prompts]
-    config, images = ParallelConfig("hybrid", fidelity=PROMISE, calibration=Calibration("", ())), []
+    config, images = promised(PROMISE).config, []
     with SimulatedPipeline(pipe, config) as simulated:
         for prompt, reference in zip(prompts, references, strict=True):
             pixels = _generate(simulated, prompt, call)
