@@ -6,10 +6,10 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxControlNetModel, FluxTransformer2DModel
+from diffusers import FluxControlNetModel, FluxTransformer2DModel
 from support.pipelines import SIZE, mask, start_image
 
-from zoo.parts import assemble, embeddings, enliven, image_vae
+from zoo.parts import assemble, dynamic_flow, embeddings, enliven, image_vae
 from zoo.specimen import Specimen
 
 TEXT = 32
@@ -33,7 +33,7 @@ def flux(pipeline: str, guidance_embeds: bool = False, **others: Any) -> Any:
         getattr(diffusers, pipeline),
         transformer=enliven(FluxTransformer2DModel(**_WIDTHS, guidance_embeds=guidance_embeds)),
         vae=image_vae(),
-        scheduler=FlowMatchEulerDiscreteScheduler(),
+        scheduler=dynamic_flow(),
         text_encoder=None,
         text_encoder_2=None,
         tokenizer=None,

@@ -6,7 +6,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLWan
+from diffusers import AutoencoderKL, AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 
 diffusers.utils.logging.set_verbosity_error()
 
@@ -55,3 +55,13 @@ def wan_vae() -> AutoencoderKLWan:
         base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
     )
     return enliven(vae, seed=1)  # type: ignore[return-value]
+
+
+def dynamic_flow() -> FlowMatchEulerDiscreteScheduler:
+    """The scheduler of FLUX and Qwen-Image, whose shift depends on the number of tokens."""
+    return FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15)
+
+
+def flow_unipc() -> UniPCMultistepScheduler:
+    """The scheduler of Wan."""
+    return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
