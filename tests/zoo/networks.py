@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, TypeVar
 
 import diffusers
@@ -37,13 +38,14 @@ def awake(network: Network, *parts: str, factor: float = 8.0, gain: float = 1.0)
 
 def with_parts_of(pipe: Any, name: str, **parts: Any) -> Any:
     """A pipeline of the class of that name with the parts of another, and some more."""
-    settings = {"requires_safety_checker": False} if "safety_checker" in pipe.components else {}
-    return quiet(getattr(diffusers, name)(**pipe.components | parts | settings))
+    pipeline = getattr(diffusers, name)
+    taken = inspect.signature(pipeline.__init__).parameters
+    settings = {"requires_safety_checker": False, "force_zeros_for_empty_prompt": False} | pipe.components | parts
+    return quiet(pipeline(**{part: value for part, value in settings.items() if part in taken}))
 
 
-def controlled(pipe: Any, name: str, network: type = ControlNetModel) -> Any:
-    """A pipeline of that class with the parts of `pipe` and a ControlNet copied from its U-Net."""
+def controlled(pipe: Any, name: str, network: Any = ControlNetModel, **settings: Any) -> Any:
+    """A pipeline of that class with the parts of `pipe` and a ControlNet of the shape of its U-Net."""
+    copy = network.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 16))
     torch.manual_seed(4)
-    found: Any = network
-    controlnet = found.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 16))
-    return with_parts_of(pipe, name, controlnet=awake(controlnet))
+    return with_parts_of(pipe, name, controlnet=awake(network.from_config(copy.config, **settings)))

@@ -17,7 +17,7 @@ from zoo.specimen import Specimen
 
 
 def with_ip_adapter() -> Any:
-    """The SDXL pipeline with an IP-Adapter of one image token; its image is given as an embedding."""
+    """The SDXL pipeline with an IP-Adapter of four image tokens; its image is given as an embedding."""
     pipe = pipelines.sdxl()
     generator = torch.Generator().manual_seed(6)
 
@@ -32,8 +32,8 @@ def with_ip_adapter() -> Any:
         for part in "kv"
     }
     projection = {
-        "proj.weight": numbers(2 * TEXT_WIDTH, TEXT_WIDTH),
-        "proj.bias": numbers(2 * TEXT_WIDTH),
+        "proj.weight": numbers(4 * 2 * TEXT_WIDTH, TEXT_WIDTH),
+        "proj.bias": numbers(4 * 2 * TEXT_WIDTH),
         "norm.weight": torch.ones(2 * TEXT_WIDTH),
         "norm.bias": torch.zeros(2 * TEXT_WIDTH),
     }
@@ -56,7 +56,8 @@ def with_controlnet(name: str, call: Callable[[], dict[str, Any]]) -> Specimen:
 
 
 def union() -> Any:
-    return controlled(pipelines.sdxl(), "StableDiffusionXLControlNetUnionPipeline", ControlNetUnionModel)
+    sizes = {"num_trans_channel": 16, "num_trans_head": 2, "num_proj_channel": 16}
+    return controlled(pipelines.sdxl(), "StableDiffusionXLControlNetUnionPipeline", ControlNetUnionModel, **sizes)
 
 
 def control_of_a_kind() -> dict[str, Any]:

@@ -7,7 +7,17 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    Gemma2Config,
+    Gemma2Model,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
+)
 
 from support.pipelines import TEXT_TOKENS, TEXT_WIDTH
 
@@ -34,6 +44,7 @@ def spelling_tokenizer(
         tokenizer.post_processor = processors.TemplateProcessing(
             single=f"$A {END}", special_tokens=[(END, VOCABULARY[END])]
         )
+    settings = {"model_input_names": ["input_ids", "attention_mask"]} | settings
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_max_length=length,
@@ -46,20 +57,38 @@ def spelling_tokenizer(
     )
 
 
-def t5_encoder(width: int = TEXT_WIDTH, **settings: Any) -> Any:
-    """The encoder of a T5 with two layers."""
-    return seeded(
-        T5EncoderModel,
-        T5Config(
-            vocab_size=len(VOCABULARY),
-            d_model=width,
-            d_kv=width // 2,
-            d_ff=2 * width,
-            num_layers=2,
-            num_heads=2,
-            **settings,
-        ),
-    )
+def t5_encoder(width: int = TEXT_WIDTH, multilingual: bool = False) -> Any:
+    """The encoder of a T5, or of its multilingual kin, with two layers."""
+    sizes = {"vocab_size": len(VOCABULARY), "d_model": width, "d_kv": width // 2, "d_ff": 2 * width}
+    counts = {"num_layers": 2, "num_heads": 2}
+    if multilingual:
+        return seeded(UMT5EncoderModel, UMT5Config(**sizes, **counts))
+    return seeded(T5EncoderModel, T5Config(**sizes, **counts))
+
+
+def bert() -> Any:
+    """A BERT with two layers."""
+    return seeded(BertModel, BertConfig(**_SIZES), factor=50.0)
+
+
+def gemma2() -> Any:
+    """A Gemma 2 with two layers."""
+    return seeded(Gemma2Model, Gemma2Config(**_SIZES, head_dim=8, num_key_value_heads=2))
+
+
+_SIZES: dict[str, Any] = {
+    "vocab_size": len(VOCABULARY),
+    "hidden_size": TEXT_WIDTH,
+    "intermediate_size": 2 * TEXT_WIDTH,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "pad_token_id": VOCABULARY[PAD],
+}
+
+
+def embeddings(*shape: int, seed: int) -> torch.Tensor:
+    """Numbers in place of an encoded text."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def seeded(model: type, config: Any, factor: float = 1.0) -> Any:
