@@ -54,42 +54,46 @@ def sdxl(pipeline: str = "StableDiffusionXLPipeline", levels: int = 3, in_channe
     pipe = getattr(diffusers, pipeline)(
         unet=listen_to_text(unet, ".attn2.to_v", ".attn2.to_out.0", "add_embedding.linear_2"),
         scheduler=SCHEDULERS["euler"](),
-        vae=_vae(),
-        tokenizer=_tokenizer(),
-        tokenizer_2=_tokenizer(),
-        text_encoder=_text_encoder(CLIPTextModel),
-        text_encoder_2=_text_encoder(CLIPTextModelWithProjection),
+        vae=image_vae(),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
+        text_encoder=clip_text_encoder(CLIPTextModel),
+        text_encoder_2=clip_text_encoder(CLIPTextModelWithProjection),
         force_zeros_for_empty_prompt=False,
     )
-    return _quiet(pipe)
+    return quiet(pipe)
 
 
-def sd15(pipeline: str = "StableDiffusionPipeline", in_channels: int = 4) -> Any:
-    """A pipeline with the U-Net of Stable Diffusion 1.5, smaller by one level, and its one text encoder."""
+def sd15(pipeline: str = "StableDiffusionPipeline", in_channels: int = 4, **settings: Any) -> Any:
+    """A pipeline with the U-Net of Stable Diffusion 1.5, smaller by one level, and its one text encoder.
+
+    `settings` replaces or adds some of the U-Net.
+    """
     torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        sample_size=SIZE // 2,
-        in_channels=in_channels,
-        out_channels=4,
-        block_out_channels=(16, 16, 32),
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        attention_head_dim=2,
-        layers_per_block=2,
-        norm_num_groups=8,
-        cross_attention_dim=TEXT_WIDTH,
-    )
+    config = {
+        "sample_size": SIZE // 2,
+        "in_channels": in_channels,
+        "out_channels": 4,
+        "block_out_channels": (16, 16, 32),
+        "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        "attention_head_dim": 2,
+        "layers_per_block": 2,
+        "norm_num_groups": 8,
+        "cross_attention_dim": TEXT_WIDTH,
+    }
+    unet = UNet2DConditionModel(**config | settings)
     pipe = getattr(diffusers, pipeline)(
         unet=listen_to_text(unet, ".attn2.to_v", ".attn2.to_out.0"),
         scheduler=SCHEDULERS["ddim"](),
-        vae=_vae(),
-        tokenizer=_tokenizer(),
-        text_encoder=_text_encoder(CLIPTextModel),
+        vae=image_vae(),
+        tokenizer=clip_tokenizer(),
+        text_encoder=clip_text_encoder(CLIPTextModel),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    return _quiet(pipe)
+    return quiet(pipe)
 
 
 def sd3(pipeline: str = "StableDiffusion3Pipeline", dual_attention: bool = False, channels: int = 4) -> Any:
@@ -113,15 +117,15 @@ def sd3(pipeline: str = "StableDiffusion3Pipeline", dual_attention: bool = False
     pipe = getattr(diffusers, pipeline)(
         transformer=listen_to_text(transformer, "text_embedder.linear_2", "context_embedder", factor=24.0),
         scheduler=SCHEDULERS["flow-euler"](),
-        vae=_vae(channels, shift_factor=0.06),
-        tokenizer=_tokenizer(),
-        tokenizer_2=_tokenizer(),
+        vae=image_vae(channels, shift_factor=0.06),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
         tokenizer_3=None,
-        text_encoder=_text_encoder(CLIPTextModelWithProjection),
-        text_encoder_2=_text_encoder(CLIPTextModelWithProjection),
+        text_encoder=clip_text_encoder(CLIPTextModelWithProjection),
+        text_encoder_2=clip_text_encoder(CLIPTextModelWithProjection),
         text_encoder_3=None,
     )
-    return _quiet(pipe)
+    return quiet(pipe)
 
 
 PIPELINES: dict[str, Callable[[], Any]] = {
@@ -207,7 +211,7 @@ def listen_to_text(network: torch.nn.Module, *parts: str, factor: float = 8.0) -
     return network
 
 
-def _vae(channels: int = 4, **config: Any) -> AutoencoderKL:
+def image_vae(channels: int = 4, **config: Any) -> AutoencoderKL:
     torch.manual_seed(1)
     return AutoencoderKL(
         block_out_channels=[8, 8],
@@ -220,7 +224,7 @@ def _vae(channels: int = 4, **config: Any) -> AutoencoderKL:
     )
 
 
-def _tokenizer() -> CLIPTokenizer:
+def clip_tokenizer() -> CLIPTokenizer:
     """A tokenizer that spells: one token a letter."""
     letters = list(string.ascii_lowercase)
     tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
@@ -228,7 +232,7 @@ def _tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=TEXT_TOKENS)
 
 
-def _text_encoder(encoder: type) -> Any:
+def clip_text_encoder(encoder: type) -> Any:
     torch.manual_seed(2)
     config = CLIPTextConfig(
         vocab_size=54,
@@ -248,6 +252,6 @@ def _text_encoder(encoder: type) -> Any:
     return model
 
 
-def _quiet(pipe: Any) -> Any:
+def quiet(pipe: Any) -> Any:
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -35,13 +35,18 @@ class Specimen:
 
 
 def run(specimen: Specimen, pipe: Any, seed: int = 0, steps: int | None = None, **changes: Any) -> torch.Tensor:
-    """What the pipeline generates, as one tensor; `changes` replaces or adds arguments of the call."""
+    """What the pipeline generates, as one tensor; `changes` replaces or adds arguments of the call.
+
+    The global generator is seeded too: some pipelines draw from it when they encode images.
+    """
     arguments = {
         "generator": torch.Generator().manual_seed(seed),
         "num_inference_steps": steps or specimen.steps,
         "output_type": "latent" if specimen.latent else "np",
     }
-    return as_tensor(getattr(pipe(**arguments | specimen.call() | changes), specimen.output))
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        return as_tensor(getattr(pipe(**arguments | specimen.call() | changes), specimen.output))
 
 
 def as_tensor(result: Any) -> torch.Tensor:

@@ -1,0 +1,62 @@
+"""HunyuanDiT, with its BERT and its T5."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import HunyuanDiT2DModel
+
+from support.pipelines import SIZE, TEXT_WIDTH, image_vae, quiet
+from zoo import calls, text
+from zoo.networks import awake
+from zoo.specimen import Specimen
+
+
+def hunyuan_dit(name: str) -> Any:
+    torch.manual_seed(0)
+    transformer = HunyuanDiT2DModel(
+        sample_size=SIZE // 2,
+        num_layers=4,
+        patch_size=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        hidden_size=16,
+        in_channels=4,
+        cross_attention_dim=TEXT_WIDTH,
+        cross_attention_dim_t5=TEXT_WIDTH,
+        pooled_projection_dim=16,
+    )
+    return quiet(
+        getattr(diffusers, name)(
+            transformer=awake(transformer, "text_embedder.linear_2"),
+            scheduler=diffusers.DDPMScheduler(
+                beta_start=0.00085, beta_end=0.018, beta_schedule="scaled_linear", prediction_type="v_prediction"
+            ),
+            vae=image_vae(),
+            tokenizer=text.spelling_tokenizer(),
+            text_encoder=text.bert(),
+            tokenizer_2=text.spelling_tokenizer(),
+            text_encoder_2=text.t5_encoder(multilingual=True),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    )
+
+
+def call() -> dict[str, Any]:
+    return calls.text() | {"use_resolution_binning": False}
+
+
+SPECIMENS = (
+    Specimen("HunyuanDiTPipeline", partial(hunyuan_dit, "HunyuanDiTPipeline"), call),
+    Specimen(
+        "HunyuanDiTPAGPipeline",
+        partial(hunyuan_dit, "HunyuanDiTPAGPipeline"),
+        calls.with_arguments(call, pag_scale=2.0),
+        layout="branches",
+    ),
+)

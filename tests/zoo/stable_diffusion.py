@@ -1,0 +1,49 @@
+"""Stable Diffusion 1.5 and 2: text, image, inpainting, ControlNet, editing by instructions, perturbed attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import diffusers
+
+from support import pipelines
+from zoo import calls
+from zoo.networks import controlled, with_parts_of
+from zoo.specimen import Specimen
+
+
+def sd2() -> Any:
+    """Stable Diffusion 2: it predicts velocities, its attention heads are of one width, its projections linear."""
+    pipe = pipelines.sd15(attention_head_dim=(2, 2, 4), use_linear_projection=True)
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config, prediction_type="v_prediction")
+    return pipe
+
+
+def plain(name: str, call: Callable[[], dict[str, Any]], **settings: Any) -> Specimen:
+    return Specimen(name, partial(pipelines.sd15, name.partition(":")[0], **settings), call)
+
+
+def with_controlnet(name: str, call: Callable[[], dict[str, Any]]) -> Specimen:
+    return Specimen(name, lambda: controlled(pipelines.sd15(), name), call)
+
+
+def branched(name: str, call: Callable[[], dict[str, Any]], in_channels: int = 4) -> Specimen:
+    return Specimen(
+        name, lambda: with_parts_of(pipelines.sd15(in_channels=in_channels), name), call, layout="branches"
+    )
+
+
+SPECIMENS = (
+    plain("StableDiffusionPipeline", calls.text),
+    Specimen("StableDiffusionPipeline:2", sd2, calls.text),
+    plain("StableDiffusionImg2ImgPipeline", calls.image),
+    plain("StableDiffusionInpaintPipeline", calls.inpaint),
+    plain("StableDiffusionInpaintPipeline:9-channels", calls.inpaint, in_channels=9),
+    with_controlnet("StableDiffusionControlNetPipeline", calls.control),
+    with_controlnet("StableDiffusionControlNetImg2ImgPipeline", calls.control_image),
+    with_controlnet("StableDiffusionControlNetInpaintPipeline", calls.control_inpaint),
+    branched("StableDiffusionInstructPix2PixPipeline", calls.edit, in_channels=8),
+    branched("StableDiffusionPAGPipeline", calls.with_arguments(calls.text, pag_scale=2.0)),
+)

@@ -1,0 +1,85 @@
+"""Stable Diffusion XL: text, image, inpainting, ControlNet, IP-Adapter, editing, perturbed attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers import ControlNetUnionModel
+
+from support import pipelines
+from support.pipelines import TEXT_WIDTH
+from zoo import calls
+from zoo.networks import controlled, with_parts_of
+from zoo.specimen import Specimen
+
+
+def with_ip_adapter() -> Any:
+    """The SDXL pipeline with an IP-Adapter of four image tokens; its image is given as an embedding."""
+    pipe = pipelines.sdxl()
+    generator = torch.Generator().manual_seed(6)
+
+    def numbers(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    layers = [name for name in pipe.unet.attn_processors if name.endswith("attn2.processor")]
+    widths = [pipe.unet.get_submodule(name.removesuffix(".processor")).to_k.out_features for name in layers]
+    weights = {
+        f"{2 * index + 1}.to_{part}_ip.weight": numbers(width, 2 * TEXT_WIDTH)
+        for index, width in enumerate(widths)
+        for part in "kv"
+    }
+    projection = {
+        "proj.weight": numbers(4 * 2 * TEXT_WIDTH, TEXT_WIDTH),
+        "proj.bias": numbers(4 * 2 * TEXT_WIDTH),
+        "norm.weight": torch.ones(2 * TEXT_WIDTH),
+        "norm.bias": torch.zeros(2 * TEXT_WIDTH),
+    }
+    pipe.unet._load_ip_adapter_weights([{"image_proj": projection, "ip_adapter": weights}])
+    return pipe
+
+
+def image_prompt() -> dict[str, Any]:
+    """A call whose image prompt is an embedding, behind one of zeros for the unconditional branch."""
+    embedding = torch.randn(1, 1, TEXT_WIDTH, generator=torch.Generator().manual_seed(7))
+    return calls.text() | {"ip_adapter_image_embeds": [torch.cat([torch.zeros_like(embedding), embedding])]}
+
+
+def plain(name: str, call: Callable[[], dict[str, Any]], **settings: Any) -> Specimen:
+    return Specimen(name, partial(pipelines.sdxl, name.partition(":")[0], **settings), call)
+
+
+def with_controlnet(name: str, call: Callable[[], dict[str, Any]]) -> Specimen:
+    return Specimen(name, lambda: controlled(pipelines.sdxl(), name), call)
+
+
+def union() -> Any:
+    sizes = {"num_trans_channel": 16, "num_trans_head": 2, "num_proj_channel": 16}
+    return controlled(pipelines.sdxl(), "StableDiffusionXLControlNetUnionPipeline", ControlNetUnionModel, **sizes)
+
+
+def control_of_a_kind() -> dict[str, Any]:
+    return calls.text() | {"control_image": [pipelines.start_image()], "control_mode": [3]}
+
+
+def branched(name: str, call: Callable[[], dict[str, Any]], in_channels: int = 4) -> Specimen:
+    return Specimen(
+        name, lambda: with_parts_of(pipelines.sdxl(in_channels=in_channels), name), call, layout="branches"
+    )
+
+
+SPECIMENS = (
+    plain("StableDiffusionXLPipeline", calls.text),
+    Specimen("StableDiffusionXLPipeline:ip-adapter", with_ip_adapter, image_prompt),
+    plain("StableDiffusionXLImg2ImgPipeline", calls.image),
+    plain("StableDiffusionXLInpaintPipeline", calls.inpaint),
+    plain("StableDiffusionXLInpaintPipeline:9-channels", calls.inpaint, in_channels=9),
+    with_controlnet("StableDiffusionXLControlNetPipeline", calls.control),
+    with_controlnet("StableDiffusionXLControlNetImg2ImgPipeline", calls.control_image),
+    with_controlnet("StableDiffusionXLControlNetInpaintPipeline", calls.control_inpaint),
+    Specimen("StableDiffusionXLControlNetUnionPipeline", union, control_of_a_kind),
+    branched("StableDiffusionXLInstructPix2PixPipeline", calls.edit, in_channels=8),
+    branched("StableDiffusionXLPAGPipeline", calls.with_arguments(calls.text, pag_scale=2.0)),
+)
