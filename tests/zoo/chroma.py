@@ -30,6 +30,7 @@ def chroma(pipeline: str) -> Any:
         approximator_layers=1,
         approximator_num_channels=16,
     )
+    transformer.register_to_config(guidance_embeds=False)  # as published checkpoints have it; inpainting reads it
     return assemble(
         getattr(diffusers, pipeline),
         transformer=enliven(transformer),
@@ -41,7 +42,7 @@ def chroma(pipeline: str) -> Any:
 
 
 def _mask(words: int) -> torch.Tensor:
-    return (torch.arange(8) < words).long()[None]
+    return (torch.arange(8) < words).float()[None]
 
 
 def _guided(**others: Any) -> dict[str, Any]:
