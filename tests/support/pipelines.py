@@ -211,12 +211,13 @@ def listen_to_text(network: torch.nn.Module, *parts: str, factor: float = 8.0) -
     return network
 
 
-def image_vae(channels: int = 4, **config: Any) -> AutoencoderKL:
+def image_vae(channels: int = 4, levels: int = 2, **config: Any) -> AutoencoderKL:
+    """An autoencoder of images; each of its levels but the last halves height and width."""
     torch.manual_seed(1)
     return AutoencoderKL(
-        block_out_channels=[8, 8],
-        down_block_types=["DownEncoderBlock2D"] * 2,
-        up_block_types=["UpDecoderBlock2D"] * 2,
+        block_out_channels=[8] * levels,
+        down_block_types=["DownEncoderBlock2D"] * levels,
+        up_block_types=["UpDecoderBlock2D"] * levels,
         latent_channels=channels,
         norm_num_groups=4,
         sample_size=SIZE,

@@ -30,7 +30,7 @@ def aura_flow() -> Any:
     )
     return quiet(
         AuraFlowPipeline(
-            transformer=awake(transformer, "context_embedder"),
+            transformer=awake(transformer, "attn.add_v_proj", "attn.to_v", "attn.to_out.0", "norm1.linear"),
             scheduler=SCHEDULERS["flow-euler"](),
             vae=image_vae(),
             tokenizer=text.spelling_tokenizer(),

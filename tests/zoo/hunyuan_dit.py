@@ -15,7 +15,7 @@ from zoo.networks import awake
 from zoo.specimen import Specimen
 
 
-def hunyuan_dit(name: str) -> Any:
+def hunyuan_dit(name: str, **settings: Any) -> Any:
     torch.manual_seed(0)
     transformer = HunyuanDiT2DModel(
         sample_size=SIZE // 2,
@@ -28,14 +28,15 @@ def hunyuan_dit(name: str) -> Any:
         cross_attention_dim=TEXT_WIDTH,
         cross_attention_dim_t5=TEXT_WIDTH,
         pooled_projection_dim=16,
+        **settings,
     )
     return quiet(
         getattr(diffusers, name)(
-            transformer=awake(transformer, "text_embedder.linear_2"),
+            transformer=awake(transformer, "text_embedder.linear_2", "attn1.to_v", "attn1.to_out.0"),
             scheduler=diffusers.DDPMScheduler(
                 beta_start=0.00085, beta_end=0.018, beta_schedule="scaled_linear", prediction_type="v_prediction"
             ),
-            vae=image_vae(),
+            vae=image_vae(levels=4),
             tokenizer=text.spelling_tokenizer(),
             text_encoder=text.bert(),
             tokenizer_2=text.spelling_tokenizer(),
@@ -48,14 +49,15 @@ def hunyuan_dit(name: str) -> Any:
 
 
 def call() -> dict[str, Any]:
-    return calls.text() | {"use_resolution_binning": False}
+    """A call for 16 x 16 latents: the pipeline takes for granted that the autoencoder divides by 8."""
+    return calls.text() | {"height": 128, "width": 128, "use_resolution_binning": False}
 
 
 SPECIMENS = (
     Specimen("HunyuanDiTPipeline", partial(hunyuan_dit, "HunyuanDiTPipeline"), call),
     Specimen(
         "HunyuanDiTPAGPipeline",
-        partial(hunyuan_dit, "HunyuanDiTPAGPipeline"),
+        partial(hunyuan_dit, "HunyuanDiTPAGPipeline", use_style_cond_and_image_meta_size=False),  # as version 1.2
         calls.with_arguments(call, pag_scale=2.0),
         layout="branches",
     ),

@@ -55,7 +55,7 @@ def _pipeline(pipeline: Any, transformer: Any) -> Any:
         pipeline(
             transformer=transformer,
             scheduler=SCHEDULERS["flow-euler"](),
-            vae=image_vae(shift_factor=0.06),
+            vae=image_vae(levels=4, shift_factor=0.06),
             tokenizer=text.spelling_tokenizer(length=64),
             text_encoder=text.gemma2(),
         )
@@ -63,7 +63,8 @@ def _pipeline(pipeline: Any, transformer: Any) -> Any:
 
 
 def call() -> dict[str, Any]:
-    return calls.text() | {"max_sequence_length": TEXT_TOKENS}
+    """A call for 16 x 16 latents: the pipelines take for granted that the autoencoder divides by 8."""
+    return calls.text() | {"height": 128, "width": 128, "max_sequence_length": TEXT_TOKENS}
 
 
 SPECIMENS = (

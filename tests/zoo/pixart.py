@@ -30,7 +30,7 @@ def pixart(name: str) -> Any:
     )
     return quiet(
         getattr(diffusers, name)(
-            transformer=awake(transformer, "caption_projection.linear_2"),
+            transformer=awake(transformer, "caption_projection.linear_2", "attn1.to_v", "attn1.to_out.0"),
             scheduler=diffusers.DPMSolverMultistepScheduler(),
             vae=image_vae(),
             tokenizer=text.spelling_tokenizer(),

@@ -10,7 +10,7 @@ import diffusers
 
 from support import pipelines
 from zoo import calls
-from zoo.networks import controlled, with_parts_of
+from zoo.networks import awake, controlled, with_parts_of
 from zoo.specimen import Specimen
 
 
@@ -29,10 +29,17 @@ def with_controlnet(name: str, call: Callable[[], dict[str, Any]]) -> Specimen:
     return Specimen(name, lambda: controlled(pipelines.sd15(), name), call)
 
 
-def branched(name: str, call: Callable[[], dict[str, Any]], in_channels: int = 4) -> Specimen:
-    return Specimen(
-        name, lambda: with_parts_of(pipelines.sd15(in_channels=in_channels), name), call, layout="branches"
-    )
+def instructed(name: str) -> Specimen:
+    return Specimen(name, lambda: with_parts_of(pipelines.sd15(in_channels=8), name), calls.edit, layout="branches")
+
+
+def perturbed(name: str, call: Callable[[], dict[str, Any]] = calls.text) -> Specimen:
+    def build() -> Any:
+        pipe = pipelines.sd15()
+        awake(pipe.unet, "attn1.to_v", "attn1.to_out.0")  # or it is hardly seen that they attend to nothing
+        return with_parts_of(pipe, name, pag_applied_layers=["down", "mid", "up"])
+
+    return Specimen(name, build, calls.with_arguments(call, pag_scale=2.0), layout="branches")
 
 
 SPECIMENS = (
@@ -44,6 +51,6 @@ SPECIMENS = (
     with_controlnet("StableDiffusionControlNetPipeline", calls.control),
     with_controlnet("StableDiffusionControlNetImg2ImgPipeline", calls.control_image),
     with_controlnet("StableDiffusionControlNetInpaintPipeline", calls.control_inpaint),
-    branched("StableDiffusionInstructPix2PixPipeline", calls.edit, in_channels=8),
-    branched("StableDiffusionPAGPipeline", calls.with_arguments(calls.text, pag_scale=2.0)),
+    instructed("StableDiffusionInstructPix2PixPipeline"),
+    perturbed("StableDiffusionPAGPipeline"),
 )

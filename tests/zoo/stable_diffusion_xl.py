@@ -12,7 +12,7 @@ from diffusers import ControlNetUnionModel
 from support import pipelines
 from support.pipelines import TEXT_WIDTH
 from zoo import calls
-from zoo.networks import controlled, with_parts_of
+from zoo.networks import awake, controlled, with_parts_of
 from zoo.specimen import Specimen
 
 
@@ -64,10 +64,17 @@ def control_of_a_kind() -> dict[str, Any]:
     return calls.text() | {"control_image": [pipelines.start_image()], "control_mode": [3]}
 
 
-def branched(name: str, call: Callable[[], dict[str, Any]], in_channels: int = 4) -> Specimen:
-    return Specimen(
-        name, lambda: with_parts_of(pipelines.sdxl(in_channels=in_channels), name), call, layout="branches"
-    )
+def instructed(name: str) -> Specimen:
+    return Specimen(name, lambda: with_parts_of(pipelines.sdxl(in_channels=8), name), calls.edit, layout="branches")
+
+
+def perturbed(name: str, call: Callable[[], dict[str, Any]] = calls.text) -> Specimen:
+    def build() -> Any:
+        pipe = pipelines.sdxl()
+        awake(pipe.unet, "attn1.to_v", "attn1.to_out.0")  # or it is hardly seen that they attend to nothing
+        return with_parts_of(pipe, name, pag_applied_layers=["down", "mid", "up"])
+
+    return Specimen(name, build, calls.with_arguments(call, pag_scale=2.0), layout="branches")
 
 
 SPECIMENS = (
@@ -80,6 +87,7 @@ SPECIMENS = (
     with_controlnet("StableDiffusionXLControlNetImg2ImgPipeline", calls.control_image),
     with_controlnet("StableDiffusionXLControlNetInpaintPipeline", calls.control_inpaint),
     Specimen("StableDiffusionXLControlNetUnionPipeline", union, control_of_a_kind),
-    branched("StableDiffusionXLInstructPix2PixPipeline", calls.edit, in_channels=8),
-    branched("StableDiffusionXLPAGPipeline", calls.with_arguments(calls.text, pag_scale=2.0)),
+    instructed("StableDiffusionXLInstructPix2PixPipeline"),
+    perturbed("StableDiffusionXLPAGPipeline"),
+    perturbed("StableDiffusionXLPAGImg2ImgPipeline", calls.image),
 )
