@@ -7,8 +7,8 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
-from support.pipelines import SIZE, mask, start_image
 
+from support.pipelines import SIZE, mask, start_image
 from zoo.parts import assemble, embeddings, enliven, image_vae
 from zoo.specimen import Specimen
 

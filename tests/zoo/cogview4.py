@@ -6,8 +6,8 @@ from typing import Any
 
 import diffusers
 from diffusers import CogView4Transformer2DModel, FlowMatchEulerDiscreteScheduler
-from support.pipelines import SIZE, start_image
 
+from support.pipelines import SIZE, start_image
 from zoo.parts import assemble, embeddings, enliven, image_vae
 from zoo.specimen import Specimen
 

@@ -7,8 +7,8 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import ConfigMixin, CosmosTransformer3DModel, FlowMatchEulerDiscreteScheduler, ModelMixin
-from support.pipelines import SIZE, start_image
 
+from support.pipelines import SIZE, start_image
 from zoo.parts import assemble, embeddings, enliven, wan_vae
 from zoo.specimen import Specimen
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLFlux2, ErnieImagePipeline, ErnieImageTransformer2DModel, FlowMatchEulerDiscreteScheduler
-from support.pipelines import SIZE
+from diffusers import (
+    AutoencoderKLFlux2,
+    ErnieImagePipeline,
+    ErnieImageTransformer2DModel,
+    FlowMatchEulerDiscreteScheduler,
+)
 
+from support.pipelines import SIZE
 from zoo.parts import assemble, embeddings, enliven
 from zoo.specimen import Specimen
 

@@ -7,8 +7,8 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import FluxControlNetModel, FluxTransformer2DModel
-from support.pipelines import SIZE, mask, start_image
 
+from support.pipelines import SIZE, mask, start_image
 from zoo.parts import assemble, dynamic_flow, embeddings, enliven, image_vae
 from zoo.specimen import Specimen
 
@@ -104,9 +104,7 @@ SPECIMENS = (
     Specimen(
         "FluxKontextInpaintPipeline",
         lambda: flux("FluxKontextInpaintPipeline"),
-        lambda: _guided(
-            image=start_image(), mask_image=mask(), strength=0.8, max_area=SIZE * SIZE, _auto_resize=False
-        ),
+        lambda: _guided(image=start_image(), mask_image=mask(), strength=0.8, max_area=SIZE * SIZE, _auto_resize=False),
         "sequential",
     ),
 )

@@ -6,8 +6,8 @@ from typing import Any
 
 import diffusers
 from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
-from support.pipelines import SIZE, start_image
 
+from support.pipelines import SIZE, start_image
 from zoo.parts import assemble, dynamic_flow, embeddings, enliven
 from zoo.specimen import Specimen
 

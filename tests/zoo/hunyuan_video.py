@@ -118,7 +118,7 @@ def video_vae() -> AutoencoderKLHunyuanVideo:
         layers_per_block=1,
         norm_num_groups=4,
     )
-    return enliven(vae, seed=1)  # type: ignore[return-value]
+    return enliven(vae, seed=1)
 
 
 def _assemble(pipeline: str, transformer: torch.nn.Module, vae: torch.nn.Module, **others: Any) -> Any:
@@ -169,8 +169,6 @@ def _for_guider(**others: Any) -> dict[str, Any]:
 
 SPECIMENS = (
     Specimen("HunyuanVideoPipeline", hunyuan_video, _true_guidance, "sequential", "frames"),
-    Specimen(
-        "HunyuanVideo15Pipeline", hunyuan_video_15, lambda: _for_guider(num_frames=FRAMES), "guider", "frames"
-    ),
+    Specimen("HunyuanVideo15Pipeline", hunyuan_video_15, lambda: _for_guider(num_frames=FRAMES), "guider", "frames"),
     Specimen("HunyuanImagePipeline", hunyuan_image, _for_guider, "guider", steps=5),
 )

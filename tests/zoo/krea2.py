@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from diffusers import Krea2Pipeline, Krea2Transformer2DModel
-from support.pipelines import SIZE
 
+from support.pipelines import SIZE
 from zoo.parts import assemble, dynamic_flow, embeddings, enliven
 from zoo.qwen_image import qwen_vae
 from zoo.specimen import Specimen

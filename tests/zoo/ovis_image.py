@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from diffusers import OvisImagePipeline, OvisImageTransformer2DModel
-from support.pipelines import SIZE
 
+from support.pipelines import SIZE
 from zoo.parts import assemble, dynamic_flow, embeddings, enliven, image_vae
 from zoo.specimen import Specimen
 

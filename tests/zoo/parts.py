@@ -46,7 +46,7 @@ def image_vae(channels: int = 4, **config: Any) -> AutoencoderKL:
         sample_size=32,
         **{"scaling_factor": 1.5, "shift_factor": 0.06} | config,
     )
-    return enliven(vae, seed=1)  # type: ignore[return-value]
+    return enliven(vae, seed=1)
 
 
 def wan_vae() -> AutoencoderKLWan:
@@ -54,7 +54,7 @@ def wan_vae() -> AutoencoderKLWan:
     vae = AutoencoderKLWan(
         base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
     )
-    return enliven(vae, seed=1)  # type: ignore[return-value]
+    return enliven(vae, seed=1)
 
 
 def dynamic_flow() -> FlowMatchEulerDiscreteScheduler:

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, PRXPipeline, PRXTransformer2DModel
-from support.pipelines import SIZE
 
+from support.pipelines import SIZE
 from zoo.parts import assemble, embeddings, enliven, image_vae
 from zoo.specimen import Specimen
 

@@ -8,8 +8,8 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import AutoencoderKLQwenImage, AutoencoderKLWan, QwenImageControlNetModel, QwenImageTransformer2DModel
-from support.pipelines import SIZE, mask, start_image
 
+from support.pipelines import SIZE, mask, start_image
 from zoo.parts import assemble, dynamic_flow, embeddings, enliven
 from zoo.specimen import Specimen
 

@@ -1,4 +1,4 @@
-"""SkyReels V2, kin of Wan: a conditional call, then an unconditional one; diffusion forcing has a time for each frame."""
+"""SkyReels V2, kin of Wan: a conditional, then an unconditional call; diffusion forcing has a time for each frame."""
 
 from __future__ import annotations
 

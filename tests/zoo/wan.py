@@ -6,9 +6,9 @@ from typing import Any
 
 import diffusers
 from diffusers import WanTransformer3DModel
-from support.pipelines import start_image
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
+from support.pipelines import start_image
 from zoo.parts import assemble, embeddings, enliven, flow_unipc, wan_vae
 from zoo.specimen import Specimen
 
@@ -55,7 +55,8 @@ def _image_encoder() -> dict[str, Any]:
     return {"image_encoder": enliven(CLIPVisionModel(config)), "image_processor": processor}
 
 
-def _guided(**others: Any) -> dict[str, Any]:
+def wan_call(**others: Any) -> dict[str, Any]:
+    """A guided call; the text comes in as embeddings."""
     return {
         "prompt_embeds": embeddings(1, 12, TEXT),
         "negative_prompt_embeds": embeddings(1, 12, TEXT, seed=2),
@@ -66,22 +67,22 @@ def _guided(**others: Any) -> dict[str, Any]:
 
 
 def _of_image(**others: Any) -> dict[str, Any]:
-    return _guided(image=start_image(), num_frames=FRAMES, **others)
+    return wan_call(image=start_image(), num_frames=FRAMES, **others)
 
 
 SPECIMENS = (
-    Specimen("WanPipeline", lambda: wan("WanPipeline"), lambda: _guided(num_frames=FRAMES), "sequential", "frames"),
+    Specimen("WanPipeline", lambda: wan("WanPipeline"), lambda: wan_call(num_frames=FRAMES), "sequential", "frames"),
     Specimen(
         "WanPipeline:two-transformers",
         lambda: wan("WanPipeline", transformer_2=transformer(seed=3), boundary_ratio=0.875),
-        lambda: _guided(num_frames=FRAMES, guidance_scale_2=3.0),
+        lambda: wan_call(num_frames=FRAMES, guidance_scale_2=3.0),
         "sequential",
         "frames",
     ),
     Specimen(
         "WanPipeline:timesteps-a-token",
         lambda: wan("WanPipeline", expand_timesteps=True),
-        lambda: _guided(num_frames=FRAMES),
+        lambda: wan_call(num_frames=FRAMES),
         "sequential",
         "frames",
     ),
@@ -102,7 +103,7 @@ SPECIMENS = (
     Specimen(
         "WanVideoToVideoPipeline",
         lambda: wan("WanVideoToVideoPipeline"),
-        lambda: _guided(video=[start_image()] * FRAMES, strength=0.8),
+        lambda: wan_call(video=[start_image()] * FRAMES, strength=0.8),
         "sequential",
         "frames",
     ),

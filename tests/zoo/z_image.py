@@ -7,8 +7,8 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
-from support.pipelines import SIZE, start_image
 
+from support.pipelines import SIZE, start_image
 from zoo.parts import assemble, embeddings, enliven, image_vae
 from zoo.specimen import Specimen
 
