@@ -10,12 +10,12 @@ import torch
 from diffusers import DDPMScheduler, Kandinsky3UNet, UNet2DConditionModel, VQModel
 
 from support import pipelines
-from support.pipelines import TEXT_WIDTH, quiet
+from support.pipelines import SIZE, TEXT_WIDTH, quiet
 from zoo import calls, text
 from zoo.networks import awake
 from zoo.specimen import Specimen
 
-PIXELS = 128  # 16 x 16 latents: the pipelines divide by 64 and multiply by 8
+PIXELS = 128  # Kandinsky 3 divides by 64 and multiplies by 8: 16 x 16 latents
 
 
 def movq() -> Any:
@@ -63,8 +63,8 @@ def decode() -> dict[str, Any]:
     return {
         "image_embeds": text.embeddings(1, TEXT_WIDTH, seed=1),
         "negative_image_embeds": text.embeddings(1, TEXT_WIDTH, seed=2),
-        "height": PIXELS,
-        "width": PIXELS,
+        "height": SIZE,
+        "width": SIZE,
         "guidance_scale": 4.0,
     }
 

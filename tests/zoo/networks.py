@@ -26,7 +26,7 @@ def awake(network: Network, *parts: str, factor: float = 8.0, gain: float = 1.0)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for weight in network.parameters():
-            if weight.ndim > 1 and not weight.any():
+            if weight.ndim > 1 and weight.numel() and not weight.any():
                 weight.copy_(torch.randn(weight.shape, generator=generator) * gain / weight[0].numel() ** 0.5)
         found = [module for name, module in network.named_modules() if parts and name.endswith(parts)]
         assert len(found) >= len(parts), f"{parts} not found"
