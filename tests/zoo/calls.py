@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from support import pipelines
@@ -38,6 +39,6 @@ def control_inpaint() -> dict[str, Any]:
     return inpaint() | {"control_image": pipelines.start_image()}
 
 
-def with_arguments(call: Any, **more: Any) -> Any:
+def with_arguments(call: Callable[[], dict[str, Any]], **more: Any) -> Callable[[], dict[str, Any]]:
     """The call with more arguments, or others."""
     return lambda: call() | more

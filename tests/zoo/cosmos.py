@@ -1,4 +1,4 @@
-"""Cosmos-Predict2: a conditional call, its prediction made a sample at once, then an unconditional call."""
+"""Cosmos: a conditional call, its prediction made a sample or masked at once, then an unconditional call."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import ConfigMixin, CosmosTransformer3DModel, FlowMatchEulerDiscreteScheduler, ModelMixin
+from diffusers import (
+    AutoencoderKLCosmos,
+    ConfigMixin,
+    CosmosTransformer3DModel,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    ModelMixin,
+)
 
 from support.pipelines import SIZE, start_image
-from zoo.parts import assemble, embeddings, enliven, wan_vae
+from zoo.parts import assemble, embeddings, enliven, flow_unipc, wan_vae
 from zoo.specimen import Specimen
 
 TEXT = 32
@@ -29,7 +36,7 @@ class NoGuardrail(ModelMixin, ConfigMixin):
         return video
 
 
-def cosmos2(pipeline: str, in_channels: int) -> Any:
+def cosmos(pipeline: str, in_channels: int = 16, **others: Any) -> Any:
     """A pipeline of the family; the text comes in as embeddings."""
     transformer = CosmosTransformer3DModel(
         in_channels=in_channels,
@@ -46,14 +53,36 @@ def cosmos2(pipeline: str, in_channels: int) -> Any:
         concat_padding_mask=False,  # resizing it takes torchvision
         extra_pos_embed_type="learnable",
     )
-    return assemble(
-        getattr(diffusers, pipeline),
-        transformer=enliven(transformer),
-        vae=wan_vae(),
-        scheduler=FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True),
-        text_encoder=None,
-        tokenizer=None,
-        safety_checker=NoGuardrail(),
+    parts = {
+        "transformer": enliven(transformer),
+        "vae": wan_vae(),
+        "scheduler": FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True),
+        "text_encoder": None,
+        "tokenizer": None,
+        "safety_checker": NoGuardrail(),
+    }
+    return assemble(getattr(diffusers, pipeline), **parts | others)
+
+
+def _first_generation() -> Any:
+    vae = AutoencoderKLCosmos(
+        latent_channels=16,
+        encoder_block_out_channels=(8, 8, 8, 8),
+        decode_block_out_channels=(8, 8, 8, 8),
+        attention_resolutions=(8,),
+        resolution=64,
+        num_layers=2,
+        patch_size=4,
+        scaling_factor=1.0,
+        spatial_compression_ratio=4,
+        temporal_compression_ratio=4,
+    )
+    return cosmos("CosmosTextToWorldPipeline", vae=enliven(vae, seed=1), scheduler=_edm())
+
+
+def _edm() -> EDMEulerScheduler:
+    return EDMEulerScheduler(
+        sigma_min=0.002, sigma_max=80, sigma_data=0.5, sigma_schedule="karras", final_sigmas_type="sigma_min"
     )
 
 
@@ -68,11 +97,25 @@ def _guided(**others: Any) -> dict[str, Any]:
 
 
 SPECIMENS = (
-    Specimen("Cosmos2TextToImagePipeline", lambda: cosmos2("Cosmos2TextToImagePipeline", 16), _guided, "sequential"),
+    Specimen("Cosmos2TextToImagePipeline", lambda: cosmos("Cosmos2TextToImagePipeline"), _guided, "sequential"),
     Specimen(
         "Cosmos2VideoToWorldPipeline",
-        lambda: cosmos2("Cosmos2VideoToWorldPipeline", 17),
+        lambda: cosmos("Cosmos2VideoToWorldPipeline", 17),
         lambda: _guided(image=start_image(), num_frames=5),
+        "sequential",
+        "frames",
+    ),
+    Specimen(
+        "CosmosTextToWorldPipeline",
+        _first_generation,
+        lambda: _guided(num_frames=5),
+        "sequential",
+        "frames",
+    ),
+    Specimen(
+        "Cosmos2_5_PredictBasePipeline",
+        lambda: cosmos("Cosmos2_5_PredictBasePipeline", 17, scheduler=flow_unipc()),
+        lambda: _guided(video=[start_image()] * 5, num_frames=9),
         "sequential",
         "frames",
     ),

@@ -7,7 +7,7 @@ from typing import Any
 import diffusers
 from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 
-from support.pipelines import SIZE, start_image
+from support.pipelines import SIZE, mask, start_image
 from zoo.parts import assemble, dynamic_flow, embeddings, enliven
 from zoo.specimen import Specimen
 
@@ -62,6 +62,12 @@ SPECIMENS = (
         "Flux2KleinPipeline:edit",
         lambda: flux2("Flux2KleinPipeline", False),
         lambda: _guided(image=start_image().resize((64, 64))),  # no smaller one is taken
+        "sequential",
+    ),
+    Specimen(
+        "Flux2KleinInpaintPipeline",
+        lambda: flux2("Flux2KleinInpaintPipeline", False),
+        lambda: _guided(image=start_image().resize((64, 64)), mask_image=mask().resize((64, 64)), strength=0.8),
         "sequential",
     ),
 )

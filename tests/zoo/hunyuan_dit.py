@@ -1,4 +1,4 @@
-"""HunyuanDiT, with its BERT and its T5."""
+"""HunyuanDiT, with its BERT and its T5; with ControlNet; with perturbed attention."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import HunyuanDiT2DModel
+from diffusers import HunyuanDiT2DControlNetModel, HunyuanDiT2DModel
 
-from support.pipelines import SIZE, TEXT_WIDTH, image_vae, quiet
+from support.pipelines import SIZE, TEXT_WIDTH, image_vae, quiet, start_image
 from zoo import calls, text
 from zoo.networks import awake
 from zoo.specimen import Specimen
@@ -44,6 +44,17 @@ def hunyuan_dit(name: str, **settings: Any) -> Any:
             safety_checker=None,
             feature_extractor=None,
             requires_safety_checker=False,
+            **({"controlnet": controlnet(transformer)} if "ControlNet" in name else {}),
+        )
+    )
+
+
+def controlnet(transformer: Any) -> Any:
+    """A ControlNet of half as many layers as the transformer, which is what the transformer expects."""
+    torch.manual_seed(4)
+    return awake(
+        HunyuanDiT2DControlNetModel.from_transformer(
+            transformer, transformer_num_layers=4, load_weights_from_transformer=False
         )
     )
 
@@ -53,7 +64,12 @@ def call() -> dict[str, Any]:
     return calls.text() | {"height": 128, "width": 128, "use_resolution_binning": False}
 
 
+def control() -> dict[str, Any]:
+    return call() | {"control_image": start_image()}
+
+
 SPECIMENS = (
+    Specimen("HunyuanDiTControlNetPipeline", partial(hunyuan_dit, "HunyuanDiTControlNetPipeline"), control),
     Specimen("HunyuanDiTPipeline", partial(hunyuan_dit, "HunyuanDiTPipeline"), call),
     Specimen(
         "HunyuanDiTPAGPipeline",

@@ -54,9 +54,7 @@ def kandinsky22(name: str) -> Any:
     )
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, variance_type="learned_range", clip_sample=False)
     pipeline = getattr(diffusers, name)
-    return quiet(
-        pipeline(unet=awake(unet, "add_embedding.image_proj", factor=3.0), scheduler=scheduler, movq=movq())
-    )
+    return quiet(pipeline(unet=awake(unet, "add_embedding.image_proj", factor=3.0), scheduler=scheduler, movq=movq()))
 
 
 def decode() -> dict[str, Any]:

@@ -8,6 +8,7 @@ import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, Kandinsky5Transformer3DModel
 
+from support.pipelines import start_image
 from zoo.hunyuan_video import video_vae
 from zoo.parts import assemble, embeddings, enliven, image_vae
 from zoo.specimen import Specimen
@@ -15,7 +16,7 @@ from zoo.specimen import Specimen
 TEXT, POOLED = 16, 16
 
 
-def kandinsky5(pipeline: str, vae: torch.nn.Module) -> Any:
+def kandinsky5(pipeline: str, vae: torch.nn.Module, starts_with_image: bool = False) -> Any:
     """A pipeline of the family; the text comes in as embeddings."""
     transformer = Kandinsky5Transformer3DModel(
         in_visual_dim=4,
@@ -29,7 +30,7 @@ def kandinsky5(pipeline: str, vae: torch.nn.Module) -> Any:
         num_text_blocks=1,
         num_visual_blocks=2,
         axes_dims=(1, 1, 2),
-        visual_cond=False,
+        visual_cond=starts_with_image,
         attention_type="regular",
     )
     return assemble(
@@ -76,5 +77,12 @@ SPECIMENS = (
         lambda: _guided(height=64, width=64),
         "sequential",
         "image",
+    ),
+    Specimen(
+        "Kandinsky5I2VPipeline",
+        lambda: kandinsky5("Kandinsky5I2VPipeline", video_vae(), starts_with_image=True),
+        lambda: _guided(image=start_image(), height=32, width=32, num_frames=21),
+        "sequential",
+        "frames",
     ),
 )

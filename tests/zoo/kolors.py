@@ -37,10 +37,12 @@ def encoded(call: Callable[[], dict[str, Any]], **more: Any) -> Callable[[], dic
     return arguments
 
 
-SPECIMENS = () if not is_sentencepiece_available() else (
+SPECIMENS: tuple[Specimen, ...] = (
     Specimen("KolorsPipeline", lambda: kolors("KolorsPipeline"), encoded(calls.text)),
     Specimen("KolorsImg2ImgPipeline", lambda: kolors("KolorsImg2ImgPipeline"), encoded(calls.image)),
     Specimen(
         "KolorsPAGPipeline", lambda: kolors("KolorsPAGPipeline"), encoded(calls.text, pag_scale=2.0), layout="branches"
     ),
 )
+if not is_sentencepiece_available():  # without which diffusers has no Kolors
+    SPECIMENS = ()

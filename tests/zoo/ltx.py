@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
 
 from support import pipelines
-from support.pipelines import SCHEDULERS, SIZE, TEXT_TOKENS, TEXT_WIDTH, quiet
+from support.pipelines import SCHEDULERS, TEXT_TOKENS, TEXT_WIDTH, quiet
 from zoo import calls, text
 from zoo.networks import awake
 from zoo.specimen import Specimen

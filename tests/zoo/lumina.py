@@ -68,10 +68,6 @@ def call() -> dict[str, Any]:
 
 
 SPECIMENS = (
-    Specimen(
-        "LuminaPipeline", lumina, calls.with_arguments(call, clean_caption=False), layout="positive-first"
-    ),
-    Specimen(
-        "Lumina2Pipeline", lumina2, calls.with_arguments(call, system_prompt="paint"), layout="sequential"
-    ),
+    Specimen("LuminaPipeline", lumina, calls.with_arguments(call, clean_caption=False), layout="positive-first"),
+    Specimen("Lumina2Pipeline", lumina2, calls.with_arguments(call, system_prompt="paint"), layout="sequential"),
 )

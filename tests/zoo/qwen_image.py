@@ -121,4 +121,10 @@ SPECIMENS = (
         lambda: _guided(control_image=start_image(), controlnet_conditioning_scale=0.7),
         "sequential",
     ),
+    Specimen(
+        "QwenImageEditInpaintPipeline",
+        lambda: qwen_image("QwenImageEditInpaintPipeline", editing_vae, processor=None),
+        lambda: _guided(EDIT_SIZE, image=start_image(), mask_image=mask(), strength=0.8),
+        "sequential",
+    ),
 )

@@ -1,4 +1,4 @@
-"""Sana: text, perturbed attention, and Sana Sprint, whose guidance is an input of the network."""
+"""Sana: text, ControlNet, perturbed attention, and Sana Sprint, whose guidance is an input of the network."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaTransformer2DModel, SCMScheduler
+from diffusers import (
+    AutoencoderDC,
+    DPMSolverMultistepScheduler,
+    SanaControlNetModel,
+    SanaTransformer2DModel,
+    SCMScheduler,
+)
 
-from support.pipelines import SIZE, TEXT_TOKENS, TEXT_WIDTH, quiet
+from support.pipelines import SIZE, TEXT_TOKENS, TEXT_WIDTH, quiet, start_image
 from zoo import calls, text
 from zoo.networks import awake
 from zoo.specimen import Specimen
@@ -60,8 +66,15 @@ def sana(name: str, scheduler: Any, **settings: Any) -> Any:
             vae=vae(),
             tokenizer=text.spelling_tokenizer(),
             text_encoder=text.gemma2(),
+            **({"controlnet": controlnet(transformer)} if "ControlNet" in name else {}),
         )
     )
+
+
+def controlnet(transformer: Any) -> Any:
+    """A ControlNet with the first layer of the transformer."""
+    torch.manual_seed(4)
+    return awake(SanaControlNetModel.from_config(transformer.config, num_layers=1))
 
 
 def flow_dpm() -> Any:
@@ -80,10 +93,15 @@ def sprint_call() -> dict[str, Any]:
     }
 
 
+def control() -> dict[str, Any]:
+    return call() | {"control_image": start_image()}
+
+
 SPRINT = {"guidance_embeds": True, "qk_norm": "rms_norm_across_heads"}
 
 SPECIMENS = (
     Specimen("SanaPipeline", partial(sana, "SanaPipeline", flow_dpm), call),
+    Specimen("SanaControlNetPipeline", partial(sana, "SanaControlNetPipeline", flow_dpm), control),
     Specimen(
         "SanaPAGPipeline",
         partial(sana, "SanaPAGPipeline", flow_dpm),

@@ -28,7 +28,8 @@ def upscale() -> Any:
         "scheduler": DDIMScheduler.from_config(pipe.scheduler.config, prediction_type="v_prediction"),
         "low_res_scheduler": DDPMScheduler(beta_schedule="squaredcos_cap_v2"),
     }
-    return with_parts_of(pipe, "StableDiffusionUpscalePipeline", **schedulers, watermarker=None)
+    vae = image_vae(scaling_factor=0.08333)
+    return with_parts_of(pipe, "StableDiffusionUpscalePipeline", **schedulers, vae=vae, watermarker=None)
 
 
 def upscale_call() -> dict[str, Any]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import diffusers
-from diffusers import WanTransformer3DModel
+from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
-from support.pipelines import start_image
+from support.pipelines import mask, start_image
 from zoo.parts import assemble, embeddings, enliven, flow_unipc, wan_vae
 from zoo.specimen import Specimen
 
@@ -18,36 +18,42 @@ SIZE, FRAMES = 32, 5  # 4 x 4 latents, 2 frames of them
 
 def wan(pipeline: str, in_channels: int = 16, image_width: int | None = None, **others: Any) -> Any:
     """A pipeline of the family; the text comes in as embeddings."""
-    return assemble(
-        getattr(diffusers, pipeline),
-        transformer=transformer(in_channels, image_width),
-        vae=wan_vae(),
-        scheduler=flow_unipc(),
-        text_encoder=None,
-        tokenizer=None,
-        **others,
-    )
+    parts = {
+        "transformer": transformer(in_channels, image_width),
+        "vae": wan_vae(),
+        "scheduler": flow_unipc(),
+        "text_encoder": None,
+        "tokenizer": None,
+    }
+    return assemble(getattr(diffusers, pipeline), **parts | others)
+
+
+_WIDTHS: dict[str, Any] = {
+    "patch_size": (1, 2, 2),
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "out_channels": 16,
+    "text_dim": TEXT,
+    "freq_dim": 32,
+    "ffn_dim": 32,
+    "num_layers": 2,
+    "rope_max_seq_len": 32,
+}
 
 
 def transformer(in_channels: int = 16, image_width: int | None = None, seed: int = 0) -> Any:
     """The network of Wan, two layers of it."""
-    network = WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=in_channels,
-        out_channels=16,
-        text_dim=TEXT,
-        freq_dim=32,
-        ffn_dim=32,
-        num_layers=2,
-        image_dim=image_width,
-        rope_max_seq_len=32,
-    )
+    network = WanTransformer3DModel(**_WIDTHS, in_channels=in_channels, image_dim=image_width)
     return enliven(network, seed=seed)
 
 
-def _image_encoder() -> dict[str, Any]:
+def _controlled() -> Any:
+    network = WanVACETransformer3DModel(**_WIDTHS, in_channels=16, vace_layers=[0], vace_in_channels=96)
+    return wan("WanVACEPipeline", transformer=enliven(network))
+
+
+def image_encoder() -> dict[str, Any]:
+    """A CLIP for the first frame, and what prepares its images."""
     config = CLIPVisionConfig(
         hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=SIZE, patch_size=16
     )
@@ -88,7 +94,7 @@ SPECIMENS = (
     ),
     Specimen(
         "WanImageToVideoPipeline",
-        lambda: wan("WanImageToVideoPipeline", 36, image_width=8, **_image_encoder()),
+        lambda: wan("WanImageToVideoPipeline", 36, image_width=8, **image_encoder()),
         _of_image,
         "sequential",
         "frames",
@@ -104,6 +110,15 @@ SPECIMENS = (
         "WanVideoToVideoPipeline",
         lambda: wan("WanVideoToVideoPipeline"),
         lambda: wan_call(video=[start_image()] * FRAMES, strength=0.8),
+        "sequential",
+        "frames",
+    ),
+    Specimen(
+        "WanVACEPipeline",
+        _controlled,
+        lambda: wan_call(
+            video=[start_image()] * FRAMES, mask=[mask()] * FRAMES, num_frames=FRAMES, conditioning_scale=0.8
+        ),
         "sequential",
         "frames",
     ),
