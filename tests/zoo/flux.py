@@ -7,12 +7,15 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import FluxControlNetModel, FluxTransformer2DModel
+from transformers import CLIPTextModel
 
-from support.pipelines import SIZE, mask, start_image
+from support.pipelines import SIZE, TEXT_TOKENS, TEXT_WIDTH, clip_text_encoder, clip_tokenizer, mask, start_image
+from zoo import text
 from zoo.parts import assemble, dynamic_flow, embeddings, enliven, image_vae
 from zoo.specimen import Specimen
 
 TEXT = 32
+POOLED = TEXT_WIDTH
 
 _WIDTHS: dict[str, Any] = {
     "patch_size": 1,
@@ -22,22 +25,22 @@ _WIDTHS: dict[str, Any] = {
     "attention_head_dim": 16,
     "num_attention_heads": 2,
     "joint_attention_dim": TEXT,
-    "pooled_projection_dim": TEXT,
+    "pooled_projection_dim": POOLED,
     "axes_dims_rope": [4, 4, 8],
 }
 
 
 def flux(pipeline: str, guidance_embeds: bool = False, **others: Any) -> Any:
-    """A pipeline of the family; the text comes in as embeddings."""
+    """A pipeline of the family."""
     return assemble(
         getattr(diffusers, pipeline),
         transformer=enliven(FluxTransformer2DModel(**_WIDTHS, guidance_embeds=guidance_embeds)),
         vae=image_vae(),
         scheduler=dynamic_flow(),
-        text_encoder=None,
-        text_encoder_2=None,
-        tokenizer=None,
-        tokenizer_2=None,
+        text_encoder=clip_text_encoder(CLIPTextModel),
+        text_encoder_2=text.t5_encoder(TEXT),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=text.spelling_tokenizer(),
         **others,
     )
 
@@ -47,7 +50,7 @@ def _controlnet() -> torch.nn.Module:
 
 
 def _positive() -> dict[str, Any]:
-    return {"prompt_embeds": embeddings(1, 8, TEXT), "pooled_prompt_embeds": embeddings(1, TEXT, seed=2)}
+    return {"prompt_embeds": embeddings(1, 8, TEXT), "pooled_prompt_embeds": embeddings(1, POOLED, seed=2)}
 
 
 def _distilled(**others: Any) -> dict[str, Any]:
@@ -57,14 +60,19 @@ def _distilled(**others: Any) -> dict[str, Any]:
 def _guided(**others: Any) -> dict[str, Any]:
     negative = {
         "negative_prompt_embeds": embeddings(1, 8, TEXT, seed=3),
-        "negative_pooled_prompt_embeds": embeddings(1, TEXT, seed=4),
+        "negative_pooled_prompt_embeds": embeddings(1, POOLED, seed=4),
         "true_cfg_scale": 4.0,
     }
     return _positive() | negative | {"height": SIZE, "width": SIZE} | others
 
 
+def _of_words() -> dict[str, Any]:
+    words = {"prompt": "a red ring", "negative_prompt": "blurred", "max_sequence_length": TEXT_TOKENS}
+    return words | {"true_cfg_scale": 4.0, "height": SIZE, "width": SIZE}
+
+
 SPECIMENS = (
-    Specimen("FluxPipeline", lambda: flux("FluxPipeline"), _guided, "sequential"),
+    Specimen("FluxPipeline", lambda: flux("FluxPipeline"), _of_words, "sequential"),
     Specimen(
         "FluxPipeline:distilled",
         lambda: flux("FluxPipeline", guidance_embeds=True),

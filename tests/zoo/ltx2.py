@@ -40,7 +40,7 @@ def ltx2() -> Any:
     )
 
 
-def _transformer() -> torch.nn.Module:
+def _transformer() -> Any:
     return LTX2VideoTransformer3DModel(
         in_channels=4,
         out_channels=4,
@@ -61,7 +61,7 @@ def _transformer() -> torch.nn.Module:
     )
 
 
-def _connectors() -> torch.nn.Module:
+def _connectors() -> Any:
     return LTX2TextConnectors(
         caption_channels=TEXT,
         text_proj_in_factor=TEXT_LAYERS,
@@ -81,7 +81,7 @@ def _connectors() -> torch.nn.Module:
     )
 
 
-def _video_vae() -> torch.nn.Module:
+def _video_vae() -> Any:
     return AutoencoderKLLTX2Video(
         latent_channels=4,
         block_out_channels=(8,),
@@ -102,7 +102,7 @@ def _video_vae() -> torch.nn.Module:
     )
 
 
-def _audio_vae() -> torch.nn.Module:
+def _audio_vae() -> Any:
     return AutoencoderKLLTX2Audio(
         base_channels=4,
         output_channels=2,
@@ -123,7 +123,7 @@ def _audio_vae() -> torch.nn.Module:
     )
 
 
-def _vocoder() -> torch.nn.Module:
+def _vocoder() -> Any:
     return LTX2Vocoder(
         in_channels=16,
         hidden_channels=32,

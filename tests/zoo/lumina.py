@@ -70,4 +70,10 @@ def call() -> dict[str, Any]:
 SPECIMENS = (
     Specimen("LuminaPipeline", lumina, calls.with_arguments(call, clean_caption=False), layout="positive-first"),
     Specimen("Lumina2Pipeline", lumina2, calls.with_arguments(call, system_prompt="paint"), layout="sequential"),
+    Specimen(
+        "Lumina2Pipeline:truncated",
+        lumina2,
+        calls.with_arguments(call, system_prompt="paint", cfg_trunc_ratio=0.5),
+        layout="sequential",
+    ),
 )

@@ -8,7 +8,8 @@ import diffusers
 from diffusers import WanTransformer3DModel, WanVACETransformer3DModel
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
-from support.pipelines import mask, start_image
+from support.pipelines import TEXT_TOKENS, mask, start_image
+from zoo import text
 from zoo.parts import assemble, embeddings, enliven, flow_unipc, wan_vae
 from zoo.specimen import Specimen
 
@@ -17,13 +18,13 @@ SIZE, FRAMES = 32, 5  # 4 x 4 latents, 2 frames of them
 
 
 def wan(pipeline: str, in_channels: int = 16, image_width: int | None = None, **others: Any) -> Any:
-    """A pipeline of the family; the text comes in as embeddings."""
+    """A pipeline of the family."""
     parts = {
         "transformer": transformer(in_channels, image_width),
         "vae": wan_vae(),
         "scheduler": flow_unipc(),
-        "text_encoder": None,
-        "tokenizer": None,
+        "text_encoder": text.t5_encoder(TEXT, multilingual=True),
+        "tokenizer": text.spelling_tokenizer(),
     }
     return assemble(getattr(diffusers, pipeline), **parts | others)
 
@@ -72,12 +73,17 @@ def wan_call(**others: Any) -> dict[str, Any]:
     } | others
 
 
+def _of_words() -> dict[str, Any]:
+    words = {"prompt": "a red ring", "negative_prompt": "blurred", "max_sequence_length": TEXT_TOKENS}
+    return words | {"guidance_scale": 5.0, "height": SIZE, "width": SIZE, "num_frames": FRAMES}
+
+
 def _of_image(**others: Any) -> dict[str, Any]:
     return wan_call(image=start_image(), num_frames=FRAMES, **others)
 
 
 SPECIMENS = (
-    Specimen("WanPipeline", lambda: wan("WanPipeline"), lambda: wan_call(num_frames=FRAMES), "sequential", "frames"),
+    Specimen("WanPipeline", lambda: wan("WanPipeline"), _of_words, "sequential", "frames"),
     Specimen(
         "WanPipeline:two-transformers",
         lambda: wan("WanPipeline", transformer_2=transformer(seed=3), boundary_ratio=0.875),
