@@ -8,8 +8,10 @@ from typing import Any
 import diffusers
 import torch
 from diffusers import AutoencoderKLQwenImage, AutoencoderKLWan, QwenImageControlNetModel, QwenImageTransformer2DModel
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from support.pipelines import SIZE, mask, start_image
+from zoo import text
 from zoo.parts import assemble, dynamic_flow, embeddings, enliven
 from zoo.specimen import Specimen
 
@@ -30,16 +32,48 @@ _WIDTHS: dict[str, Any] = {
 
 
 def qwen_image(pipeline: str, vae: Callable[[], torch.nn.Module] | None = None, **others: Any) -> Any:
-    """A pipeline of the family; the text comes in as embeddings."""
+    """A pipeline of the family."""
     return assemble(
         getattr(diffusers, pipeline),
         transformer=enliven(QwenImageTransformer2DModel(**_WIDTHS)),
         vae=(vae or qwen_vae)(),
         scheduler=dynamic_flow(),
-        text_encoder=None,
-        tokenizer=None,
+        text_encoder=_text_encoder(),
+        tokenizer=text.spelling_tokenizer(length=256),  # the pipeline drops the first 34 tokens, its instructions
         **others,
     )
+
+
+def _text_encoder() -> Any:
+    """A Qwen 2.5 VL; its tokens for images come after the letters."""
+    letters = len(text.VOCABULARY)
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": letters + 4,
+            "hidden_size": TEXT,
+            "intermediate_size": 2 * TEXT,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "rope_scaling": {"mrope_section": [1, 1, 2], "rope_type": "default", "type": "default"},
+            "bos_token_id": text.VOCABULARY[text.START],
+            "eos_token_id": text.VOCABULARY[text.END],
+            "pad_token_id": text.VOCABULARY[text.PAD],
+        },
+        vision_config={
+            "depth": 1,
+            "hidden_size": TEXT,
+            "intermediate_size": 2 * TEXT,
+            "num_heads": 2,
+            "out_hidden_size": TEXT,
+            "fullatt_block_indexes": [0],
+        },
+        image_token_id=letters,
+        video_token_id=letters + 1,
+        vision_start_token_id=letters + 2,
+        vision_end_token_id=letters + 3,
+    )
+    return text.seeded(Qwen2_5_VLForConditionalGeneration, config)
 
 
 def qwen_vae() -> torch.nn.Module:
@@ -85,12 +119,17 @@ def _guided(size: int = SIZE, **others: Any) -> dict[str, Any]:
     } | others
 
 
+def _of_words() -> dict[str, Any]:
+    words = {"prompt": "a red ring", "negative_prompt": "blurred"}
+    return words | {"true_cfg_scale": 4.0, "height": SIZE, "width": SIZE}
+
+
 def _controlnet() -> torch.nn.Module:
     return enliven(QwenImageControlNetModel(**_WIDTHS), gain=0.5, seed=2)
 
 
 SPECIMENS = (
-    Specimen("QwenImagePipeline", lambda: qwen_image("QwenImagePipeline"), _guided, "sequential"),
+    Specimen("QwenImagePipeline", lambda: qwen_image("QwenImagePipeline"), _of_words, "sequential"),
     Specimen(
         "QwenImageImg2ImgPipeline",
         lambda: qwen_image("QwenImageImg2ImgPipeline"),
