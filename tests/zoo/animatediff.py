@@ -1,4 +1,4 @@
-"""AnimateDiff: Stable Diffusion 1.5 with layers of motion; from text, from a film, with perturbed attention."""
+"""AnimateDiff: Stable Diffusion 1.5 with layers of motion; text, film, ControlNet, perturbed attention."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from support import pipelines
 from support.pipelines import quiet
 from zoo import calls
 from zoo.films import film
-from zoo.networks import awake
+from zoo.networks import awake, copied_controlnet
 from zoo.specimen import Specimen
 
 FRAMES = 4
@@ -30,11 +30,16 @@ def animatediff(name: str) -> Any:
     unet = awake(UNetMotionModel.from_unet2d(base.unet, awake(adapter)), "attn1.to_v", "attn1.to_out.0", factor=4.0)
     parts = {part: base.components[part] for part in ("vae", "tokenizer", "text_encoder", "scheduler")}
     settings = {"pag_applied_layers": ["down", "mid", "up"]} if "PAG" in name else {}
-    return quiet(getattr(diffusers, name)(unet=unet, motion_adapter=adapter, **parts, **settings))
+    controlnet = {"controlnet": copied_controlnet(base)} if "ControlNet" in name else {}
+    return quiet(getattr(diffusers, name)(unet=unet, motion_adapter=adapter, **parts, **settings, **controlnet))
 
 
 def text() -> dict[str, Any]:
     return calls.text() | {"num_frames": FRAMES}
+
+
+def controlled() -> dict[str, Any]:
+    return text() | {"conditioning_frames": film(FRAMES)}
 
 
 def from_film() -> dict[str, Any]:
@@ -48,5 +53,6 @@ def specimen(name: str, call: Any, **settings: Any) -> Specimen:
 SPECIMENS = (
     specimen("AnimateDiffPipeline", text),
     specimen("AnimateDiffVideoToVideoPipeline", from_film),
+    specimen("AnimateDiffControlNetPipeline", controlled),
     specimen("AnimateDiffPAGPipeline", calls.with_arguments(text, pag_scale=2.0), layout="branches"),
 )

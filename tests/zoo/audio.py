@@ -38,9 +38,7 @@ def stable_audio() -> Any:
         time_proj_dim=8,
         global_states_input_dim=2 * TEXT_WIDTH,
     )
-    projection = StableAudioProjectionModel(
-        text_encoder_dim=TEXT_WIDTH, conditioning_dim=TEXT_WIDTH, min_value=0, max_value=32
-    )
+    projection = StableAudioProjectionModel(TEXT_WIDTH, conditioning_dim=TEXT_WIDTH, min_value=0, max_value=32)
     vae = AutoencoderOobleck(
         encoder_hidden_size=8,
         downsampling_ratios=[1, 2],

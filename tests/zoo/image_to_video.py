@@ -54,7 +54,6 @@ def stable_video_diffusion() -> Any:
         prediction_type="v_prediction",
         sigma_max=700.0,
         sigma_min=0.002,
-        steps_offset=1,
         timestep_spacing="leading",
         timestep_type="continuous",
         use_karras_sigmas=True,

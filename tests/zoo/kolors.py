@@ -1,4 +1,4 @@
-"""Kolors: text, image and perturbed attention; its U-Net is one like that of Stable Diffusion XL."""
+"""Kolors: text and perturbed attention; its U-Net is one like that of Stable Diffusion XL."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from zoo.text import embeddings
 def kolors(name: str) -> Any:
     pipe = pipelines.sdxl()
     awake(pipe.unet, "attn1.to_v", "attn1.to_out.0")
-    return with_parts_of(pipe, name, text_encoder=None, tokenizer=None)
+    absent = {"text_encoder": None, "tokenizer": None}
+    return with_parts_of(pipe, name, **absent, pag_applied_layers=["down", "mid", "up"])
 
 
 def encoded(call: Callable[[], dict[str, Any]], **more: Any) -> Callable[[], dict[str, Any]]:
@@ -39,7 +40,6 @@ def encoded(call: Callable[[], dict[str, Any]], **more: Any) -> Callable[[], dic
 
 SPECIMENS: tuple[Specimen, ...] = (
     Specimen("KolorsPipeline", lambda: kolors("KolorsPipeline"), encoded(calls.text)),
-    Specimen("KolorsImg2ImgPipeline", lambda: kolors("KolorsImg2ImgPipeline"), encoded(calls.image)),
     Specimen(
         "KolorsPAGPipeline", lambda: kolors("KolorsPAGPipeline"), encoded(calls.text, pag_scale=2.0), layout="branches"
     ),

@@ -62,5 +62,6 @@ def with_image() -> dict[str, Any]:
 
 SPECIMENS = (
     Specimen("LTXPipeline", partial(ltx, "LTXPipeline"), call, output="frames"),
+    Specimen("LTXConditionPipeline", partial(ltx, "LTXConditionPipeline"), with_image, output="frames"),
     Specimen("LTXImageToVideoPipeline", partial(ltx, "LTXImageToVideoPipeline"), with_image, output="frames"),
 )

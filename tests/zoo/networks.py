@@ -46,6 +46,11 @@ def with_parts_of(pipe: Any, name: str, **parts: Any) -> Any:
 
 def controlled(pipe: Any, name: str, network: Any = ControlNetModel, **settings: Any) -> Any:
     """A pipeline of that class with the parts of `pipe` and a ControlNet of the shape of its U-Net."""
+    return with_parts_of(pipe, name, controlnet=copied_controlnet(pipe, network, **settings))
+
+
+def copied_controlnet(pipe: Any, network: Any = ControlNetModel, **settings: Any) -> Any:
+    """A ControlNet of the shape of the U-Net of `pipe`; `settings` replaces or adds some of its configuration."""
     copy = network.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 16))
     torch.manual_seed(4)
-    return with_parts_of(pipe, name, controlnet=awake(network.from_config(copy.config, **settings)))
+    return awake(network.from_config(copy.config, **settings))

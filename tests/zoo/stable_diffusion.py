@@ -53,4 +53,6 @@ SPECIMENS = (
     with_controlnet("StableDiffusionControlNetInpaintPipeline", calls.control_inpaint),
     instructed("StableDiffusionInstructPix2PixPipeline"),
     perturbed("StableDiffusionPAGPipeline"),
+    perturbed("StableDiffusionPAGImg2ImgPipeline", calls.image),
+    perturbed("StableDiffusionPAGInpaintPipeline", calls.inpaint),
 )

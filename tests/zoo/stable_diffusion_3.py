@@ -74,6 +74,12 @@ SPECIMENS = (
         short(text_and_masked_control),
     ),
     Specimen(
+        "StableDiffusion3PAGImg2ImgPipeline",
+        partial(sd3, "StableDiffusion3PAGImg2ImgPipeline"),
+        short(calls.image, **PERTURBED),
+        layout="branches",
+    ),
+    Specimen(
         "StableDiffusion3PAGPipeline",
         partial(sd3, "StableDiffusion3PAGPipeline"),
         short(calls.text, **PERTURBED),

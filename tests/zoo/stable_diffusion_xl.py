@@ -55,13 +55,14 @@ def with_controlnet(name: str, call: Callable[[], dict[str, Any]]) -> Specimen:
     return Specimen(name, lambda: controlled(pipelines.sdxl(), name), call)
 
 
-def union() -> Any:
+def with_union(name: str, call: Callable[[], dict[str, Any]]) -> Specimen:
+    """One with a ControlNet for images of several kinds, given one of the fourth kind."""
     sizes = {"num_trans_channel": 16, "num_trans_head": 2, "num_proj_channel": 16}
-    return controlled(pipelines.sdxl(), "StableDiffusionXLControlNetUnionPipeline", ControlNetUnionModel, **sizes)
 
+    def build() -> Any:
+        return controlled(pipelines.sdxl(), name, ControlNetUnionModel, **sizes)
 
-def control_of_a_kind() -> dict[str, Any]:
-    return calls.text() | {"control_image": [pipelines.start_image()], "control_mode": [3]}
+    return Specimen(name, build, lambda: call() | {"control_image": [pipelines.start_image()], "control_mode": [3]})
 
 
 def instructed(name: str) -> Specimen:
@@ -80,14 +81,23 @@ def perturbed(name: str, call: Callable[[], dict[str, Any]] = calls.text) -> Spe
 SPECIMENS = (
     plain("StableDiffusionXLPipeline", calls.text),
     Specimen("StableDiffusionXLPipeline:ip-adapter", with_ip_adapter, image_prompt),
+    Specimen(
+        "StableDiffusionXLPipeline:unguided",
+        pipelines.sdxl,
+        calls.with_arguments(calls.text, guidance_scale=1.0),
+        layout="single",
+    ),
     plain("StableDiffusionXLImg2ImgPipeline", calls.image),
     plain("StableDiffusionXLInpaintPipeline", calls.inpaint),
     plain("StableDiffusionXLInpaintPipeline:9-channels", calls.inpaint, in_channels=9),
     with_controlnet("StableDiffusionXLControlNetPipeline", calls.control),
     with_controlnet("StableDiffusionXLControlNetImg2ImgPipeline", calls.control_image),
     with_controlnet("StableDiffusionXLControlNetInpaintPipeline", calls.control_inpaint),
-    Specimen("StableDiffusionXLControlNetUnionPipeline", union, control_of_a_kind),
+    with_union("StableDiffusionXLControlNetUnionPipeline", calls.text),
+    with_union("StableDiffusionXLControlNetUnionImg2ImgPipeline", calls.image),
+    with_union("StableDiffusionXLControlNetUnionInpaintPipeline", calls.inpaint),
     instructed("StableDiffusionXLInstructPix2PixPipeline"),
     perturbed("StableDiffusionXLPAGPipeline"),
     perturbed("StableDiffusionXLPAGImg2ImgPipeline", calls.image),
+    perturbed("StableDiffusionXLPAGInpaintPipeline", calls.inpaint),
 )

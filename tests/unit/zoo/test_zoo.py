@@ -12,7 +12,13 @@ from zoo import ZOO, Specimen, run
 SCALES = ("guidance_scale", "true_cfg_scale", "max_guidance_scale")
 """Arguments for the scale of guidance, 1 for none."""
 
-FURTHER_SCALES = {"image_guidance_scale": 1.0, "pag_scale": 0.0, "skip_guidance_layers": None}
+FURTHER_SCALES = {
+    "edit_guidance_scale": 0.0,
+    "image_guidance_scale": 1.0,
+    "pag_scale": 0.0,
+    "sag_scale": 0.0,
+    "skip_guidance_layers": None,
+}
 """Arguments that call for a third branch, with the values that do without it."""
 
 LAYOUTS = {"batched", "positive-first", "sequential", "branches", "guider", "single"}
@@ -46,7 +52,7 @@ def test_specimens_are_finite_deterministic_and_guided(specimen: Specimen) -> No
         assert differ(result, run_unguided(specimen))
     for name in FURTHER_SCALES.keys() & specimen.call().keys():
         without: dict[str, Any] = {name: FURTHER_SCALES[name]}
-        assert differ(result, run(specimen, pipe, **without))
+        assert differ(result, run(specimen, specimen.build(), **without))
 
 
 def test_layouts_are_known() -> None:
