@@ -6,6 +6,7 @@ from typing import Any
 
 from diffusers.guiders import (
     AdaptiveProjectedGuidance,
+    AutoGuidance,
     BaseGuidance,
     ClassifierFreeGuidance,
     ClassifierFreeZeroStarGuidance,
@@ -68,6 +69,16 @@ def _skipping(layer: int) -> SkipLayerGuidance:
     )
 
 
+def _without(layer: int) -> AutoGuidance:
+    """Two calls as in classifier-free guidance, the second while a hook leaves that layer out."""
+    return AutoGuidance(
+        guidance_scale=5.0,
+        auto_guidance_config=LayerSkipConfig(indices=[layer], fqn="blocks"),
+        start=0.0,
+        stop=1.0,
+    )
+
+
 SPECIMENS = (
     Specimen(
         "StableDiffusionXLModularPipeline",
@@ -108,6 +119,14 @@ SPECIMENS = (
     Specimen(
         "WanModularPipeline:skip-layer",
         lambda: modular_wan(_skipping(layer=1)),
+        _of_video,
+        "guider",
+        "latents",
+        latent=False,
+    ),
+    Specimen(
+        "WanModularPipeline:auto",
+        lambda: modular_wan(_without(layer=1)),
         _of_video,
         "guider",
         "latents",
