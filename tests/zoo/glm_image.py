@@ -1,4 +1,7 @@
-"""GLM-Image: both calls have the same prior tokens; the unconditional one is told to drop them."""
+"""GLM-Image: both calls have the same prior tokens; the unconditional one is told to drop them.
+
+With an image to edit, both have a cache of the image's keys and values, whose mode is changed between the calls.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, GlmImagePipeline, GlmImageTransformer2DModel
 
+from support.pipelines import start_image
 from zoo.parts import assemble, embeddings, enliven, image_vae
 from zoo.specimen import Specimen
 
@@ -40,16 +44,33 @@ def glm_image() -> Any:
     )
 
 
-def _guided() -> dict[str, Any]:
-    tokens = (SIZE // 2 // 2) ** 2  # pixels a latent, latents a patch
+TOKENS = SIZE // 2 // 2  # in a row: pixels a latent, latents a patch
+
+
+def _guided(**others: Any) -> dict[str, Any]:
     return {
         "prompt_embeds": embeddings(1, 6, TEXT),
         "negative_prompt_embeds": embeddings(1, 6, TEXT, seed=2),
-        "prior_token_ids": (torch.arange(tokens) * 7 % CODES)[None],
+        "prior_token_ids": _codes(7)[None],
         "guidance_scale": 3.0,
         "height": SIZE,
         "width": SIZE,
-    }
+    } | others
 
 
-SPECIMENS = (Specimen("GlmImagePipeline", glm_image, _guided, "sequential"),)
+def _codes(stride: int) -> torch.Tensor:
+    return torch.arange(TOKENS**2) * stride % CODES
+
+
+def _edit() -> dict[str, Any]:
+    return _guided(
+        image=[start_image().resize((SIZE, SIZE))],
+        prior_token_image_ids=[_codes(5)],
+        source_image_grid_thw=[torch.tensor([[1, TOKENS, TOKENS]])],
+    )
+
+
+SPECIMENS = (
+    Specimen("GlmImagePipeline", glm_image, _guided, "sequential"),
+    Specimen("GlmImagePipeline:edit", glm_image, _edit, "sequential"),
+)
