@@ -23,7 +23,6 @@ class Hindsight:
     network made of the displaced sample is taken out of the full step's own prediction.
 
     Args:
-        correction: Share of the errors that is made up for.
         sensitivity: How far each prediction moves the sample.
         reaction: What the network makes of a displaced sample.
 
@@ -31,8 +30,8 @@ class Hindsight:
         errors: By how much each cached step before the latest full one was off, (2B, ...) in float32.
     """
 
-    def __init__(self, correction: float, sensitivity: Sensitivity, reaction: Reaction) -> None:
-        self._correction, self._sensitivity, self._reaction = correction, sensitivity, reaction
+    def __init__(self, sensitivity: Sensitivity, reaction: Reaction) -> None:
+        self._sensitivity, self._reaction = sensitivity, reaction
         self._predictions = Extrapolation(order=3, places=sensitivity.places)
         self._pull: torch.Tensor | None = None  # in the latest prediction
         self.errors: dict[int, torch.Tensor] = {}
@@ -56,7 +55,7 @@ class Hindsight:
         self._predictions.observe(step, (prediction,))
         self._pull = None
         gains = {cached: self._sensitivity.gain(cached, step) for cached, _ in answered}
-        if self._correction and is_guided and any(gains.values()):
+        if is_guided and any(gains.values()):
             errors = self._errors_of(answered)
             correction = torch.stack([gain * errors[cached] for cached, gain in gains.items()]).sum(0)
             weight = sum(gain * self._predictions.latest_weight(cached) for cached, gain in gains.items())
@@ -70,7 +69,7 @@ class Hindsight:
         """The prediction of the latest full step, changed so that it makes up for the errors; once."""
         corrected = prediction.float() if self._pull is None else prediction.float() - self._pull
         for cached, error in self.errors.items():
-            gain = self._correction * self._sensitivity.gain(cached, step)
+            gain = self._sensitivity.gain(cached, step)
             if gain:
                 corrected = corrected + gain * error
         self._pull, self.errors = None, {}

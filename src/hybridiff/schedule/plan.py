@@ -23,7 +23,6 @@ class RunPlan:
     Attributes:
         policy: Says which steps are full.
         step_kind: Kind of the others; FULL where there are none.
-        correction: Share of the cached steps' errors that the next full step makes up for.
         sensitivity: How far each prediction moves the sample.
         fidelity: What is promised, in dB; None where nothing is.
         notes: Sentences for the user about what the plan rests on.
@@ -31,7 +30,6 @@ class RunPlan:
 
     policy: Policy
     step_kind: StepKind
-    correction: float
     sensitivity: Sensitivity
     fidelity: float | None = None
     notes: tuple[str, ...] = ()
@@ -39,7 +37,7 @@ class RunPlan:
     @classmethod
     def all_full(cls, steps: int, *notes: str, fidelity: float | None = None) -> RunPlan:
         """Every step is full."""
-        return cls(FixedPolicy.all_full(steps), StepKind.FULL, 0.0, Sensitivity.unknown(steps), fidelity, notes)
+        return cls(FixedPolicy.all_full(steps), StepKind.FULL, Sensitivity.unknown(steps), fidelity, notes)
 
     @classmethod
     def make(
@@ -74,7 +72,7 @@ class RunPlan:
         notes += scheduler_notes(guided, scheduler, sensitivity, StepKind.FULL if is_all_full else guided.step_kind)
         if is_all_full:  # nothing has to be prepared for other steps
             return cls.all_full(steps, *notes, fidelity=guided.fidelity)
-        return cls(policy, guided.step_kind, guided.correction, sensitivity, guided.fidelity, tuple(notes))
+        return cls(policy, guided.step_kind, sensitivity, guided.fidelity, tuple(notes))
 
 
 def _policy(

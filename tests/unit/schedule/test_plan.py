@@ -55,7 +55,7 @@ def test_without_a_calibration() -> None:
     """Qualities are promises."""
     for quality, fidelity in ((None, 45), ("draft", 35), ("balanced", 45), ("high", 55), (0.9, 61)):
         plan, explicit = make(50, quality=quality), make(50, fidelity=fidelity)
-        assert (plan.step_kind, plan.correction, plan.fidelity) == (StepKind.CACHED, 1.0, fidelity)
+        assert (plan.step_kind, plan.fidelity) == (StepKind.CACHED, fidelity)
         assert vars(promised(plan)) == vars(promised(explicit))
     by_hand = make(50, tolerance=0.1)
     assert (guided(by_hand).tolerance, guided(by_hand).longest, by_hand.fidelity) == (0.1, 6, None)
@@ -65,10 +65,10 @@ def test_without_a_calibration() -> None:
 
 def test_with_one(tmp_path: Path) -> None:
     plan = make(**calibration_file(tmp_path, entry_with("reuse")))
-    assert (plan.step_kind, plan.correction, guided(plan).tolerance) == (StepKind.REUSE, 0.75, pytest.approx(0.3))
+    assert (plan.step_kind, guided(plan).tolerance) == (StepKind.REUSE, pytest.approx(0.3))
     assert guided(plan).step_kind is StepKind.REUSE
     in_memory = make(calibration=Calibration("someone/a-model", (ENTRY,)))
-    assert (in_memory.step_kind, in_memory.correction) == (StepKind.CACHED, 0.75)
+    assert (in_memory.step_kind, guided(in_memory).tolerance) == (StepKind.CACHED, pytest.approx(0.3))
 
 
 def test_the_sensitivity_is_that_of_the_scheduler() -> None:
@@ -161,10 +161,10 @@ def test_second_order_schedulers_take_part() -> None:
 
 def test_image_to_image_takes_the_thresholds_of_the_whole_way() -> None:
     """Twelve steps of twenty are as far apart as the twenty."""
-    calibration = Calibration("someone/a-model", (replace(ENTRY, num_inference_steps=12, correction=0.1), ENTRY))
+    calibration = Calibration("someone/a-model", (replace(ENTRY, num_inference_steps=12, bands=(REUSE_ABOVE,)), ENTRY))
     part = make(12, pipeline(grid=20), first=8, calibration=calibration)
     whole = make(20, calibration=calibration)
-    assert (part.correction, part.notes) == (ENTRY.correction, ())
+    assert (part.step_kind, part.notes) == (StepKind.CACHED, ())
     assert guided(part).longest == guided(whole).longest
     assert part.sensitivity == measure_sensitivity(pipeline(grid=20).scheduler, 12)
 
@@ -228,7 +228,7 @@ def promised(plan: RunPlan) -> PromisedPolicy:
 def test_a_promise(fidelity: float) -> None:
     """It needs no calibration, and nothing is to be said about that."""
     plan = make(50, fidelity=fidelity)
-    assert (plan.step_kind, plan.correction, plan.notes) == (StepKind.CACHED, 1.0, ())
+    assert (plan.step_kind, plan.notes) == (StepKind.CACHED, ())
     assert promised(plan).step_kind is StepKind.CACHED
     assert promised(plan).bound == pytest.approx(10 ** (-fidelity / 20)), "a decoder of which nothing is known: 1"
     assert promised(plan).longest == guided(make(50, tolerance=0.1)).longest
@@ -245,10 +245,10 @@ def test_the_decoder_counts(gain: float) -> None:
     assert promised(plan).bound == pytest.approx(0.01 / gain)
 
 
-def test_a_calibration_refines_a_promise(tmp_path: Path) -> None:
-    """Its correction holds; its kind of steps does not, as promises are of cached steps."""
+def test_a_promise_holds_whatever_was_calibrated(tmp_path: Path) -> None:
+    """Promises are of cached steps."""
     plan = make(fidelity=50, **calibration_file(tmp_path, entry_with("reuse")))
-    assert (plan.step_kind, plan.correction, plan.notes) == (StepKind.CACHED, ENTRY.correction, ())
+    assert (plan.step_kind, plan.notes) == (StepKind.CACHED, ())
     assert isinstance(plan.policy, PromisedPolicy)
 
 

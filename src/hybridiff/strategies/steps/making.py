@@ -26,6 +26,6 @@ def make_cached_step(plan: RunPlan, evaluator: BranchEvaluator, pipe: Any, times
     sensitivity, scheduler = plan.sensitivity, pipe.scheduler
     scale = float(getattr(pipe, "guidance_scale", None) or 1.0)
     begin = first_timestep_index(scheduler, len(sensitivity.weights), timestep)
-    hindsight = Hindsight(plan.correction, sensitivity, Reaction(scale, begin, len(scheduler.timesteps)))
+    hindsight = Hindsight(sensitivity, Reaction(scale, begin, len(scheduler.timesteps)))
     estimate = ErrorEstimate(sensitivity, scale) if isinstance(plan.policy, PromisedPolicy) else None
     return CachedStep(evaluator, hindsight, sensitivity.places, estimate)
