@@ -40,6 +40,7 @@ class Sensitivity:
             network's answers to it; empty where the scheduler is not linear.
         furthest: One per step: how far its prediction moves any sample that the network sees, the final one included.
             Empty where the final sample says it all: one evaluation at each time, and no noise.
+        begin: Index of the run's first timestep among the scheduler's.
         is_stochastic: Whether the scheduler adds noise.
         places: Where the steps lie in time (`_places`); None where that is at their index.
         unknown_why: What the scheduler does that leaves its sensitivity unknown, as the rest of a sentence.
@@ -48,14 +49,15 @@ class Sensitivity:
     weights: list[float]
     on_sample: list[list[float]]
     furthest: list[float] = field(default_factory=list)
+    begin: int = 0
     is_stochastic: bool = False
     places: tuple[float, ...] | None = None
     unknown_why: str = field(default="", compare=False)
 
     @classmethod
-    def unknown(cls, steps: int, places: tuple[float, ...] | None = None, why: str = "") -> Sensitivity:
+    def unknown(cls, steps: int, begin: int = 0, places: tuple[float, ...] | None = None, why: str = "") -> Sensitivity:
         """That of a scheduler of which nothing is known: all steps count alike."""
-        return cls([1.0] * steps, [], places=places, unknown_why=why)
+        return cls([1.0] * steps, [], begin=begin, places=places, unknown_why=why)
 
     @property
     def influence(self) -> list[float]:
@@ -92,10 +94,10 @@ def measure_sensitivity(scheduler: Any, steps: int, first: float | None = None) 
         first: Timestep of the first of them; the run has the last timesteps unless given.
     """
     identity = (type(scheduler), str(scheduler.config), str(scheduler.timesteps.tolist()), _sigmas(scheduler))
-    return _measured(_Question(str(identity), first_timestep_index(scheduler, steps, first), steps, _copied(scheduler)))
+    return _measured(_Question(str(identity), _first_index(scheduler, steps, first), steps, _copied(scheduler)))
 
 
-def first_timestep_index(scheduler: Any, steps: int, first: float | None = None) -> int:
+def _first_index(scheduler: Any, steps: int, first: float | None = None) -> int:
     """Index of a run's first timestep: not 0 from image to image, and not always followed by all that there are.
 
     Args:
@@ -129,7 +131,7 @@ def _measured(question: _Question) -> Sensitivity:
     try:
         responses, is_stochastic = _responses(scheduler, begin, steps)
     except _UnknownError as error:
-        return Sensitivity.unknown(steps, places, str(error))
+        return Sensitivity.unknown(steps, begin, places, str(error))
     scales = torch.tensor([_input_scale(scheduler, begin + i + 1) for i in range(steps)], dtype=torch.float64)
     moved = [abs(float(responses[i, i])) * float(scales[i]) for i in range(steps)]
     mean = sum(moved) / steps
@@ -137,7 +139,7 @@ def _measured(question: _Question) -> Sensitivity:
     furthest: list[float] = []
     if is_stochastic or places is not None or getattr(scheduler, "order", 1) > 1:
         furthest = (responses.abs() * scales[:, None]).amax(0).tolist()
-    return Sensitivity(weights, responses.tolist(), furthest, is_stochastic, places)
+    return Sensitivity(weights, responses.tolist(), furthest, begin, is_stochastic, places)
 
 
 def _places(timesteps: Sequence[float]) -> tuple[float, ...] | None:

@@ -69,7 +69,8 @@ class RunPlan:
         refusal = refusal_of_promises(scheduler, sensitivity)
         policy = _policy(config, guided, settings.decoder_gain, sensitivity, refusal)
         is_all_full = isinstance(policy, FixedPolicy) and policy.tau1 is None
-        notes += scheduler_notes(guided, scheduler, sensitivity, StepKind.FULL if is_all_full else guided.step_kind)
+        kind = StepKind.FULL if is_all_full else guided.step_kind
+        notes += scheduler_notes(guided, scheduler, sensitivity, kind, refusal)
         if is_all_full:  # nothing has to be prepared for other steps
             return cls.all_full(steps, *notes, fidelity=guided.fidelity)
         return cls(policy, guided.step_kind, sensitivity, guided.fidelity, tuple(notes))

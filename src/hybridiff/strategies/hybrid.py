@@ -66,7 +66,7 @@ class HybridStrategy(SwitchingStrategy):
         if plan.step_kind is StepKind.FULL:
             return NoStep(self.evaluator)
         if plan.step_kind is StepKind.CACHED:
-            return make_cached_step(plan, self.evaluator, self.context.pipe, first.timestep)
+            return make_cached_step(plan, self.evaluator, self.context.pipe)
         share = self.context.settings.reuse_share
         staged = split_network(self.context, first, StepKind.REUSE, lambda splits: choose_outer(splits, share))
         return ReuseStep(self.evaluator, staged, plan.sensitivity.places)

@@ -121,6 +121,7 @@ def test_the_scheduler_itself(name: str, part: str) -> None:
     sensitivity = measure_sensitivity(
         measured, len(timesteps), float(timesteps[0]) if part == "the first ones" else None
     )
+    assert sensitivity.begin == begin
     plain = steps_of(given, timesteps, predictions, start)
     changed = steps_of(again, timesteps, predictions + changes, start)
     for reached, other, row in zip(plain, changed, sensitivity.on_sample, strict=True):
