@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from ..config import LEAST_STEPS, ParallelConfig, parse_steps, quality_value
-from ..numerics.sensitivity import Sensitivity, measure_sensitivity
+from ..numerics.sensitivity import Sensitivity
 from .fixed import FixedPolicy
 from .guided import GuidedPolicy
 from .kinds import Policy, StepKind
@@ -40,31 +39,20 @@ class RunPlan:
         return cls(FixedPolicy.all_full(steps), StepKind.FULL, Sensitivity.unknown(steps), fidelity, notes)
 
     @classmethod
-    def make(
-        cls,
-        config: ParallelConfig,
-        settings: ModelSettings,
-        pipe: Any,
-        steps: int,
-        first_timestep: float,
-        agree: Callable[[Sensitivity], Sensitivity] = lambda measured: measured,
-    ) -> RunPlan:
+    def make(cls, config: ParallelConfig, settings: ModelSettings, pipe: Any, sensitivity: Sensitivity) -> RunPlan:
         """The plan of a call whose first step is about to run.
 
         Args:
             config: What the user asked for.
             settings: What holds for the model.
             pipe: The pipeline, its scheduler's timesteps set; to be read only.
-            steps: Number of denoising steps.
-            first_timestep: That of the first step.
-            agree: Makes one of the sensitivities that ranks measured, where these may differ in a bit.
+            sensitivity: Of the scheduler, one per step, the same on all ranks.
         """
-        scheduler = pipe.scheduler
+        scheduler, steps = pipe.scheduler, len(sensitivity.weights)
         # Image to image takes the last steps of a longer way, which decides how far apart they are.
         grid = getattr(scheduler, "num_inference_steps", None) or steps
         entry = settings.entry(scheduler, grid)
         guided = GuidedSettings.choose(config, entry, grid * getattr(scheduler, "order", 1))  # evaluations
-        sensitivity = agree(measure_sensitivity(scheduler, steps, first_timestep))
         notes = plan_notes(config, settings, entry, pipe, grid, guided)
         refusal = refusal_of_promises(scheduler, sensitivity)
         policy = _policy(config, guided, settings.decoder_gain, sensitivity, refusal)

@@ -32,13 +32,15 @@ def pipeline(scheduler: Any = None, name: str = "someone/a-model", grid: int = 2
     return SimpleNamespace(scheduler=scheduler, config={"_name_or_path": name})
 
 
-def make(steps: int = 20, pipe: Any = None, first: int = 0, agree: Any = None, **config: Any) -> RunPlan:
+def make(
+    steps: int = 20, pipe: Any = None, first: int = 0, sensitivity: Sensitivity | None = None, **config: Any
+) -> RunPlan:
     """The plan of a call that begins with one of the scheduler's timesteps."""
     pipe = pipe or pipeline(grid=steps)
     wishes = ParallelConfig(**{"strategy": "hybrid", **config})
     settings = ModelSettings.find(pipe, UNetAdapter(), wishes.calibration)
-    first_timestep = float(pipe.scheduler.timesteps[first])
-    return RunPlan.make(wishes, settings, pipe, steps, first_timestep, **({"agree": agree} if agree else {}))
+    measured = measure_sensitivity(pipe.scheduler, steps, float(pipe.scheduler.timesteps[first]))
+    return RunPlan.make(wishes, settings, pipe, sensitivity or measured)
 
 
 def guided(plan: RunPlan) -> GuidedPolicy:
@@ -80,15 +82,8 @@ def test_the_sensitivity_is_that_of_the_scheduler() -> None:
 
 def test_what_ranks_agree_on_is_what_the_plan_rests_on() -> None:
     """Where their devices are heterogeneous they may measure another last bit."""
-    measured: list[Sensitivity] = []
     leaders = Sensitivity([2.0, *[1.0] * 18, 0.0], [[1.0] * 20] * 20)
-
-    def agree(mine: Sensitivity) -> Sensitivity:
-        measured.append(mine)
-        return leaders
-
-    plan = make(agree=agree, tolerance=0.1)
-    assert len(measured) == 1
+    plan = make(sensitivity=leaders, tolerance=0.1)
     assert plan.sensitivity is leaders
     assert guided(plan)._weights == leaders.weights
 
@@ -240,8 +235,7 @@ def test_the_decoder_counts(gain: float) -> None:
     """One that makes much of errors leaves little room for them."""
     pipe = pipeline(grid=20)
     settings = replace(ModelSettings.find(pipe, UNetAdapter(), None), decoder_gain=gain)
-    first = float(pipe.scheduler.timesteps[0])
-    plan = RunPlan.make(ParallelConfig("hybrid", fidelity=40), settings, pipe, 20, first)
+    plan = RunPlan.make(ParallelConfig("hybrid", fidelity=40), settings, pipe, measure_sensitivity(pipe.scheduler, 20))
     assert promised(plan).bound == pytest.approx(0.01 / gain)
 
 
@@ -292,7 +286,7 @@ def test_a_promise_on_a_scheduler_that_is_barely_stable() -> None:
 
 def test_what_ranks_agree_on_is_what_a_promise_rests_on() -> None:
     leaders = Sensitivity([1.0] * 20, [[0.5] * 20] * 20)
-    assert promised(make(fidelity=50, agree=lambda mine: leaders))._final == [0.5] * 20
+    assert promised(make(fidelity=50, sensitivity=leaders))._final == [0.5] * 20
 
 
 def test_a_scheduler_that_is_not_linear_cannot_make_up_for_errors() -> None:
