@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from hybridiff.denoiser.adapters.base import argument
 from hybridiff.evaluation.frontier import HIGHEST_PSNR, generate, seeded
 from hybridiff.evaluation.metrics import psnr
 from hybridiff.evaluation.simulation import SimulatedPipeline
@@ -45,24 +46,38 @@ class Case:
         model: The model.
         steps: Number of steps as a user gives it; about 24 evaluations come of it, with PNDM 33.
         changes: What is not as in the model's own configuration.
+        eta: How much noise the pipeline is asked to have added; by default none.
+        needs: A package that the scheduler needs, and that is no dependency.
     """
 
     scheduler: str
     model: str = "tiny-sdxl"
     steps: int = 24
     changes: dict[str, Any] = field(default_factory=dict, hash=False)
+    eta: float | None = None
+    needs: str = ""
 
     @property
     def name(self) -> str:
         """What tells it from all others."""
-        return f"{self.scheduler}, {self.model}"
+        return f"{self.scheduler}, {self.model}" + (f", eta {self.eta:g}" if self.eta else "")
+
+    @property
+    def call(self) -> dict[str, Any]:
+        """Arguments of the pipeline's call."""
+        call = {"num_inference_steps": self.steps, "guidance_scale": GUIDANCE[self.model]}
+        call |= {"max_sequence_length": 16} if self.model == "tiny-sd3" else {}
+        return call | ({} if self.eta is None else {"eta": self.eta})
 
 
 CASES = [
     *map(Case, ("DDIM", "DDIMParallel", "DDPM", "DDPMParallel", "EulerDiscrete", "EulerAncestralDiscrete")),
     *map(Case, ("DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep", "DEISMultistep", "SASolver")),
     *map(Case, ("LMSDiscrete", "PNDM", "LCM", "TCD")),
+    Case("DDIM", eta=0.5),
+    Case("TCD", eta=0.3),
     *(Case(name, steps=13) for name in ("HeunDiscrete", "KDPM2Discrete", "KDPM2AncestralDiscrete")),
+    Case("DPMSolverSDE", steps=13, needs="torchsde"),
     *(Case(f"FlowM{name}", "tiny-sd3") for name in ("atchEulerDiscrete", "apEulerDiscrete", "atchLCM")),
     Case("FlowMatchHeunDiscrete", "tiny-sd3", steps=13),
     Case("LTXEulerAncestralRF", "tiny-sd3"),
@@ -81,11 +96,10 @@ NOT_TRIED = {
     "CogVideoXDDIM": "for video; DDIM with another noise schedule",
     "CogVideoXDPM": _OTHER_CALLS,
     "ConsistencyDecoder": "for decoders, at most two steps",
-    "CosineDPMSolverMultistep": "needs torchsde, which is no dependency",
+    "CosineDPMSolverMultistep": _NOISE,
     "DDIMInverse": _INVERSE,
     "DDPMWuerstchen": _OTHER_CALLS,
     "DPMSolverMultistepInverse": _INVERSE,
-    "DPMSolverSDE": "needs torchsde, which is no dependency",
     "DiscreteDDIM": _NOT_LATENT,
     "EDMDPMSolverMultistep": _NOISE,
     "EDMEuler": _NOISE,
@@ -127,9 +141,7 @@ def build(case: Case) -> Any:
 def measure(case: Case, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """Generate some prompts on one device and under the promise: a row, ready for JSON."""
     pipe = _pipeline(case.model)[0]
-    pipe.scheduler = build(case)
-    call = {"num_inference_steps": case.steps, "guidance_scale": GUIDANCE[case.model]}
-    call |= {"max_sequence_length": 16} if case.model == "tiny-sd3" else {}
+    pipe.scheduler, call = build(case), case.call
     references = [_generate(pipe, prompt, call) for prompt in prompts]
     config, images = promised(PROMISE).config, []
     with SimulatedPipeline(pipe, config) as simulated:
@@ -143,9 +155,10 @@ def measure(case: Case, prompts: Sequence[Prompt]) -> dict[str, Any]:
     fresh.set_timesteps(case.steps)
     return {
         "name": case.name,
+        "needs": case.needs,
         "evaluations": evaluations,
         "order": fresh.order,
-        "adds_noise": measure_sensitivity(fresh, evaluations).is_stochastic,
+        "adds_noise": measure_sensitivity(fresh, evaluations, eta=argument(pipe, call, "eta")).is_stochastic,
         "images": images,
         "notes": notes,
     }
@@ -172,6 +185,8 @@ _EXPLANATION = """\
 evaluations (PNDM: 33), float32, CPU, no calibration. PSNR in dB against one device with the same scheduler and seed.
 Schedulers of order 2 take two evaluations per step, and each may be full or cached. Where a scheduler clips
 (`clip_sample`, `thresholding`) it is not linear, and all steps are full under a promise; here none clips.
+Pipelines hand `eta` to schedulers that take it, DDIM and TCD among them, 0 unless they are asked for more: only then do
+these add noise.
 """
 
 _HEAD = (
@@ -192,7 +207,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     images = row["images"]
     full = sorted(image["schedule"].count("f") for image in images)
     return (
-        row["name"],
+        row["name"] + (f" (needs {row['needs']})" if row["needs"] else ""),
         "; ".join(row["notes"]),
         str(row["evaluations"]),
         str(row["order"]),

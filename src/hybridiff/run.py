@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .agreement import Setup
+from .denoiser.adapters.base import argument
 from .denoiser.call import Evaluation, bind_arguments
 from .distributed.channel import Channel
 from .distributed.consistency import device_identity
@@ -147,6 +148,7 @@ class Run:
             staged=setup.staged,
             heterogeneous=heterogeneous,
             extra_steps=setup.adapter.extra_steps(setup.pipe, self._arguments, steps),
+            eta=argument(setup.pipe, self._arguments, "eta"),
         )
         return STRATEGIES[setup.config.strategy](context, evaluation)
 

@@ -217,14 +217,14 @@ def test_ranks_with_different_calibrations_are_refused(tmp_path: Path) -> None:
     for outcome in run_ranks(run_with_own_calibration, 2, str(tmp_path)):
         assert outcome.error == "UsageError"
         assert outcome.message.startswith("ranks disagree on settings of the model: rank 0 has ")
-        assert "correction=0.5" in outcome.message
+        assert "guidance_scale=0.5" in outcome.message
         assert outcome.message.endswith("make the same call on every rank")
 
 
 def run_with_own_calibration(folder: str) -> Outcome:
     home = Path(folder) / str(rank())
     home.mkdir()
-    calibration_file(home, replace(ENTRY, correction=0.25 * (1 + rank())))
+    calibration_file(home, replace(ENTRY, guidance_scale=0.25 * (1 + rank())))
     os.environ["HOME"] = str(home)
     config = ParallelConfig(strategy="hybrid", calibration="~/calibration.json")
     return attempt(lambda: parallelize(build("sd3"), config))

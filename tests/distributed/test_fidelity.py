@@ -82,7 +82,7 @@ def generate_on_devices(measures: str, is_told: bool) -> Generated:
     from hybridiff import agreement, run
     from hybridiff.denoiser import decoder
     from hybridiff.numerics import estimate, sensitivity
-    from hybridiff.schedule import plan
+    from hybridiff.strategies import hybrid
 
     if rank() == 1:
         if is_told:
@@ -90,7 +90,7 @@ def generate_on_devices(measures: str, is_told: bool) -> Generated:
         if measures == "gain":
             agreement.decoder_gain = lambda pipe: 1e3 * decoder.decoder_gain(pipe)
         elif measures == "sensitivity":
-            plan.measure_sensitivity = lambda *arguments: _other(sensitivity.measure_sensitivity(*arguments))
+            hybrid.measure_sensitivity = lambda *arguments: _other(sensitivity.measure_sensitivity(*arguments))
         else:
             _falsify(estimate.ErrorEstimate, measures)
     return generate_parallel("sd15", STEPS, scheduler="ddim", **promise(55))[0]

@@ -102,7 +102,7 @@ def generate_on_heterogeneous_devices(config: dict[str, Any], measures: str, is_
     """
     from hybridiff import run
     from hybridiff.numerics import guidance, sensitivity
-    from hybridiff.schedule import plan
+    from hybridiff.strategies import hybrid
     from hybridiff.strategies.steps import full
 
     if rank() == 1:
@@ -111,7 +111,7 @@ def generate_on_heterogeneous_devices(config: dict[str, Any], measures: str, is_
         if measures == "drift":
             full.drift = lambda prediction, earlier: 100 * guidance.drift(prediction, earlier)
         else:
-            plan.measure_sensitivity = lambda *arguments: _other(sensitivity.measure_sensitivity(*arguments))
+            hybrid.measure_sensitivity = lambda *arguments: _other(sensitivity.measure_sensitivity(*arguments))
     return generate_parallel("sd3", TWELVE, **config)[0]
 
 

@@ -15,7 +15,6 @@ ENTRY = Entry(
     guidance_scale=5.0,
     prompts=64,
     bands=(Band(0.0, "cached", ((0.25, 0.4), (0.75, 0.2), (1.0, 0.0))),),
-    correction=0.75,
     published=PublishedSettings(slope_window=4, slope_threshold=0.02, parallel_steps=6, tau_cap=9),
 )
 

@@ -130,9 +130,7 @@ def gone(path: Path) -> None:
 
 def another(path: Path) -> None:
     published = replace(ENTRY.published, tau_cap=1, parallel_steps=1)
-    other = replace(
-        ENTRY, bands=(replace(ENTRY.bands[0], tolerances=((0.0, 0.0),)),), correction=0.0, published=published
-    )
+    other = replace(ENTRY, bands=(replace(ENTRY.bands[0], tolerances=((0.0, 0.0),)),), published=published)
     Calibration("someone/else", (other,), {"reuse": 0, "pipelined": 0}).write(path)
 
 

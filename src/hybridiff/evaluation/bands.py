@@ -26,14 +26,12 @@ class SweepPoint:
 
     Attributes:
         step_kind: Kind of the steps between full ones.
-        correction: Share of the cached steps' errors that was made up for.
         tolerance: The tolerance.
         ideal_speedup: Against one device.
         psnr: In dB against the image of one device, each at most `calibrate.MOST_DECIBELS`.
     """
 
     step_kind: str
-    correction: float
     tolerance: float
     ideal_speedup: float
     psnr: float
@@ -117,7 +115,7 @@ def _expectation(entry: Entry, quality: float) -> SweepPoint:
     at, places = math.log(tolerance), [math.log(point.tolerance) for point in points]
     speedup = interpolate(list(zip(places, [point.ideal_speedup for point in points], strict=True)), at)
     psnr = interpolate(list(zip(places, [point.psnr for point in points], strict=True)), at)
-    return SweepPoint(kind, entry.correction, tolerance, speedup, psnr)
+    return SweepPoint(kind, tolerance, speedup, psnr)
 
 
 def _speeds(sweep: Sweep) -> list[tuple[float, float]]:

@@ -22,10 +22,6 @@ from .simulation import SimulatedPipeline, Splits, measure_splits
 TOLERANCES = tuple(float(f"{0.012 * (0.4 / 0.012) ** (point / 6):.3g}") for point in range(7))
 """The tolerances that are tried."""
 
-CORRECTIONS = (0.0, 0.5, 0.75, 1.0)
-CORRECTION_TOLERANCE = 0.1
-"""At which corrections are compared: cached steps are common there, and images still near."""
-
 MOST_DECIBELS = 72.0
 """An image counts for no more: nearer ones look the same, and exact ones would outweigh all others in a mean."""
 
@@ -51,19 +47,16 @@ def calibrate(
     """
     check_candidates(step_kinds)
     check_order(pipe.scheduler)
-    has_cached, steps = "cached" in step_kinds, int(call["num_inference_steps"])
-    images = len(prompts) * (1 + len(CORRECTIONS) * has_cached + len(TOLERANCES) * len(step_kinds))
+    steps, images = int(call["num_inference_steps"]), len(prompts) * (1 + len(TOLERANCES) * len(step_kinds))
     work = _Work(pipe, seeded(prompts), call, images, on_progress)
     curves = work.generate_full()
-    correction = work.best_correction() if has_cached else 1.0
-    sweeps = {kind: work.sweep(kind, TOLERANCES, [correction] * len(TOLERANCES), kind) for kind in step_kinds}
+    sweeps = {kind: work.sweep(kind) for kind in step_kinds}
     return Entry(
         scheduler=type(pipe.scheduler).__name__,
         num_inference_steps=steps,
         guidance_scale=call.get("guidance_scale"),
         prompts=len(prompts),
         bands=choose_bands(sweeps),
-        correction=correction,
         published=fit_published(curves["discrepancy"], find_denoiser(pipe)[0].published.scaled(steps)),
         curves={name: [rounded(value) for value in curve] for name, curve in curves.items()},
         measured=[_short(point) for sweep in sweeps.values() for point in sweep],
@@ -125,25 +118,17 @@ class _Work:
                 self._tell("full steps")
         return _curve("discrepancy", discrepancies) | _curve("drift", drifts)
 
-    def best_correction(self) -> float:
-        """The correction that brings images nearest; of equal ones the largest."""
-        points = self.sweep("cached", [CORRECTION_TOLERANCE] * len(CORRECTIONS), CORRECTIONS, "correction")
-        return max(points, key=lambda point: (point.psnr, point.correction)).correction
-
-    def sweep(
-        self, kind: str, tolerances: Sequence[float], corrections: Sequence[float], what: str
-    ) -> list[SweepPoint]:
-        """What tolerances and corrections, pair by pair, give with steps of one kind."""
+    def sweep(self, kind: str) -> list[SweepPoint]:
+        """What tolerances give with steps of one kind."""
         self._splits = self._splits or measure_splits(self._pipe, self._call)
-        pairs = list(zip(tolerances, corrections, strict=True))
-        settings = [guided(kind, tolerance, correction) for tolerance, correction in pairs]
+        settings = [guided(kind, tolerance) for tolerance in TOLERANCES]
         rows = simulate(
-            self._pipe, self._references, settings, self._call, self._splits, lambda setting: self._tell(what)
+            self._pipe, self._references, settings, self._call, self._splits, lambda setting: self._tell(kind)
         )
         points = []
-        for (tolerance, correction), row in zip(pairs, rows, strict=True):
+        for tolerance, row in zip(TOLERANCES, rows, strict=True):
             psnr = statistics.mean(min(result.psnr, MOST_DECIBELS) for result in row.results)
-            points.append(SweepPoint(kind, correction, tolerance, row.ideal_speedup, psnr))
+            points.append(SweepPoint(kind, tolerance, row.ideal_speedup, psnr))
         return points
 
     def _tell(self, what: str) -> None:

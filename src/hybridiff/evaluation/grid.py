@@ -96,7 +96,6 @@ def _reuse(steps: int) -> Iterator[Setting]:
 
 def _cached(steps: int) -> Iterator[Setting]:
     yield from (guided("cached", tolerance) for tolerance in (0.03, 0.045, 0.06, 0.08, 0.1, 0.14, 0.2, 0.3))
-    yield from (guided("cached", 0.1, correction) for correction in (0.0, 0.5, 1.0))
     yield _one_device("cached")
 
 

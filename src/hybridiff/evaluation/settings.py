@@ -10,7 +10,7 @@ from typing import Any
 from ..config import ParallelConfig, PublishedSettings, quality_value
 from ..denoiser.adapters import find_denoiser
 from ..models.schedulers import exchanged_scheduler
-from ..schedule.calibration import Band, Calibration, Entry
+from ..schedule.calibration import Calibration
 from ..schedule.presets import GuidedSettings, ModelSettings
 from ..strategies import STRATEGIES
 from ..strategies.published.presets import choose_settings
@@ -92,15 +92,11 @@ class Setting:
         return SimulatedPipeline(pipe, self.config, splits, self.scheduler)
 
 
-def guided(step_kind: str, tolerance: float, correction: float | None = None) -> Setting:
-    """Guided switching at a tolerance; the correction of cached steps is the model's own unless given."""
-    label, calibration = f"tolerance {tolerance:g}", None
-    if correction is not None:
-        label += f", correction {correction:g}"
-        bands = (Band(0.0, step_kind, ((0.0, tolerance),)),)
-        calibration = Calibration("", (Entry("", 0, None, 0, bands, correction, PublishedSettings()),))
-    config = ParallelConfig("hybrid", step_kind=step_kind, tolerance=tolerance, calibration=calibration)
-    return Setting(step_kind, label, config)
+def guided(step_kind: str, tolerance: float) -> Setting:
+    """Guided switching at a tolerance."""
+    return Setting(
+        step_kind, f"tolerance {tolerance:g}", ParallelConfig("hybrid", step_kind=step_kind, tolerance=tolerance)
+    )
 
 
 def _cap_decides(published: PublishedSettings) -> bool:
@@ -120,7 +116,7 @@ def _thresholds(config: ParallelConfig, pipe: Any, steps: int) -> dict[str, Any]
         return {}
     evaluations = steps * getattr(scheduler, "order", 1)
     guided = GuidedSettings.choose(config, settings.entry(scheduler, steps), evaluations)
-    found = {"step_kind": guided.step_kind.value, "correction": guided.correction}
+    found: dict[str, Any] = {"step_kind": guided.step_kind.value}
     if guided.fidelity is not None:
         return found | {"fidelity": guided.fidelity, "longest": guided.longest}
     if config.full_steps is not None or quality_value(config.quality) == 1.0:

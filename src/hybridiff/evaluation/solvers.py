@@ -28,7 +28,7 @@ _CANDIDATES = {"diffusion": ("euler", "dpmsolver++", "unipc"), "flow": ("flow-eu
 
 _FIRST_ORDER = ("DDIMScheduler", "EulerDiscreteScheduler", "FlowMatchEulerDiscreteScheduler")
 
-_NOISY = ("Ancestral", "SDE", "DDPM", "LCM", "TCD", "SASolver")
+_NOISY = ("Ancestral", "SDE", "DDPM", "LCM", "SASolver")
 """Of the names of schedulers that add noise at every step."""
 
 

@@ -23,7 +23,6 @@ class Hindsight:
     network made of the displaced sample is taken out of the full step's own prediction.
 
     Args:
-        correction: Share of the errors that is made up for.
         sensitivity: How far each prediction moves the sample.
         reaction: What the network makes of a displaced sample.
 
@@ -31,8 +30,8 @@ class Hindsight:
         errors: By how much each cached step before the latest full one was off, (2B, ...) in float32.
     """
 
-    def __init__(self, correction: float, sensitivity: Sensitivity, reaction: Reaction) -> None:
-        self._correction, self._sensitivity, self._reaction = correction, sensitivity, reaction
+    def __init__(self, sensitivity: Sensitivity, reaction: Reaction) -> None:
+        self._sensitivity, self._reaction = sensitivity, reaction
         self._predictions = Extrapolation(order=3, places=sensitivity.places)
         self._pull: torch.Tensor | None = None  # in the latest prediction
         self.errors: dict[int, torch.Tensor] = {}
@@ -54,23 +53,25 @@ class Hindsight:
             What the network would have predicted, had the cached steps not displaced the sample.
         """
         self._predictions.observe(step, (prediction,))
+        self.errors = {cached: self._predictions.at(cached)[0].float() - held.float() for cached, held in answered}
+        gains = {cached: self._sensitivity.gain(cached, step) for cached in self.errors}
         self._pull = None
-        gains = {cached: self._sensitivity.gain(cached, step) for cached, _ in answered}
-        if self._correction and is_guided and any(gains.values()):
-            errors = self._errors_of(answered)
-            correction = torch.stack([gain * errors[cached] for cached, gain in gains.items()]).sum(0)
-            weight = sum(gain * self._predictions.latest_weight(cached) for cached, gain in gains.items())
-            self._pull = self._reaction.pull(step, correction, weight)
-            prediction = (prediction.float() - self._pull).to(prediction.dtype)
-            self._predictions.observe(step, (prediction,))
-        self.errors = self._errors_of(answered)
-        return prediction
+        if not is_guided or not any(gains.values()):
+            return prediction
+        correction = torch.stack([gains[cached] * error for cached, error in self.errors.items()]).sum(0)
+        weights = {cached: self._predictions.latest_weight(cached) for cached in self.errors}
+        weight = sum(gain * weights[cached] for cached, gain in gains.items())
+        self._pull = pull = self._reaction.pull(step, correction, weight)
+        self.errors = {cached: error - weights[cached] * pull for cached, error in self.errors.items()}
+        undisturbed = (prediction.float() - pull).to(prediction.dtype)
+        self._predictions.observe(step, (undisturbed,))
+        return undisturbed
 
     def correct(self, step: int, prediction: torch.Tensor) -> torch.Tensor:
         """The prediction of the latest full step, changed so that it makes up for the errors; once."""
         corrected = prediction.float() if self._pull is None else prediction.float() - self._pull
         for cached, error in self.errors.items():
-            gain = self._correction * self._sensitivity.gain(cached, step)
+            gain = self._sensitivity.gain(cached, step)
             if gain:
                 corrected = corrected + gain * error
         self._pull, self.errors = None, {}
@@ -79,6 +80,3 @@ class Hindsight:
     def pairs(self, repeats: Repeats) -> list[torch.Tensor]:
         """By how much hindsights of neighbouring degree differ at the cached steps."""
         return [repeats.pair(self._predictions, cached) for cached in self.errors]
-
-    def _errors_of(self, answered: Answered) -> dict[int, torch.Tensor]:
-        return {cached: self._predictions.at(cached)[0].float() - held.float() for cached, held in answered}

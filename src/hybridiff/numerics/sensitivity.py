@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import math
 from collections.abc import Sequence
@@ -40,6 +41,7 @@ class Sensitivity:
             network's answers to it; empty where the scheduler is not linear.
         furthest: One per step: how far its prediction moves any sample that the network sees, the final one included.
             Empty where the final sample says it all: one evaluation at each time, and no noise.
+        begin: Index of the run's first timestep among the scheduler's.
         is_stochastic: Whether the scheduler adds noise.
         places: Where the steps lie in time (`_places`); None where that is at their index.
         unknown_why: What the scheduler does that leaves its sensitivity unknown, as the rest of a sentence.
@@ -48,14 +50,15 @@ class Sensitivity:
     weights: list[float]
     on_sample: list[list[float]]
     furthest: list[float] = field(default_factory=list)
+    begin: int = 0
     is_stochastic: bool = False
     places: tuple[float, ...] | None = None
     unknown_why: str = field(default="", compare=False)
 
     @classmethod
-    def unknown(cls, steps: int, places: tuple[float, ...] | None = None, why: str = "") -> Sensitivity:
+    def unknown(cls, steps: int, begin: int = 0, places: tuple[float, ...] | None = None, why: str = "") -> Sensitivity:
         """That of a scheduler of which nothing is known: all steps count alike."""
-        return cls([1.0] * steps, [], places=places, unknown_why=why)
+        return cls([1.0] * steps, [], begin=begin, places=places, unknown_why=why)
 
     @property
     def influence(self) -> list[float]:
@@ -83,19 +86,24 @@ class Sensitivity:
         return 0.0
 
 
-def measure_sensitivity(scheduler: Any, steps: int, first: float | None = None) -> Sensitivity:
+def measure_sensitivity(
+    scheduler: Any, steps: int, first: float | None = None, eta: float | None = None
+) -> Sensitivity:
     """Run a copy of a scheduler on unit impulses: a tenth of a second the first time, no network.
 
     Args:
         scheduler: Timesteps set, no step taken yet.
         steps: Number of steps of the run.
         first: Timestep of the first of them; the run has the last timesteps unless given.
+        eta: What the pipeline hands each step that takes it, such as DDIM's; its default unless given.
     """
-    identity = (type(scheduler), str(scheduler.config), str(scheduler.timesteps.tolist()), _sigmas(scheduler))
-    return _measured(_Question(str(identity), first_timestep_index(scheduler, steps, first), steps, _copied(scheduler)))
+    options = {} if eta is None or "eta" not in inspect.signature(scheduler.step).parameters else {"eta": eta}
+    identity = (type(scheduler), str(scheduler.config), str(scheduler.timesteps.tolist()), _sigmas(scheduler), options)
+    begin = _first_index(scheduler, steps, first)
+    return _measured(_Question(str(identity), begin, steps, _copied(scheduler), options))
 
 
-def first_timestep_index(scheduler: Any, steps: int, first: float | None = None) -> int:
+def _first_index(scheduler: Any, steps: int, first: float | None = None) -> int:
     """Index of a run's first timestep: not 0 from image to image, and not always followed by all that there are.
 
     Args:
@@ -120,6 +128,7 @@ class _Question:
     begin: int
     steps: int
     scheduler: Any = field(compare=False)
+    options: dict[str, float] = field(compare=False)
 
 
 @lru_cache(maxsize=8)
@@ -127,9 +136,9 @@ def _measured(question: _Question) -> Sensitivity:
     scheduler, begin, steps = question.scheduler, question.begin, question.steps
     places = _places(scheduler.timesteps[begin : begin + steps].tolist())
     try:
-        responses, is_stochastic = _responses(scheduler, begin, steps)
+        responses, is_stochastic = _responses(question)
     except _UnknownError as error:
-        return Sensitivity.unknown(steps, places, str(error))
+        return Sensitivity.unknown(steps, begin, places, str(error))
     scales = torch.tensor([_input_scale(scheduler, begin + i + 1) for i in range(steps)], dtype=torch.float64)
     moved = [abs(float(responses[i, i])) * float(scales[i]) for i in range(steps)]
     mean = sum(moved) / steps
@@ -137,7 +146,7 @@ def _measured(question: _Question) -> Sensitivity:
     furthest: list[float] = []
     if is_stochastic or places is not None or getattr(scheduler, "order", 1) > 1:
         furthest = (responses.abs() * scales[:, None]).amax(0).tolist()
-    return Sensitivity(weights, responses.tolist(), furthest, is_stochastic, places)
+    return Sensitivity(weights, responses.tolist(), furthest, begin, is_stochastic, places)
 
 
 def _places(timesteps: Sequence[float]) -> tuple[float, ...] | None:
@@ -164,7 +173,7 @@ class _UnknownError(Exception):
     """Why a scheduler's sensitivity cannot be measured, as the rest of a sentence that begins with its name."""
 
 
-def _responses(scheduler: Any, begin: int, steps: int) -> tuple[torch.Tensor, bool]:
+def _responses(question: _Question) -> tuple[torch.Tensor, bool]:
     """(steps, steps): row i is the sample after step i, element j the one whose only impulse is in prediction j.
 
     With it, whether the scheduler adds noise.
@@ -172,15 +181,15 @@ def _responses(scheduler: Any, begin: int, steps: int) -> tuple[torch.Tensor, bo
     Raises:
         _UnknownError: it is not linear by its configuration or as it runs, or cannot be run alone.
     """
-    clipping = [name for name in ("thresholding", "clip_sample") if scheduler.config.get(name)]
+    clipping = [name for name in ("thresholding", "clip_sample") if question.scheduler.config.get(name)]
     if clipping:
         raise _UnknownError(f"is not linear as it is configured ({clipping[0]})")
-    impulses = torch.eye(steps, dtype=torch.float64)
+    impulses = torch.eye(question.steps, dtype=torch.float64)
     nothing = torch.zeros_like(impulses)
     try:
         # The same noise with and without the impulses: what schedulers add cancels.
-        still, noisy = (_samples(scheduler, begin, nothing, seed) for seed in (0, 1))
-        moved, far = (_samples(scheduler, begin, size * impulses) - still for size in (1.0, _LARGE))
+        still, noisy = (_samples(question, nothing, seed) for seed in (0, 1))
+        moved, far = (_samples(question, size * impulses) - still for size in (1.0, _LARGE))
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:  # a scheduler of another kind
         raise _UnknownError("cannot be run by itself") from error
     if not moved.isfinite().all() or not far.isfinite().all():
@@ -190,10 +199,10 @@ def _responses(scheduler: Any, begin: int, steps: int) -> tuple[torch.Tensor, bo
     return moved, not torch.equal(still, noisy)
 
 
-def _samples(scheduler: Any, begin: int, predictions: torch.Tensor, seed: int = 0) -> torch.Tensor:
+def _samples(question: _Question, predictions: torch.Tensor, seed: int = 0) -> torch.Tensor:
     """Samples that start from zero, one per column, after each step: (steps, columns), given the predictions."""
-    copied = _copied(scheduler)
-    timesteps = copied.timesteps[begin : begin + len(predictions)]
+    copied = _copied(question.scheduler)
+    timesteps = copied.timesteps[question.begin : question.begin + question.steps]
     sample = torch.zeros(predictions.shape[1], 1, 1, 1, dtype=torch.float64)  # as a batch: some need four dimensions
     rows = []
     with torch.random.fork_rng(devices=[]):  # schedulers that add noise must not disturb the user's
@@ -201,7 +210,8 @@ def _samples(scheduler: Any, begin: int, predictions: torch.Tensor, seed: int = 
         for prediction, timestep in zip(predictions, timesteps, strict=True):
             if hasattr(copied, "scale_model_input"):
                 copied.scale_model_input(sample, timestep)  # some warn unless it was called
-            sample = copied.step(prediction.view_as(sample), timestep, sample, return_dict=False)[0].double()
+            moved = copied.step(prediction.view_as(sample), timestep, sample, return_dict=False, **question.options)
+            sample = moved[0].double()
             rows.append(sample.flatten())
     return torch.stack(rows)
 

@@ -52,7 +52,6 @@ class Entry:
         guidance_scale: At which it was measured.
         prompts: From how many prompts.
         bands: What holds for which qualities, rising from 0.
-        correction: Share of the cached steps' errors, seen in hindsight, that the next full step makes up for.
         published: Settings of the published rule.
         curves: Mean and standard deviation over the prompts of discrepancy (one per step) and drift (from step 1 on),
             for people to look at.
@@ -64,7 +63,6 @@ class Entry:
     guidance_scale: float | None
     prompts: int
     bands: tuple[Band, ...]
-    correction: float
     published: PublishedSettings
     curves: dict[str, list[float]] = field(default_factory=dict)
     measured: list[dict[str, Any]] = field(default_factory=list)
@@ -79,7 +77,6 @@ class Entry:
             raise ValueError("an entry needs all settings of the published rule")
         entry = cls(**content | {"bands": bands, "published": published})
         check_limits("num_inference_steps", entry.num_inference_steps, least=1)
-        check_limits("correction", entry.correction, least=0)
         return entry
 
     @property
@@ -119,7 +116,7 @@ class Calibration:
             UsageError: it cannot be read, or is no calibration; names it.
         """
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"), object_hook=_without_correction)
             entries = tuple(map(Entry.parse, content["entries"]))
             if not entries:
                 raise ValueError("it holds no thresholds")
@@ -166,6 +163,14 @@ class Calibration:
 
     def __str__(self) -> str:
         return f"calibration of {self.model}"
+
+
+def _without_correction(content: dict[str, Any]) -> dict[str, Any]:
+    """Older files say what share of their errors was made up for when cached steps were measured; now all of it is."""
+    share = content.pop("correction", 1.0)
+    if share != 1.0:
+        raise ValueError(f"it was measured with a correction of {share}, which is always 1 now")
+    return content
 
 
 def _split_points(content: dict[str, Any]) -> dict[str, int]:

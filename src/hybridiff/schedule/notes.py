@@ -35,7 +35,9 @@ def refusal_of_promises(scheduler: Any, sensitivity: Sensitivity) -> str | None:
     return f"{name} {why}: errors cannot be told beforehand, and full steps alone keep the promise"
 
 
-def scheduler_notes(guided: GuidedSettings, scheduler: Any, sensitivity: Sensitivity, kind: StepKind) -> list[str]:
+def scheduler_notes(
+    guided: GuidedSettings, scheduler: Any, sensitivity: Sensitivity, kind: StepKind, refusal: str | None
+) -> list[str]:
     """What it means for a run that a scheduler is as it is.
 
     Args:
@@ -43,10 +45,10 @@ def scheduler_notes(guided: GuidedSettings, scheduler: Any, sensitivity: Sensiti
         scheduler: The scheduler.
         sensitivity: Its own.
         kind: Of the steps that are not full; FULL where there are none.
+        refusal: See `refusal_of_promises`.
     """
     name = type(scheduler).__name__
     if guided.fidelity is not None:
-        refusal = refusal_of_promises(scheduler, sensitivity)
         if refusal is not None:
             return [f"{refusal}; a tolerance can be set by hand"]
         if sensitivity.is_stochastic and kind is StepKind.CACHED:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from ..config import LEAST_STEPS, ParallelConfig, parse_steps, quality_value
-from ..numerics.sensitivity import Sensitivity, measure_sensitivity
+from ..numerics.sensitivity import Sensitivity
 from .fixed import FixedPolicy
 from .guided import GuidedPolicy
 from .kinds import Policy, StepKind
@@ -23,7 +22,6 @@ class RunPlan:
     Attributes:
         policy: Says which steps are full.
         step_kind: Kind of the others; FULL where there are none.
-        correction: Share of the cached steps' errors that the next full step makes up for.
         sensitivity: How far each prediction moves the sample.
         fidelity: What is promised, in dB; None where nothing is.
         notes: Sentences for the user about what the plan rests on.
@@ -31,7 +29,6 @@ class RunPlan:
 
     policy: Policy
     step_kind: StepKind
-    correction: float
     sensitivity: Sensitivity
     fidelity: float | None = None
     notes: tuple[str, ...] = ()
@@ -39,42 +36,32 @@ class RunPlan:
     @classmethod
     def all_full(cls, steps: int, *notes: str, fidelity: float | None = None) -> RunPlan:
         """Every step is full."""
-        return cls(FixedPolicy.all_full(steps), StepKind.FULL, 0.0, Sensitivity.unknown(steps), fidelity, notes)
+        return cls(FixedPolicy.all_full(steps), StepKind.FULL, Sensitivity.unknown(steps), fidelity, notes)
 
     @classmethod
-    def make(
-        cls,
-        config: ParallelConfig,
-        settings: ModelSettings,
-        pipe: Any,
-        steps: int,
-        first_timestep: float,
-        agree: Callable[[Sensitivity], Sensitivity] = lambda measured: measured,
-    ) -> RunPlan:
+    def make(cls, config: ParallelConfig, settings: ModelSettings, pipe: Any, sensitivity: Sensitivity) -> RunPlan:
         """The plan of a call whose first step is about to run.
 
         Args:
             config: What the user asked for.
             settings: What holds for the model.
             pipe: The pipeline, its scheduler's timesteps set; to be read only.
-            steps: Number of denoising steps.
-            first_timestep: That of the first step.
-            agree: Makes one of the sensitivities that ranks measured, where these may differ in a bit.
+            sensitivity: Of the scheduler, one per step, the same on all ranks.
         """
-        scheduler = pipe.scheduler
+        scheduler, steps = pipe.scheduler, len(sensitivity.weights)
         # Image to image takes the last steps of a longer way, which decides how far apart they are.
         grid = getattr(scheduler, "num_inference_steps", None) or steps
         entry = settings.entry(scheduler, grid)
         guided = GuidedSettings.choose(config, entry, grid * getattr(scheduler, "order", 1))  # evaluations
-        sensitivity = agree(measure_sensitivity(scheduler, steps, first_timestep))
         notes = plan_notes(config, settings, entry, pipe, grid, guided)
         refusal = refusal_of_promises(scheduler, sensitivity)
         policy = _policy(config, guided, settings.decoder_gain, sensitivity, refusal)
         is_all_full = isinstance(policy, FixedPolicy) and policy.tau1 is None
-        notes += scheduler_notes(guided, scheduler, sensitivity, StepKind.FULL if is_all_full else guided.step_kind)
+        kind = StepKind.FULL if is_all_full else guided.step_kind
+        notes += scheduler_notes(guided, scheduler, sensitivity, kind, refusal)
         if is_all_full:  # nothing has to be prepared for other steps
             return cls.all_full(steps, *notes, fidelity=guided.fidelity)
-        return cls(policy, guided.step_kind, guided.correction, sensitivity, guided.fidelity, tuple(notes))
+        return cls(policy, guided.step_kind, sensitivity, guided.fidelity, tuple(notes))
 
 
 def _policy(

@@ -17,9 +17,6 @@ from .kinds import StepKind
 _TOLERANCES = ((0.0, 0.25), (0.25, 0.14), (0.5, 0.085), (0.75, 0.045), (0.95, 0.02), (1.0, 0.0))
 """Tolerances of reuse steps for models that are not calibrated: what suits both embedded models roughly."""
 
-_CORRECTION = 1.0
-"""Share of the cached steps' errors that the next full step makes up for, likewise."""
-
 _LONGEST = 6
 """Largest distance of full steps under the guided rule, for 50 steps."""
 
@@ -95,14 +92,12 @@ class GuidedSettings:
         step_kind: Kind of the steps between full ones.
         tolerance: Drift that a step may have since the last full one.
         longest: Largest distance of full steps.
-        correction: Share of the cached steps' errors that the next full step makes up for.
         fidelity: What is promised, in dB; None where the tolerance holds.
     """
 
     step_kind: StepKind
     tolerance: float
     longest: int
-    correction: float
     fidelity: float | None = None
 
     @classmethod
@@ -121,8 +116,7 @@ class GuidedSettings:
             quality = quality_value(config.quality)
             tolerance = interpolate(_TOLERANCES, quality) if entry is None else entry.tolerance(quality, kind.value)
         longest = scaled_steps(_LONGEST, steps, least=2)
-        correction = _CORRECTION if entry is None else entry.correction
-        return cls(kind, tolerance, longest, correction, cls._promised(config, entry, kind))
+        return cls(kind, tolerance, longest, cls._promised(config, entry, kind))
 
     @staticmethod
     def _promised(config: ParallelConfig, entry: Entry | None, kind: StepKind) -> float | None:

@@ -47,6 +47,7 @@ class RunContext:
         staged: The denoiser, ready to be split; None where it need not be.
         heterogeneous: The ranks' devices are not alike, and may differ in the last bit of what they compute.
         extra_steps: Steps in which the pipeline evaluates the network once more (skip-layer guidance).
+        eta: How much noise the pipeline has schedulers add that ask for it; None where it does not say.
     """
 
     config: ParallelConfig
@@ -58,6 +59,7 @@ class RunContext:
     staged: StagedDenoiser | None = None
     heterogeneous: bool = False
     extra_steps: frozenset[int] = frozenset()
+    eta: float | None = None
 
 
 class Strategy(ABC):

@@ -7,7 +7,7 @@ from typing import Any
 from ..config import ParallelConfig, parse_steps
 from ..denoiser.call import Evaluation
 from ..denoiser.split import choose_outer
-from ..numerics.sensitivity import Sensitivity
+from ..numerics.sensitivity import Sensitivity, measure_sensitivity
 from ..schedule.fixed import FixedPolicy
 from ..schedule.kinds import StepKind
 from ..schedule.plan import RunPlan
@@ -46,10 +46,11 @@ class HybridStrategy(SwitchingStrategy):
         return [*self._plan.notes, *super().notes()]
 
     def _make_plan(self, first: Evaluation) -> RunPlan:
-        context, steps = self.context, self.context.steps
+        context = self.context
         if first.branches == 1:
-            return RunPlan.all_full(steps, fidelity=context.config.fidelity)
-        return RunPlan.make(context.config, context.settings, context.pipe, steps, first.timestep, self._leaders)
+            return RunPlan.all_full(context.steps, fidelity=context.config.fidelity)
+        measured = measure_sensitivity(context.pipe.scheduler, context.steps, first.timestep, context.eta)
+        return RunPlan.make(context.config, context.settings, context.pipe, self._leaders(measured))
 
     def fidelity(self) -> dict[str, float]:
         promised, gain = self._plan.fidelity, self.context.settings.decoder_gain
@@ -66,7 +67,7 @@ class HybridStrategy(SwitchingStrategy):
         if plan.step_kind is StepKind.FULL:
             return NoStep(self.evaluator)
         if plan.step_kind is StepKind.CACHED:
-            return make_cached_step(plan, self.evaluator, self.context.pipe, first.timestep)
+            return make_cached_step(plan, self.evaluator, self.context.pipe)
         share = self.context.settings.reuse_share
         staged = split_network(self.context, first, StepKind.REUSE, lambda splits: choose_outer(splits, share))
         return ReuseStep(self.evaluator, staged, plan.sensitivity.places)

@@ -21,7 +21,6 @@ ENTRY = Entry(
     guidance_scale=5.0,
     prompts=1,
     bands=(Band(0.0, "cached", ((0.0, 0.3), (0.5, 0.1), (1.0, 0.0))),),
-    correction=0.75,
     published=PublishedSettings(slope_window=1, slope_threshold=0.01, parallel_steps=1, tau_cap=1),
     curves={
         "discrepancy": [0.3, 0.2, 0.1],
@@ -30,8 +29,8 @@ ENTRY = Entry(
         "drift_deviation": [0.1, 0.1],
     },
     measured=[
-        {"step_kind": "cached", "correction": 0.75, "tolerance": 0.1, "ideal_speedup": 2.5, "psnr": 50.0},
-        {"step_kind": "cached", "correction": 0.75, "tolerance": 0.3, "ideal_speedup": 3.5, "psnr": 36.0},
+        {"step_kind": "cached", "tolerance": 0.1, "ideal_speedup": 2.5, "psnr": 50.0},
+        {"step_kind": "cached", "tolerance": 0.3, "ideal_speedup": 3.5, "psnr": 36.0},
     ],
 )
 

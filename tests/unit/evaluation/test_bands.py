@@ -24,7 +24,7 @@ def swept(psnrs: list[float], speeds: list[float] | None = None, step_kind: str 
     """Points at tolerances 0.01, 0.02, 0.04 ..."""
     speeds = speeds or [2.0 + 0.5 * place for place in range(len(psnrs))]
     return [
-        SweepPoint(step_kind, 1.0, 0.01 * 2**place, speed, psnr)
+        SweepPoint(step_kind, 0.01 * 2**place, speed, psnr)
         for place, (psnr, speed) in enumerate(zip(psnrs, speeds, strict=True))
     ]
 

@@ -9,7 +9,7 @@ import pytest
 from hybridiff.config import ParallelConfig
 from hybridiff.errors import UsageError
 from hybridiff.evaluation.bands import TARGETS, expectations
-from hybridiff.evaluation.calibrate import CORRECTIONS, TOLERANCES, calibrate, check_candidates, format_expectations
+from hybridiff.evaluation.calibrate import TOLERANCES, calibrate, check_candidates, format_expectations
 from hybridiff.evaluation.charts import calibration_figure
 from hybridiff.pipeline import parallelize
 from hybridiff.schedule.calibration import Calibration
@@ -24,13 +24,12 @@ def test_a_calibration_is_measured_written_and_used(tmp_path: Path) -> None:
     pipe = build("sd3")
     told: list[tuple[str, int, int]] = []
     entry = calibrate(pipe, PROMPTS, CALL, ["cached"], lambda *progress: told.append(progress))
-    images = 2 * (1 + len(CORRECTIONS) + len(TOLERANCES))
+    images = 2 * (1 + len(TOLERANCES))
     assert told[0] == ("full steps", 1, images)
-    assert told[2] == ("correction", 3, images)
+    assert told[2] == ("cached", 3, images)
     assert told[-1] == ("cached", images, images)
     assert (entry.scheduler, entry.num_inference_steps, entry.prompts) == ("FlowMatchEulerDiscreteScheduler", 6, 2)
     assert [band.step_kind for band in entry.bands] == ["cached"]
-    assert entry.correction in CORRECTIONS
     assert [len(entry.curves[name]) for name in ("discrepancy", "discrepancy_deviation", "drift")] == [6, 6, 5]
     assert len(entry.measured) == len(TOLERANCES)
     assert list(expectations(entry)) == sorted(TARGETS)
@@ -49,10 +48,9 @@ def test_a_calibration_is_measured_written_and_used(tmp_path: Path) -> None:
         Calibration.open(path, "tiny-sd3")
 
 
-def test_reuse_steps_are_calibrated_without_a_correction() -> None:
+def test_reuse_steps_are_calibrated_by_themselves() -> None:
     entry = calibrate(build("sdxl", "ddim"), PROMPTS[:1], CALL_OF_UNETS, ["reuse"])
     assert {point["step_kind"] for point in entry.measured} == {"reuse"}
-    assert entry.correction == 1.0
     assert entry.measured[-1]["ideal_speedup"] > 2.0, "some steps were reuse steps"
 
 

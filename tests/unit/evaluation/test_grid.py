@@ -47,11 +47,12 @@ def test_a_description_tells_settings_apart_by_the_thresholds_that_hold() -> Non
     quality = Setting("quality", "0.5", ParallelConfig("hybrid", quality=0.5, simulate=True))
     described = quality.describe(pipe, 50)
     assert described["config"] == {"strategy": "hybrid", "quality": 0.5}
-    assert described["thresholds"] == {"step_kind": "cached", "correction": 1.0, "fidelity": 45.0, "longest": 6}
+    assert described["thresholds"] == {"step_kind": "cached", "fidelity": 45.0, "longest": 6}
     assert EXACT.describe(pipe, 50)["thresholds"] == {}
     fixed = Setting("fixed", "some", ParallelConfig("hybrid", full_steps="0,5"))
-    assert fixed.describe(pipe, 50)["thresholds"] == {"step_kind": "cached", "correction": 1.0}
-    assert guided("cached", 0.1, 0.5).describe(pipe, 50)["thresholds"]["correction"] == 0.5
+    assert fixed.describe(pipe, 50)["thresholds"] == {"step_kind": "cached"}
+    by_hand = {"step_kind": "cached", "tolerance": 0.1, "longest": 6}
+    assert guided("cached", 0.1).describe(pipe, 50)["thresholds"] == by_hand
     with pytest.raises(UsageError, match="full step 5 lies beyond the last of 5 steps"):
         fixed.describe(pipe, 5)
 
@@ -69,9 +70,9 @@ def test_a_calibration_serves_the_settings_that_take_one_and_have_none(tmp_path:
     quality = Setting("quality", "0.5", ParallelConfig("hybrid", quality=0.5)).calibrated(path)
     assert isinstance(quality.config.calibration, Calibration)
     assert quality.config.calibration.entries == (ENTRY,)
-    assert quality.describe(build("sdxl"), 20)["thresholds"]["correction"] == ENTRY.correction
+    assert quality.describe(build("sdxl"), 20)["thresholds"]["tolerance"] == ENTRY.tolerance(0.5)
     assert EXACT.calibrated(path) == EXACT
-    own = guided("cached", 0.1, 0.5)
+    own = Setting("quality", "own", ParallelConfig("hybrid", calibration=Calibration("own", (ENTRY,))))
     assert own.calibrated(path) == own
     with pytest.raises(UsageError, match="cannot read the calibration"):
         guided("cached", 0.1).calibrated(str(tmp_path / "none.json"))

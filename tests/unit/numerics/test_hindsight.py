@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from hybridiff.numerics.hindsight import Hindsight
@@ -18,22 +17,21 @@ def line(step: float) -> torch.Tensor:
     return torch.tensor([1.0, 3.0]).reshape(2, 1, 1, 1) * step
 
 
-def looked_back(correction: float, reaction: Reaction, disturbed: float = 0.0) -> tuple[Hindsight, torch.Tensor]:
+def looked_back(reaction: Reaction, disturbed: float = 0.0) -> tuple[Hindsight, torch.Tensor]:
     """Full steps 0, 1 and 4; what the last one predicts is off by as much in both branches."""
-    hindsight = Hindsight(correction, EVEN, reaction)
+    hindsight = Hindsight(EVEN, reaction)
     hindsight.look_back(0, line(0), [], is_guided=False)
     hindsight.look_back(1, line(1), [], is_guided=True)
     undisturbed = hindsight.look_back(4, line(4) + disturbed, [(2, line(1)), (3, line(1))], is_guided=True)
     return hindsight, undisturbed
 
 
-@pytest.mark.parametrize("correction", [0.0, 0.5, 1.0])
-def test_without_guidance_hindsight_is_the_polynomial(correction: float) -> None:
-    hindsight, undisturbed = looked_back(correction, Reaction(1.0, 0, 12))
+def test_without_guidance_hindsight_is_the_polynomial() -> None:
+    hindsight, undisturbed = looked_back(Reaction(1.0, 0, 12))
     assert torch.equal(undisturbed, line(4))
     for cached, error in hindsight.errors.items():
         torch.testing.assert_close(error, line(cached - 1))
-    torch.testing.assert_close(hindsight.correct(4, line(4)), line(4) + correction * line(3))
+    torch.testing.assert_close(hindsight.correct(4, line(4)), line(4) + line(3))
     assert torch.equal(hindsight.correct(4, line(4)), line(4)), "once only"
 
 
@@ -41,13 +39,13 @@ def test_what_the_network_made_of_the_displaced_sample_is_taken_out() -> None:
     """A network that pulls back at the very rate is seen through."""
     reaction = Reaction(3.0, 0, 12)
     pull = reaction.rate(4) * 3 * 7.0  # of what was to be corrected, as guidance sees it
-    hindsight, undisturbed = looked_back(1.0, reaction, disturbed=pull)
+    hindsight, undisturbed = looked_back(reaction, disturbed=pull)
     torch.testing.assert_close(undisturbed, line(4))
     torch.testing.assert_close(hindsight.correct(4, line(4) + pull), line(4) + line(3))
 
 
-def test_the_pull_does_not_depend_on_the_share_that_is_corrected() -> None:
-    reaction = Reaction(3.0, 0, 12)
-    half, whole = (looked_back(correction, reaction, disturbed=1.0)[1] for correction in (0.5, 1.0))
-    assert torch.equal(half, whole)
-    assert torch.equal(looked_back(0.0, reaction, disturbed=1.0)[1], line(4) + 1.0), "nothing is made up for"
+def test_where_the_sensitivity_is_unknown_nothing_is_made_up_for() -> None:
+    hindsight = Hindsight(Sensitivity.unknown(12), Reaction(3.0, 0, 12))
+    hindsight.look_back(0, line(0), [], is_guided=False)
+    assert torch.equal(hindsight.look_back(4, line(4) + 1.0, [(2, line(1))], is_guided=True), line(4) + 1.0)
+    assert torch.equal(hindsight.correct(4, line(4) + 1.0), line(4) + 1.0)

@@ -121,6 +121,7 @@ def test_the_scheduler_itself(name: str, part: str) -> None:
     sensitivity = measure_sensitivity(
         measured, len(timesteps), float(timesteps[0]) if part == "the first ones" else None
     )
+    assert sensitivity.begin == begin
     plain = steps_of(given, timesteps, predictions, start)
     changed = steps_of(again, timesteps, predictions + changes, start)
     for reached, other, row in zip(plain, changed, sensitivity.on_sample, strict=True):
@@ -272,3 +273,18 @@ def test_a_gain_makes_up_for_an_earlier_prediction_once_the_memory_has_run_out(n
     assert max(left[3:]) < 0.02
     if name in ("dpmsolver++", "unipc"):
         assert left[0] > 0.1, "right after the step it is not all there yet"
+
+
+@pytest.mark.parametrize("name", ["ddim", "tcd"])
+def test_what_the_pipeline_hands_each_step_decides_whether_noise_is_added(name: str) -> None:
+    """DDIM's own default is none, TCD's is some; pipelines hand both the same."""
+    given = scheduler("ddim") if name == "ddim" else diffusers.TCDScheduler.from_config(scheduler("ddim").config)
+    given.set_timesteps(STEPS)
+    by_default, none, some = (measure_sensitivity(given, STEPS, eta=eta) for eta in (None, 0.0, 0.5))
+    assert (by_default.is_stochastic, none.is_stochastic, some.is_stochastic) == (name == "tcd", False, True)
+    assert (none.influence, some.influence) == (none.on_sample[-1], some.furthest)
+    assert some.on_sample != none.on_sample, "the scheduler forgets what the network has seen"
+
+
+def test_schedulers_that_take_no_eta_are_not_handed_any() -> None:
+    assert measure_sensitivity(scheduler("euler"), STEPS, eta=0.5) == measure_sensitivity(scheduler("euler"), STEPS)

@@ -32,13 +32,15 @@ def pipeline(scheduler: Any = None, name: str = "someone/a-model", grid: int = 2
     return SimpleNamespace(scheduler=scheduler, config={"_name_or_path": name})
 
 
-def make(steps: int = 20, pipe: Any = None, first: int = 0, agree: Any = None, **config: Any) -> RunPlan:
+def make(
+    steps: int = 20, pipe: Any = None, first: int = 0, sensitivity: Sensitivity | None = None, **config: Any
+) -> RunPlan:
     """The plan of a call that begins with one of the scheduler's timesteps."""
     pipe = pipe or pipeline(grid=steps)
     wishes = ParallelConfig(**{"strategy": "hybrid", **config})
     settings = ModelSettings.find(pipe, UNetAdapter(), wishes.calibration)
-    first_timestep = float(pipe.scheduler.timesteps[first])
-    return RunPlan.make(wishes, settings, pipe, steps, first_timestep, **({"agree": agree} if agree else {}))
+    measured = measure_sensitivity(pipe.scheduler, steps, float(pipe.scheduler.timesteps[first]))
+    return RunPlan.make(wishes, settings, pipe, sensitivity or measured)
 
 
 def guided(plan: RunPlan) -> GuidedPolicy:
@@ -55,7 +57,7 @@ def test_without_a_calibration() -> None:
     """Qualities are promises."""
     for quality, fidelity in ((None, 45), ("draft", 35), ("balanced", 45), ("high", 55), (0.9, 61)):
         plan, explicit = make(50, quality=quality), make(50, fidelity=fidelity)
-        assert (plan.step_kind, plan.correction, plan.fidelity) == (StepKind.CACHED, 1.0, fidelity)
+        assert (plan.step_kind, plan.fidelity) == (StepKind.CACHED, fidelity)
         assert vars(promised(plan)) == vars(promised(explicit))
     by_hand = make(50, tolerance=0.1)
     assert (guided(by_hand).tolerance, guided(by_hand).longest, by_hand.fidelity) == (0.1, 6, None)
@@ -65,10 +67,10 @@ def test_without_a_calibration() -> None:
 
 def test_with_one(tmp_path: Path) -> None:
     plan = make(**calibration_file(tmp_path, entry_with("reuse")))
-    assert (plan.step_kind, plan.correction, guided(plan).tolerance) == (StepKind.REUSE, 0.75, pytest.approx(0.3))
+    assert (plan.step_kind, guided(plan).tolerance) == (StepKind.REUSE, pytest.approx(0.3))
     assert guided(plan).step_kind is StepKind.REUSE
     in_memory = make(calibration=Calibration("someone/a-model", (ENTRY,)))
-    assert (in_memory.step_kind, in_memory.correction) == (StepKind.CACHED, 0.75)
+    assert (in_memory.step_kind, guided(in_memory).tolerance) == (StepKind.CACHED, pytest.approx(0.3))
 
 
 def test_the_sensitivity_is_that_of_the_scheduler() -> None:
@@ -80,15 +82,8 @@ def test_the_sensitivity_is_that_of_the_scheduler() -> None:
 
 def test_what_ranks_agree_on_is_what_the_plan_rests_on() -> None:
     """Where their devices are heterogeneous they may measure another last bit."""
-    measured: list[Sensitivity] = []
     leaders = Sensitivity([2.0, *[1.0] * 18, 0.0], [[1.0] * 20] * 20)
-
-    def agree(mine: Sensitivity) -> Sensitivity:
-        measured.append(mine)
-        return leaders
-
-    plan = make(agree=agree, tolerance=0.1)
-    assert len(measured) == 1
+    plan = make(sensitivity=leaders, tolerance=0.1)
     assert plan.sensitivity is leaders
     assert guided(plan)._weights == leaders.weights
 
@@ -161,10 +156,10 @@ def test_second_order_schedulers_take_part() -> None:
 
 def test_image_to_image_takes_the_thresholds_of_the_whole_way() -> None:
     """Twelve steps of twenty are as far apart as the twenty."""
-    calibration = Calibration("someone/a-model", (replace(ENTRY, num_inference_steps=12, correction=0.1), ENTRY))
+    calibration = Calibration("someone/a-model", (replace(ENTRY, num_inference_steps=12, bands=(REUSE_ABOVE,)), ENTRY))
     part = make(12, pipeline(grid=20), first=8, calibration=calibration)
     whole = make(20, calibration=calibration)
-    assert (part.correction, part.notes) == (ENTRY.correction, ())
+    assert (part.step_kind, part.notes) == (StepKind.CACHED, ())
     assert guided(part).longest == guided(whole).longest
     assert part.sensitivity == measure_sensitivity(pipeline(grid=20).scheduler, 12)
 
@@ -228,7 +223,7 @@ def promised(plan: RunPlan) -> PromisedPolicy:
 def test_a_promise(fidelity: float) -> None:
     """It needs no calibration, and nothing is to be said about that."""
     plan = make(50, fidelity=fidelity)
-    assert (plan.step_kind, plan.correction, plan.notes) == (StepKind.CACHED, 1.0, ())
+    assert (plan.step_kind, plan.notes) == (StepKind.CACHED, ())
     assert promised(plan).step_kind is StepKind.CACHED
     assert promised(plan).bound == pytest.approx(10 ** (-fidelity / 20)), "a decoder of which nothing is known: 1"
     assert promised(plan).longest == guided(make(50, tolerance=0.1)).longest
@@ -240,15 +235,14 @@ def test_the_decoder_counts(gain: float) -> None:
     """One that makes much of errors leaves little room for them."""
     pipe = pipeline(grid=20)
     settings = replace(ModelSettings.find(pipe, UNetAdapter(), None), decoder_gain=gain)
-    first = float(pipe.scheduler.timesteps[0])
-    plan = RunPlan.make(ParallelConfig("hybrid", fidelity=40), settings, pipe, 20, first)
+    plan = RunPlan.make(ParallelConfig("hybrid", fidelity=40), settings, pipe, measure_sensitivity(pipe.scheduler, 20))
     assert promised(plan).bound == pytest.approx(0.01 / gain)
 
 
-def test_a_calibration_refines_a_promise(tmp_path: Path) -> None:
-    """Its correction holds; its kind of steps does not, as promises are of cached steps."""
+def test_a_promise_holds_whatever_was_calibrated(tmp_path: Path) -> None:
+    """Promises are of cached steps."""
     plan = make(fidelity=50, **calibration_file(tmp_path, entry_with("reuse")))
-    assert (plan.step_kind, plan.correction, plan.notes) == (StepKind.CACHED, ENTRY.correction, ())
+    assert (plan.step_kind, plan.notes) == (StepKind.CACHED, ())
     assert isinstance(plan.policy, PromisedPolicy)
 
 
@@ -292,7 +286,7 @@ def test_a_promise_on_a_scheduler_that_is_barely_stable() -> None:
 
 def test_what_ranks_agree_on_is_what_a_promise_rests_on() -> None:
     leaders = Sensitivity([1.0] * 20, [[0.5] * 20] * 20)
-    assert promised(make(fidelity=50, agree=lambda mine: leaders))._final == [0.5] * 20
+    assert promised(make(fidelity=50, sensitivity=leaders))._final == [0.5] * 20
 
 
 def test_a_scheduler_that_is_not_linear_cannot_make_up_for_errors() -> None:

@@ -76,21 +76,21 @@ def test_steps_for_other_numbers_of_steps(fifty: int, steps: int, least: int, sc
 
 
 def test_general_thresholds_without_a_calibration() -> None:
-    assert choose(steps=50) == GuidedSettings(StepKind.CACHED, 0.085, longest=6, correction=1.0, fidelity=45.0)
-    assert choose(steps=50, step_kind="reuse") == GuidedSettings(StepKind.REUSE, 0.085, 6, 1.0)
+    assert choose(steps=50) == GuidedSettings(StepKind.CACHED, 0.085, longest=6, fidelity=45.0)
+    assert choose(steps=50, step_kind="reuse") == GuidedSettings(StepKind.REUSE, 0.085, 6)
 
 
 def test_the_calibration_beats_the_general_thresholds() -> None:
     entry = entry_with("reuse")
-    assert choose(entry) == GuidedSettings(StepKind.REUSE, pytest.approx(0.3), 2, 0.75)
+    assert choose(entry) == GuidedSettings(StepKind.REUSE, pytest.approx(0.3), 2)
     assert choose(entry, quality="draft").tolerance == 0.4
     assert choose(entry, quality=0.875).tolerance == pytest.approx(0.1)
 
 
 def test_the_user_beats_the_calibration() -> None:
     asked = choose(entry_with("reuse"), step_kind="cached", tolerance=0.7)
-    assert asked == GuidedSettings(StepKind.CACHED, 0.7, 2, 0.75)
-    assert choose(tolerance=0.0) == GuidedSettings(StepKind.CACHED, 0.0, 2, 1.0)
+    assert asked == GuidedSettings(StepKind.CACHED, 0.7, 2)
+    assert choose(tolerance=0.0) == GuidedSettings(StepKind.CACHED, 0.0, 2)
 
 
 def test_high_qualities_may_have_steps_of_another_kind() -> None:
@@ -184,7 +184,7 @@ def test_what_ranks_compare(tmp_path: Path) -> None:
         for calibration, name in [
             (path, "someone/a-model"),
             (elsewhere, "/data/a-model"),
-            (Calibration("a-model", (replace(ENTRY, correction=0.5),)), "someone/a-model"),
+            (Calibration("a-model", (replace(ENTRY, guidance_scale=0.5),)), "someone/a-model"),
             (None, "someone/a-model"),
         ]
     )

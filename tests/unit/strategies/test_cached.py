@@ -321,7 +321,7 @@ def observed(full: list[int], images: int = 1, measures: bool = True) -> CachedS
 
 
 def cached_step(estimate: ErrorEstimate | None) -> CachedStep:
-    hindsight = Hindsight(1.0, ON_SAMPLE, Reaction(1.0, 0, 12))  # without guidance nothing pulls a sample back
+    hindsight = Hindsight(ON_SAMPLE, Reaction(1.0, 0, 12))  # without guidance nothing pulls a sample back
     return CachedStep(None, hindsight, estimate=estimate)  # type: ignore[arg-type]
 
 

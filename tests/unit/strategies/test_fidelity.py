@@ -217,6 +217,13 @@ def test_a_scheduler_that_is_not_linear_has_full_steps_only(option: str) -> None
     )
 
 
+@pytest.mark.parametrize(("eta", "notes"), [(0.0, 0), (0.5, 1)])
+def test_noise_that_the_call_asks_for_is_known(eta: float, notes: int) -> None:
+    """DDIM adds it as the pipeline's argument says; what was predicted early then counts as the network has seen it."""
+    generated = simulated("sd15", 45, "ddim", eta=eta)
+    assert [note.split(":")[0] for note in generated.report["notes"]] == ["DDIMScheduler adds noise"] * notes
+
+
 def test_a_scheduler_of_second_order_keeps_a_promise_with_cached_steps() -> None:
     few = {"num_inference_steps": 13}
     generated = simulated("sd15", 30, "heun", **few)

@@ -67,5 +67,6 @@ class DenoiserAdapter(ABC):
 
 
 def argument(pipe: Any, arguments: Mapping[str, Any], name: str) -> Any:
-    """An argument of a pipeline's call, or its default."""
-    return arguments.get(name, inspect.signature(pipe.__call__).parameters[name].default)
+    """An argument of a pipeline's call, or its default; None where it has no such argument."""
+    parameter = inspect.signature(pipe.__call__).parameters.get(name)
+    return arguments.get(name, parameter and parameter.default)

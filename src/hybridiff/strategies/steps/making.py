@@ -7,25 +7,22 @@ from typing import Any
 from ...numerics.estimate import ErrorEstimate
 from ...numerics.hindsight import Hindsight
 from ...numerics.reaction import Reaction
-from ...numerics.sensitivity import first_timestep_index
 from ...schedule.plan import RunPlan
 from ...schedule.promised import PromisedPolicy
 from ..evaluator import BranchEvaluator
 from .cached import CachedStep
 
 
-def make_cached_step(plan: RunPlan, evaluator: BranchEvaluator, pipe: Any, timestep: float) -> CachedStep:
+def make_cached_step(plan: RunPlan, evaluator: BranchEvaluator, pipe: Any) -> CachedStep:
     """The cached steps of a run, with what corrects them, and with an estimate of what is left where one is promised.
 
     Args:
         plan: Of the run.
         evaluator: Evaluates calls on all ranks.
         pipe: The pipeline, called; its guidance scale is taken to stay as it is.
-        timestep: Of the first step.
     """
-    sensitivity, scheduler = plan.sensitivity, pipe.scheduler
+    sensitivity = plan.sensitivity
     scale = float(getattr(pipe, "guidance_scale", None) or 1.0)
-    begin = first_timestep_index(scheduler, len(sensitivity.weights), timestep)
-    hindsight = Hindsight(plan.correction, sensitivity, Reaction(scale, begin, len(scheduler.timesteps)))
+    hindsight = Hindsight(sensitivity, Reaction(scale, sensitivity.begin, len(pipe.scheduler.timesteps)))
     estimate = ErrorEstimate(sensitivity, scale) if isinstance(plan.policy, PromisedPolicy) else None
     return CachedStep(evaluator, hindsight, sensitivity.places, estimate)
