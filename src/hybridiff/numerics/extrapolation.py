@@ -3,27 +3,66 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 
 Tensors = tuple[torch.Tensor, ...]
 
+NOISE = 1.0
+"""What of predictions changes from step to step without order, against the cube of how far they curve in a step."""
+
+
+Weights = Callable[[Sequence[float], float], list[float]]
+"""What each of some positions counts at another one."""
+
+
+def lagrange_weights(positions: Sequence[float], position: float) -> list[float]:
+    """The polynomial through all positions."""
+    weights = []
+    for i, here in enumerate(positions):
+        weight = 1.0
+        for j, other in enumerate(positions):
+            if i != j:
+                weight *= (position - other) / (here - other)
+        weights.append(weight)
+    return weights
+
+
+@lru_cache(maxsize=4096)
+def smoothing_weights(positions: Sequence[float], position: float) -> list[float]:
+    """The smoothing cubic spline through some positions (Wahba, Spline Models for Observational Data, 1990).
+
+    Equal to kriging with the generalised covariance |t|^3, a linear trend and a nugget of `NOISE`. Where positions are
+    close together, as one gap between full steps in a row has it, a polynomial of the same nodes amplifies what is
+    noise from step to step; where they are far apart both say nearly the same.
+    """
+    nodes = torch.tensor(positions, dtype=torch.float64)
+    trend = torch.stack([torch.ones_like(nodes), nodes - position])[: len(nodes)]
+    covariance = (nodes[:, None] - nodes).abs() ** 3 + NOISE * torch.eye(len(nodes), dtype=torch.float64)
+    corner = torch.zeros(len(trend), len(trend), dtype=torch.float64)
+    system = torch.cat([torch.cat([covariance, trend.T], 1), torch.cat([trend, corner], 1)])
+    wanted = torch.cat([(nodes - position).abs() ** 3, torch.eye(2, dtype=torch.float64)[0][: len(trend)]])
+    solved = torch.linalg.solve(system, wanted)[: len(nodes)]
+    return [round(weight, 12) for weight in solved.tolist()]  # libraries of unlike machines differ in the last bits
+
 
 class Extrapolation:
-    """The polynomial through the latest observations of a few tensors, in float32.
+    """A curve through the latest observations of a few tensors, in float32.
 
-    Taylor-style forecasting (TaylorSeer, arXiv 2503.06923) on Lagrange weights, so that observations need not be evenly
-    spaced. Between observations it interpolates.
+    Taylor-style forecasting (TaylorSeer, arXiv 2503.06923) on weights of positions, so that observations need not be
+    evenly spaced. Between observations it interpolates.
 
     Args:
-        order: Degree of the polynomial: 0 holds the latest observation.
+        order: One less than the number of observations; the degree of the polynomial: 0 holds the latest observation.
         places: Where positions 0, 1, ... lie; what is less than 1 apart is at one place. Where they say unless given.
+        weights: The kind of the curve.
     """
 
-    def __init__(self, order: int, places: Sequence[float] | None = None) -> None:
+    def __init__(self, order: int, places: Sequence[float] | None = None, weights: Weights = lagrange_weights) -> None:
         self.order = order
-        self._places = places
+        self._places, self._weights = places, weights
         self._positions: list[float] = []
         self._observations: list[Tensors] = []
 
@@ -43,9 +82,9 @@ class Extrapolation:
         self._observations = [tuple(tensor[-rows:] for tensor in tensors) for tensors in self._observations]
 
     def at(self, position: float, order: int | None = None) -> Tensors:
-        """The polynomial at a position, in the dtype of the observations.
+        """The curve at a position, in the dtype of the observations.
 
-        With fewer observations than the order needs, the polynomial through those there are.
+        With fewer observations than the order needs, the curve through those there are.
 
         Args:
             position: Where.
@@ -56,26 +95,15 @@ class Extrapolation:
         positions, observations = self._positions[-nodes:], self._observations[-nodes:]
         if len(positions) == 1:
             return observations[0]
-        weights = _lagrange_weights(positions, self._place(position))
+        weights = self._weights(tuple(positions), self._place(position))
         return tuple(_weighted_sum(weights, tensors) for tensors in zip(*observations, strict=True))
 
     def latest_weight(self, position: float) -> float:
-        """How far the polynomial at a position moves with the latest observation."""
-        return _lagrange_weights(self._positions, self._place(position))[-1]
+        """How far the curve at a position moves with the latest observation."""
+        return self._weights(tuple(self._positions), self._place(position))[-1]
 
     def _place(self, position: float) -> float:
         return position if self._places is None else float(math.floor(self._places[int(position)]))
-
-
-def _lagrange_weights(positions: Sequence[float], position: float) -> list[float]:
-    weights = []
-    for i, here in enumerate(positions):
-        weight = 1.0
-        for j, other in enumerate(positions):
-            if i != j:
-                weight *= (position - other) / (here - other)
-        weights.append(weight)
-    return weights
 
 
 def _weighted_sum(weights: Sequence[float], tensors: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .extrapolation import Extrapolation
+from .extrapolation import Extrapolation, smoothing_weights
 from .reaction import Reaction
 from .repeats import Repeats
 from .sensitivity import Sensitivity
@@ -18,7 +18,7 @@ Answered = Sequence[tuple[int, torch.Tensor]]
 class Hindsight:
     """Looks back from full steps, at the predictions of which cached steps should have been near.
 
-    A cached step j should have predicted what a cubic through the latest four full steps says there. That difference,
+    A cached step j should have predicted what a smooth curve through the latest four full steps says there. That difference,
     times how far j moves the sample relative to the full step, moves the sample to where it would be. Before, what the
     network made of the displaced sample is taken out of the full step's own prediction.
 
@@ -32,7 +32,7 @@ class Hindsight:
 
     def __init__(self, sensitivity: Sensitivity, reaction: Reaction) -> None:
         self._sensitivity, self._reaction = sensitivity, reaction
-        self._predictions = Extrapolation(order=3, places=sensitivity.places)
+        self._predictions = Extrapolation(order=3, places=sensitivity.places, weights=smoothing_weights)
         self._pull: torch.Tensor | None = None  # in the latest prediction
         self.errors: dict[int, torch.Tensor] = {}
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridiff.numerics.extrapolation import Extrapolation
+from hybridiff.numerics.extrapolation import NOISE, Extrapolation, lagrange_weights, smoothing_weights
+from support.splines import SmoothingSpline
 
 
 def polynomial(coefficients: list[float], position: float) -> torch.Tensor:
@@ -148,3 +152,28 @@ def test_places() -> None:
         plain.observe(position, (torch.tensor([value]),))
     for position, place in ((1, 1), (2, 1), (3, 2), (4, 2)):
         assert torch.equal(extrapolation.at(position)[0], plain.at(place)[0])
+
+
+@settings(deadline=None)
+@given(
+    values=st.lists(st.floats(-9, 9), min_size=1, max_size=6),
+    gaps=st.lists(st.integers(1, 9), min_size=6, max_size=6),
+    share=st.floats(0, 1),
+)
+def test_smoothing_weights_are_those_of_the_smoothing_spline(
+    values: list[float], gaps: list[int], share: float
+) -> None:
+    places = list(itertools.accumulate(gaps[: len(values)]))
+    where = places[0] + share * (places[-1] - places[0])
+    weights = smoothing_weights(tuple(places), where)
+    expected = SmoothingSpline(places, [torch.tensor(value) for value in values], roughness=NOISE / 12)(where)
+    found = sum(weight * value for weight, value in zip(weights, values, strict=True))
+    assert found == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_one_gap_between_full_steps_in_a_row_does_not_amplify_noise() -> None:
+    """The cubic through steps 28, 29, 30 and 32 is at 31 almost twice as noisy as what it goes through."""
+    places = (28.0, 29.0, 30.0, 32.0)
+    cubic, smooth = (math.hypot(*weights(places, 31.0)) for weights in (lagrange_weights, smoothing_weights))
+    assert cubic > 1.8
+    assert smooth < 0.9

@@ -21,6 +21,7 @@ from support.guided import GuidedByHand, Shown
 from support.oracles import one_part_after_another, relative_difference
 from support.pipelines import build, denoiser_of, generate
 from support.schedules import guidance_except, guidance_until
+from support.splines import SmoothingSpline
 
 STEPS = 12
 FULL = [0, 1, 2, 5, 8, 10, 11]
@@ -193,13 +194,8 @@ class CachedByHand:
 
 
 def through(points: list[tuple[int, torch.Tensor]], position: int) -> torch.Tensor:
-    """The polynomial through points, at a position (Neville's algorithm)."""
-    places, values = [place for place, _ in points], [value for _, value in points]
-    for width in range(1, len(points)):
-        for i in range(len(points) - width):
-            left, right = position - places[i], places[i + width] - position
-            values[i] = (right * values[i] + left * values[i + 1]) / (left + right)
-    return values[0]
+    """The smooth curve through points, at a position."""
+    return SmoothingSpline([place for place, _ in points], [value for _, value in points])(position)
 
 
 def generated_by_hand(

@@ -27,6 +27,7 @@ from support.oracles import generated_one_part_after_another, relative_differenc
 from support.pipelines import build, call_arguments, generate
 from support.promised import PromisedByHand, Shown
 from support.schedules import callback_at, guidance_except, guidance_until
+from support.splines import SmoothingSpline
 
 STEPS = {"num_inference_steps": 34}
 TWO = {"num_images_per_prompt": 2}
@@ -99,31 +100,17 @@ class Recorded:
         return shown
 
     def left(self, guided: list[torch.Tensor], place: int) -> list[float]:
-        """Squared, what the cached steps before a full one leave: guidance and polynomials in the other order."""
+        """Squared, what the cached steps before a full one leave: guidance and curves in the other order."""
         cached = range(self.full[place - 1] + 1, self.full[place])
         first = max(0, place - 3)
-        cubic = Polynomial(self.full[first : place + 1], guided[first : place + 1])
+        four = SmoothingSpline(self.full[first : place + 1], guided[first : place + 1])
         first = max(0, place - 2)
-        parabola = Polynomial(self.full[first : place + 1], guided[first : place + 1])
-        corrected = self.rms(sum(self.final[step] * (cubic(step) - guided[place - 1]) for step in cached))
-        pair = self.rms(sum(self.final[step] * (cubic(step) - parabola(step)) for step in cached))
+        three = SmoothingSpline(self.full[first : place + 1], guided[first : place + 1])
+        corrected = self.rms(sum(self.final[step] * (four(step) - guided[place - 1]) for step in cached))
+        pair = self.rms(sum(self.final[step] * (four(step) - three(step)) for step in cached))
         decibels = FADING * (1 - (self.full[place] + 1) / len(self.final))
         squares = zip(corrected, pair, strict=True)
         return [((REACTION * c) ** 2 + (PAIR * p) ** 2) * 10 ** (-decibels / 10) for c, p in squares]
-
-
-class Polynomial:
-    """The polynomial through points, by its coefficients."""
-
-    def __init__(self, places: list[int], values: list[torch.Tensor]) -> None:
-        self.origin = places[-1]
-        powers = torch.tensor([[float(x - self.origin) ** n for n in range(len(places))] for x in places]).double()
-        self.coefficients = torch.linalg.solve(powers, torch.stack(values).flatten(1))
-        self.shape = values[0].shape
-
-    def __call__(self, place: int) -> torch.Tensor:
-        powers = torch.tensor([float(place - self.origin) ** n for n in range(len(self.coefficients))]).double()
-        return (powers @ self.coefficients).reshape(self.shape)
 
 
 RUNS = [
