@@ -125,9 +125,11 @@ class _Work:
         rows = simulate(
             self._pipe, self._references, settings, self._call, self._splits, lambda setting: self._tell(kind)
         )
-        psnrs = [statistics.mean(min(result.psnr, MOST_DECIBELS) for result in row.results) for row in rows]
-        measured = zip(TOLERANCES, rows, psnrs, strict=True)
-        return [SweepPoint(kind, tolerance, row.ideal_speedup, psnr) for tolerance, row, psnr in measured]
+        points = []
+        for tolerance, row in zip(TOLERANCES, rows, strict=True):
+            psnr = statistics.mean(min(result.psnr, MOST_DECIBELS) for result in row.results)
+            points.append(SweepPoint(kind, tolerance, row.ideal_speedup, psnr))
+        return points
 
     def _tell(self, what: str) -> None:
         self._done += 1
