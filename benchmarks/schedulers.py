@@ -10,6 +10,7 @@ import argparse
 import inspect
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -149,7 +150,6 @@ def measure(case: Case, prompts: Sequence[Prompt]) -> dict[str, Any]:
             pixels = _generate(simulated, prompt, call)
             fidelity = min(HIGHEST_PSNR, psnr(255.0 * pixels, 255.0 * reference))
             images.append(_image(fidelity, simulated))
-        notes = simulated.report.notes
     evaluations = len(pipe.scheduler.timesteps)
     fresh = build(case)
     fresh.set_timesteps(case.steps)
@@ -160,7 +160,6 @@ def measure(case: Case, prompts: Sequence[Prompt]) -> dict[str, Any]:
         "order": fresh.order,
         "adds_noise": measure_sensitivity(fresh, evaluations, eta=argument(pipe, call, "eta")).is_stochastic,
         "images": images,
-        "notes": notes,
     }
 
 
@@ -208,7 +207,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     full = sorted(image["schedule"].count("f") for image in images)
     return (
         row["name"] + (f" (needs {row['needs']})" if row["needs"] else ""),
-        "; ".join(row["notes"]),
+        "; ".join(_notes(images)),
         str(row["evaluations"]),
         str(row["order"]),
         "yes" if row["adds_noise"] else "",
@@ -218,6 +217,12 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         f"{mean(image['estimated'] for image in images):.1f}",
         f"{mean(image['ideal_speedup'] for image in images):.2f}x",
     )
+
+
+def _notes(images: Sequence[dict[str, Any]]) -> list[str]:
+    """What the reports say, and of how many images where that is not all of them."""
+    counts = Counter(note for image in images for note in image["notes"])
+    return [note if count == len(images) else f"{count} of {len(images)}: {note}" for note, count in counts.items()]
 
 
 def _clipping() -> list[str]:
@@ -253,6 +258,7 @@ def _image(fidelity: float, simulated: SimulatedPipeline) -> dict[str, Any]:
         "estimated": round(estimated, 1),
         "ideal_speedup": round(summary.ideal_speedup, 2),
         "schedule": summary.schedule,
+        "notes": simulated.report.notes,
     }
 
 

@@ -23,6 +23,15 @@ PAIR = 1.0
 FADING = 5.0
 """Decibels by which the network reduces an error of the first step until the last one; of later ones in proportion."""
 
+_TURNED = -0.8
+"""Cosine between two changes in a row from which on the second one takes the first one back."""
+
+OSCILLATES = (
+    "predictions go to and fro: this scheduler's steps are too long for the model and its guidance, even where all are "
+    "full, and errors grow beyond the estimate; take more steps, or another scheduler"
+)
+"""What is to be said of a run whose solver is not stable."""
+
 
 def fading(step: int, steps: int) -> float:
     """By how much the network reduces an error of a step until the end."""
@@ -41,6 +50,8 @@ class ErrorEstimate:
         self._final = sensitivity.influence
         self._scale = guidance_scale
         self._squares: torch.Tensor | None = None
+        self._change: torch.Tensor | None = None
+        self._turned: list[torch.Tensor] = []
 
     def close_gap(self, steps: Sequence[int], errors: Sequence[torch.Tensor], pairs: Sequence[torch.Tensor]) -> None:
         """Take in what a full step shows of the cached steps before it.
@@ -56,8 +67,18 @@ class ErrorEstimate:
         self._squares = left if self._squares is None else self._squares + left
 
     def speeds(self, now: torch.Tensor, before: torch.Tensor, distance: float) -> torch.Tensor:
-        """How fast the guided predictions change, per step, (B,)."""
-        return self._rms(now.float() - before.float()) / distance
+        """How fast the guided predictions of two full steps in a row change, per step, (B,)."""
+        change = guided(now.float() - before.float(), self._scale).flatten(1)
+        if distance >= 1:  # not at one time
+            if self._change is not None:
+                self._turned.append(torch.cosine_similarity(change, self._change) < _TURNED)
+            self._change = change
+        return change.square().mean(1).sqrt() / distance
+
+    @property
+    def oscillates(self) -> bool:
+        """Whether some image's predictions mostly went to and fro: the solver is unstable. Waits for the device."""
+        return bool(self._turned) and float(torch.stack(self._turned).float().mean(0).max()) > 0.5
 
     def errors(self, like: torch.Tensor) -> torch.Tensor:
         """The estimate so far, (B,); zeros like a tensor where there was no gap."""

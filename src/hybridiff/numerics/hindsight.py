@@ -33,7 +33,7 @@ class Hindsight:
     def __init__(self, sensitivity: Sensitivity, reaction: Reaction) -> None:
         self._sensitivity, self._reaction = sensitivity, reaction
         self._predictions = Extrapolation(order=3, places=sensitivity.places, weights=smoothing_weights)
-        self._pull: torch.Tensor | None = None  # in the latest prediction
+        self._change: torch.Tensor | None = None  # that the latest prediction is due
         self.errors: dict[int, torch.Tensor] = {}
 
     def keep_last_rows(self, rows: int) -> None:
@@ -55,27 +55,25 @@ class Hindsight:
         self._predictions.observe(step, (prediction,))
         self.errors = {cached: self._predictions.at(cached)[0].float() - held.float() for cached, held in answered}
         gains = {cached: self._sensitivity.gain(cached, step) for cached in self.errors}
-        self._pull = None
-        if not is_guided or not any(gains.values()):
+        self._change = None
+        if not any(gains.values()):
             return prediction
-        correction = torch.stack([gains[cached] * error for cached, error in self.errors.items()]).sum(0)
+        self._change = torch.stack([gains[cached] * error for cached, error in self.errors.items()]).sum(0)
+        if not is_guided:
+            return prediction
         weights = {cached: self._predictions.latest_weight(cached) for cached in self.errors}
         weight = sum(gain * weights[cached] for cached, gain in gains.items())
-        self._pull = pull = self._reaction.pull(step, correction, weight)
+        pull = self._reaction.pull(step, self._change, weight)
         self.errors = {cached: error - weights[cached] * pull for cached, error in self.errors.items()}
+        self._change = self._change - (1 + weight) * pull
         undisturbed = (prediction.float() - pull).to(prediction.dtype)
         self._predictions.observe(step, (undisturbed,))
         return undisturbed
 
-    def correct(self, step: int, prediction: torch.Tensor) -> torch.Tensor:
+    def correct(self, prediction: torch.Tensor) -> torch.Tensor:
         """The prediction of the latest full step, changed so that it makes up for the errors; once."""
-        corrected = prediction.float() if self._pull is None else prediction.float() - self._pull
-        for cached, error in self.errors.items():
-            gain = self._sensitivity.gain(cached, step)
-            if gain:
-                corrected = corrected + gain * error
-        self._pull, self.errors = None, {}
-        return corrected.to(prediction.dtype)
+        change, self._change, self.errors = self._change, None, {}
+        return prediction if change is None else (prediction.float() + change).to(prediction.dtype)
 
     def pairs(self, repeats: Repeats) -> list[torch.Tensor]:
         """By how much hindsights of neighbouring degree differ at the cached steps."""

@@ -156,12 +156,10 @@ def _places(timesteps: Sequence[float]) -> tuple[float, ...] | None:
     one begins.
     """
     repeats = [before == after for before, after in itertools.pairwise(timesteps)]
-    if not any(repeats):
-        return None
-    places = [0.0]
-    for repeat in repeats:
-        places.append(places[-1] + REPEAT if repeat else math.floor(places[-1]) + 1.0)
-    return tuple(places)
+    places = itertools.accumulate(
+        repeats, lambda at, again: at + REPEAT if again else math.floor(at) + 1.0, initial=0.0
+    )
+    return tuple(places) if any(repeats) else None
 
 
 def _sigmas(scheduler: Any) -> str:

@@ -43,7 +43,7 @@ class HybridStrategy(SwitchingStrategy):
             FixedPolicy(parse_steps(config.full_steps), order * (steps - 1) + 1)
 
     def notes(self) -> list[str]:
-        return [*self._plan.notes, *super().notes()]
+        return [*self._plan.notes, *super().notes(), *self.between.notes()]
 
     def _make_plan(self, first: Evaluation) -> RunPlan:
         context = self.context

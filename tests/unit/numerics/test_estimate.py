@@ -63,6 +63,21 @@ def test_speeds_by_hand(guidance: float) -> None:
     assert found.tolist() == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_solver_that_is_not_stable_is_found_out() -> None:
+    """One of two images whose predictions take back most of their changes is enough; one turn is not."""
+    steady, turning = torch.ones(1, 2, 2, 2), torch.ones(1, 2, 2, 2)
+    estimate, before = ErrorEstimate(SENSITIVITY, 3.0), torch.zeros(4, 2, 2, 2)
+    assert not estimate.oscillates
+    found = []
+    for sign in (1, 1, -1, -1.2, 1, -1.1, 1):
+        now = before + torch.cat([0 * steady, 0 * turning, steady, sign * turning])
+        estimate.speeds(now, before, 1)
+        estimate.speeds(before, now, 0.25)  # at one time: a second-order step tries its end out
+        before = now
+        found.append(estimate.oscillates)
+    assert found == [False, False, False, False, False, True, True]
+
+
 def test_one_number_by_hand() -> None:
     """A difference of 1 in the conditional branch alone is, guided by 3, one of 3; step 2 makes 6 of it."""
     estimate = ErrorEstimate(SENSITIVITY, 3.0)

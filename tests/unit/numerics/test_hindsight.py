@@ -31,8 +31,8 @@ def test_without_guidance_hindsight_is_the_polynomial() -> None:
     assert torch.equal(undisturbed, line(4))
     for cached, error in hindsight.errors.items():
         torch.testing.assert_close(error, line(cached - 1))
-    torch.testing.assert_close(hindsight.correct(4, line(4)), line(4) + line(3))
-    assert torch.equal(hindsight.correct(4, line(4)), line(4)), "once only"
+    torch.testing.assert_close(hindsight.correct(line(4)), line(4) + line(3))
+    assert torch.equal(hindsight.correct(line(4)), line(4)), "once only"
 
 
 def test_what_the_network_made_of_the_displaced_sample_is_taken_out() -> None:
@@ -41,11 +41,11 @@ def test_what_the_network_made_of_the_displaced_sample_is_taken_out() -> None:
     pull = reaction.rate(4) * 3 * 7.0  # of what was to be corrected, as guidance sees it
     hindsight, undisturbed = looked_back(reaction, disturbed=pull)
     torch.testing.assert_close(undisturbed, line(4))
-    torch.testing.assert_close(hindsight.correct(4, line(4) + pull), line(4) + line(3))
+    torch.testing.assert_close(hindsight.correct(line(4) + pull), line(4) + line(3))
 
 
 def test_where_the_sensitivity_is_unknown_nothing_is_made_up_for() -> None:
     hindsight = Hindsight(Sensitivity.unknown(12), Reaction(3.0, 0, 12))
     hindsight.look_back(0, line(0), [], is_guided=False)
     assert torch.equal(hindsight.look_back(4, line(4) + 1.0, [(2, line(1))], is_guided=True), line(4) + 1.0)
-    assert torch.equal(hindsight.correct(4, line(4) + 1.0), line(4) + 1.0)
+    assert torch.equal(hindsight.correct(line(4) + 1.0), line(4) + 1.0)

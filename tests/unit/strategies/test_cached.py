@@ -9,7 +9,7 @@ import torch
 
 from hybridiff import ParallelConfig, UsageError, parallelize
 from hybridiff.denoiser.stages import StagedDenoiser
-from hybridiff.numerics.estimate import REACTION, ErrorEstimate, fading
+from hybridiff.numerics.estimate import OSCILLATES, REACTION, ErrorEstimate, fading
 from hybridiff.numerics.hindsight import Hindsight
 from hybridiff.numerics.reaction import Reaction
 from hybridiff.numerics.sensitivity import Sensitivity
@@ -357,7 +357,17 @@ def test_even_changes_cost_what_the_policy_expects_of_them() -> None:
 
 
 def test_where_nobody_asks_nothing_is_measured() -> None:
-    assert observed([0, 1, 2, 5], measures=False).measure() == ()
+    executor = observed([0, 1, 2, 5], measures=False)
+    assert (executor.measure(), executor.notes()) == ((), [])
+
+
+@pytest.mark.parametrize(("turned", "notes"), [(-1.0, [OSCILLATES]), (1.0, [])])
+def test_what_is_said_of_a_solver_that_is_not_stable(turned: float, notes: list[str]) -> None:
+    executor, prediction = cached_step(ErrorEstimate(ON_SAMPLE, 2.0)), torch.zeros(2, 1, 2, 2)
+    for step in range(5):
+        prediction = prediction + turned**step
+        executor.observe(step, prediction)
+    assert executor.notes() == notes
 
 
 def test_measuring_changes_no_correction() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from ...denoiser.call import Evaluation
-from ...numerics.estimate import ErrorEstimate
+from ...numerics.estimate import OSCILLATES, ErrorEstimate
 from ...numerics.hindsight import Hindsight
 from ...numerics.repeats import Repeats
 from ..base import Answer
@@ -79,6 +79,9 @@ class CachedStep(StepExecutor):
         """How fast the guided predictions change, and the estimated error so far: (B,) each."""
         return self._measured
 
+    def notes(self) -> list[str]:
+        return [OSCILLATES] if self._estimate is not None and self._estimate.oscillates else []
+
     def correct(self, step: int, prediction: torch.Tensor) -> torch.Tensor:
         """The prediction of a full step just observed, changed so that it makes up for the cached steps before it."""
-        return self._hindsight.correct(step, prediction)
+        return self._hindsight.correct(prediction)

@@ -43,6 +43,10 @@ class StepExecutor(ABC):
         """Numbers about the full step just observed that the policy wants to know, 1-D float32 on the device."""
         return ()
 
+    def notes(self) -> list[str]:
+        """Sentences for the user about what full steps showed of the run, once it is over."""
+        return []
+
     def correct(self, step: int, prediction: torch.Tensor) -> torch.Tensor:
         """What a full step answers instead of its prediction, to make up for the steps before it."""
         return prediction
