@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...numerics.estimate import ErrorEstimate
+from ...numerics.forecast import Forecast
 from ...numerics.hindsight import Hindsight
 from ...numerics.reaction import Reaction
 from ...numerics.sensitivity import first_timestep_index
@@ -26,6 +27,7 @@ def make_cached_step(plan: RunPlan, evaluator: BranchEvaluator, pipe: Any, times
     sensitivity, scheduler = plan.sensitivity, pipe.scheduler
     scale = float(getattr(pipe, "guidance_scale", None) or 1.0)
     begin = first_timestep_index(scheduler, len(sensitivity.weights), timestep)
+    forecast = Forecast(scale, sensitivity.places)
     hindsight = Hindsight(plan.correction, sensitivity, Reaction(scale, begin, len(scheduler.timesteps)))
     estimate = ErrorEstimate(sensitivity, scale) if isinstance(plan.policy, PromisedPolicy) else None
-    return CachedStep(evaluator, hindsight, sensitivity.places, estimate)
+    return CachedStep(evaluator, forecast, hindsight, sensitivity.places, estimate)
