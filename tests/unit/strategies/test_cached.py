@@ -330,17 +330,18 @@ def cached_step(estimate: ErrorEstimate | None) -> CachedStep:
 def test_what_a_full_step_measures_by_hand(images: int) -> None:
     """Guided by 2 predictions change by 5 per step; held for r steps they are 5 r off, and no degree errs on a line.
 
-    Once a gap has shown that there is a line, it is followed.
+    Once a gap has shown that there is a line it is followed, but counts as if it had not been.
     """
     assert observed([0], images).measure() == (), "one full step shows no speed"
     speeds, errors = observed([0, 1, 2], images).measure()
     assert speeds.tolist() == pytest.approx([5.0] * images)
     assert errors.tolist() == [0.0] * images
     final = ON_SAMPLE.on_sample[-1]
-    left = REACTION * 5 * (final[3] + 2 * final[4]) * fading(5, 12)
+    first = 5 * (final[3] + 2 * final[4]) * fading(5, 12)
+    second = 5 * final[6] * fading(7, 12)
     speeds, errors = observed([0, 1, 2, 5, 7], images).measure()
     assert speeds.tolist() == pytest.approx([5.0] * images)
-    assert errors.tolist() == pytest.approx([left] * images, rel=1e-5)
+    assert errors.tolist() == pytest.approx([REACTION * (first**2 + second**2) ** 0.5] * images, rel=1e-5)
 
 
 def test_even_changes_cost_what_the_policy_expects_of_them() -> None:

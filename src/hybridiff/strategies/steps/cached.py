@@ -68,15 +68,17 @@ class CachedStep(StepExecutor):
         if is_guided and self._answered:
             self._forecast.learn(dict(self._answered), self._hindsight.errors)
         self._forecast.observe(step, self._latest)
-        self._latest_step, self._answered = step, []
         if self._estimate is not None and before is not None and is_guided:
             self._measure(self._estimate, before, distance)
+        self._latest_step, self._answered = step, []
 
     def _measure(self, estimate: ErrorEstimate, before: torch.Tensor, distance: float) -> None:
         assert self._latest is not None
         errors = self._hindsight.errors
         if errors:
-            estimate.close_gap(list(errors), list(errors.values()), self._hindsight.pairs(self._repeats))
+            # As if predictions had been held: the policy expects that, and forecasts come and go.
+            held = [errors[cached] + answered.float() - before.float() for cached, answered in self._answered]
+            estimate.close_gap(list(errors), held, self._hindsight.pairs(self._repeats))
         speeds = estimate.speeds(self._latest, before, distance)
         speeds = self._repeats.observe(self._latest, before, distance, speeds)
         self._measured = (speeds, estimate.errors(speeds))
