@@ -63,7 +63,7 @@ class PromisedByHand:
         if len(shown) < 3 or not speeds:
             return step + 1
         gap = 1
-        for longer in range(2, min(self.longest, 2 * (step - shown[-2][0]), last - step) + 1):
+        for longer in range(2, min(self.longest, 2 * (step - shown[-2][0]), last - 1 - step) + 1):
             if any(not self.share(shown, row, longer) <= 1 for row in range(len(speeds))):
                 break
             gap = longer

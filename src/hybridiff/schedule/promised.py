@@ -33,7 +33,8 @@ class PromisedPolicy(Policy):
     What the last gaps really left, as estimated in hindsight, corrects the expectation, as an integral controller does.
     A gap may spend the part of the remaining (squared) bound that it covers of the remaining steps, so that all gaps
     cost alike, which is the cheapest way to spend it; but never more than half of it. The worst image of a batch
-    decides.
+    decides. The last two steps are full: what networks predict at the very end is unlike all before, and no hindsight
+    can be had from it.
 
     Args:
         bound: Root mean square that the final sample may be off.
@@ -87,7 +88,7 @@ class PromisedPolicy(Policy):
         self._spent = spent
 
     def _room(self, step: int, distance: int, speeds: Sequence[float], last: int) -> int:
-        limit = min(self.longest, 2 * distance, last - step)
+        limit = min(self.longest, 2 * distance, last - 1 - step)
         room = 1
         while room < limit and self._fits(step, room + 1, speeds, last):
             room += 1
