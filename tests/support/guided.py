@@ -42,7 +42,7 @@ class GuidedByHand:
         if len(shown) < 2 or not self.has_settled(shown) or self.taus(shown)[1] is not None:
             return latest + 1
         distance = latest - shown[-2][0]
-        gaps = range(1, min(self.longest, 2 * distance, len(self.weights) - 1 - latest) + 1)
+        gaps = range(1, min(self.longest, 2 * distance, max(1, len(self.weights) - 2 - latest)) + 1)
         return latest + max(
             gap
             for gap in gaps

@@ -20,7 +20,7 @@ class GuidedPolicy(Policy):
     follow as long as the drift expected of them, times their weight, stays within the tolerance; at most twice as many
     as before. The parallel phase opens (tau1) where the discrepancy has settled and the drift leaves room for the
     first step that is not full, and closes (tau2) where full steps show that they leave no room any more. The last
-    step is always full.
+    two steps are always full: what networks predict at the very end is unlike all before.
 
     Args:
         tolerance: Drift that a step may have since the last full one, weighted by how far the step moves the sample.
@@ -62,7 +62,7 @@ class GuidedPolicy(Policy):
 
     def _room(self, step: int, distance: int, drift: float) -> int:
         """How far the next full step may lie from this one."""
-        limit = min(self.longest, 2 * distance, len(self._weights) - 1 - step)
+        limit = min(self.longest, 2 * distance, len(self._weights) - 2 - step)
         room = 1
         # Not so for NaN, the drift of the very first step.
         while room < limit and drift * room / distance * self._weights[step + room] <= self.tolerance:
