@@ -1,48 +1,43 @@
-"""Smoothing splines by the textbook: second derivatives at the knots, and cubics between them."""
+"""Smoothing splines said in another way: the weights that err least, for a process that is integrated noise."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import torch
 
 
-class SmoothingSpline:
-    """The curve f that makes `sum |y - f|^2 + roughness * integral |f''|^2` least (Reinsch 1967); a line through two.
+def spline_weights(places: Sequence[float], place: float, noise: float = 10.0) -> torch.Tensor:
+    """What values at some places count at another one.
+
+    Changes are white noise integrated three times, observed with noise of a variance; a parabola on top of them may be
+    anything. So weights must be right for parabolas, which leaves the freedom to err least: a problem without bounds in
+    the null space of the powers.
 
     Args:
-        places: Where the points lie, growing.
-        values: The points, of any shape.
-        roughness: 1/12 is a nugget of 1 in kriging with the covariance |t|^3.
+        places: Where the values are, growing, from 0 on.
+        place: Where one is wanted.
+        noise: Variance of the observations; that of the process makes -|t|^5 its generalised covariance.
     """
+    points = torch.tensor([*places, place], dtype=torch.float64)
+    covariance = 240 * _covariance(points[:, None], points)
+    own, wanted = covariance[:-1, :-1] + noise * torch.eye(len(places), dtype=torch.float64), covariance[:-1, -1]
+    powers = torch.stack([(points[:-1] - place) ** n for n in range(min(3, len(places)))])
+    right = torch.zeros(len(powers), dtype=torch.float64)
+    right[0] = 1
+    for_parabolas = torch.linalg.lstsq(powers, right, driver="gelsd").solution
+    free = torch.linalg.svd(powers).Vh[len(powers) :].T
+    best = torch.linalg.solve(free.T @ own @ free, free.T @ (wanted - own @ for_parabolas))
+    return for_parabolas + free @ best
 
-    def __init__(self, places: Sequence[float], values: Sequence[torch.Tensor], roughness: float = 1 / 12) -> None:
-        self.places = list(places)
-        self.shape = values[0].shape
-        points = torch.stack(list(values)).double().flatten(1)
-        widths = [after - before for before, after in itertools.pairwise(places)]
-        inner = max(0, len(self.places) - 2)
-        second = torch.zeros(len(self.places), inner, dtype=torch.float64)  # second differences of values
-        bending = torch.zeros(inner, inner, dtype=torch.float64)
-        for i in range(inner):
-            left, right = widths[i], widths[i + 1]
-            second[i, i], second[i + 1, i], second[i + 2, i] = 1 / left, -1 / left - 1 / right, 1 / right
-            bending[i, i] = (left + right) / 3
-            if i + 1 < inner:
-                bending[i, i + 1] = bending[i + 1, i] = right / 6
-        curvature = torch.linalg.solve(bending + roughness * second.T @ second, second.T @ points)
-        self.knots = points - roughness * second @ curvature
-        self.curvature = torch.zeros_like(points)
-        self.curvature[1:-1] = curvature
 
-    def __call__(self, place: float) -> torch.Tensor:
-        """Its value between the first and the last point."""
-        if len(self.places) == 1:
-            return self.knots[0].reshape(self.shape)
-        i = next(i for i in range(len(self.places) - 1) if place <= self.places[i + 1])
-        width = self.places[i + 1] - self.places[i]
-        after, ahead = place - self.places[i], self.places[i + 1] - place
-        straight = (after * self.knots[i + 1] + ahead * self.knots[i]) / width
-        bend = (1 + after / width) * self.curvature[i + 1] + (1 + ahead / width) * self.curvature[i]
-        return (straight - after * ahead / 6 * bend).reshape(self.shape)
+def spline_through(places: Sequence[float], values: Sequence[torch.Tensor], place: float) -> torch.Tensor:
+    """The smooth curve through some values, at a place."""
+    weights = spline_weights([one - places[0] for one in places], place - places[0])
+    return (weights @ torch.stack(list(values)).double().flatten(1)).reshape(values[0].shape)
+
+
+def _covariance(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Of white noise integrated three times from 0 on: the integral of (s - u)^2 (t - u)^2 / 4 up to the lesser."""
+    less, more = torch.minimum(one, other), torch.maximum(one, other)
+    return less**5 / 20 + (more - less) * less**4 / 8 + (more - less) ** 2 * less**3 / 12

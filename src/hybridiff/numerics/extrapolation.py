@@ -10,8 +10,8 @@ import torch
 
 Tensors = tuple[torch.Tensor, ...]
 
-NOISE = 1.0
-"""What of predictions changes from step to step without order, against the cube of how far they curve in a step."""
+NOISE = 10.0
+"""Variance of what changes from step to step without order, where that of smooth changes grows as -|steps|^5."""
 
 
 Weights = Callable[[Sequence[float], float], list[float]]
@@ -32,18 +32,19 @@ def lagrange_weights(positions: Sequence[float], position: float) -> list[float]
 
 @lru_cache(maxsize=4096)
 def smoothing_weights(positions: Sequence[float], position: float) -> list[float]:
-    """The smoothing cubic spline through some positions (Wahba, Spline Models for Observational Data, 1990).
+    """The smoothing quintic spline through some positions (Wahba, Spline Models for Observational Data, 1990).
 
-    Equal to kriging with the generalised covariance |t|^3, a linear trend and a nugget of `NOISE`. Where positions are
-    close together, as one gap between full steps in a row has it, a polynomial of the same nodes amplifies what is
-    noise from step to step; where they are far apart both say nearly the same.
+    It is kriging with the generalised covariance -|t|^5, a quadratic trend and a nugget of `NOISE`. Where positions are
+    close together, as one gap between full steps in a row has it, a polynomial through them amplifies what is noise
+    from step to step; where they are far apart both say nearly the same.
     """
     nodes = torch.tensor(positions, dtype=torch.float64)
-    trend = torch.stack([torch.ones_like(nodes), nodes - position])[: len(nodes)]
-    covariance = (nodes[:, None] - nodes).abs() ** 3 + NOISE * torch.eye(len(nodes), dtype=torch.float64)
+    powers = torch.arange(min(3, len(nodes)))
+    trend = (nodes - position)[None] ** powers[:, None]
+    covariance = NOISE * torch.eye(len(nodes), dtype=torch.float64) - (nodes[:, None] - nodes).abs() ** 5
     corner = torch.zeros(len(trend), len(trend), dtype=torch.float64)
     system = torch.cat([torch.cat([covariance, trend.T], 1), torch.cat([trend, corner], 1)])
-    wanted = torch.cat([(nodes - position).abs() ** 3, torch.eye(2, dtype=torch.float64)[0][: len(trend)]])
+    wanted = torch.cat([-((nodes - position).abs() ** 5), (powers == 0).double()])
     solved = torch.linalg.solve(system, wanted)[: len(nodes)]
     return [round(weight, 12) for weight in solved.tolist()]  # libraries of unlike machines differ in the last bits
 
@@ -55,7 +56,7 @@ class Extrapolation:
     evenly spaced. Between observations it interpolates.
 
     Args:
-        order: One less than the number of observations; the degree of the polynomial: 0 holds the latest observation.
+        order: One less than the number of observations; of a polynomial its degree: 0 holds the latest observation.
         places: Where positions 0, 1, ... lie; what is less than 1 apart is at one place. Where they say unless given.
         weights: The kind of the curve.
     """

@@ -18,9 +18,9 @@ Answered = Sequence[tuple[int, torch.Tensor]]
 class Hindsight:
     """Looks back from full steps, at the predictions of which cached steps should have been near.
 
-    A cached step j should have predicted what a smooth curve through the latest four full steps says there. That difference,
-    times how far j moves the sample relative to the full step, moves the sample to where it would be. Before, what the
-    network made of the displaced sample is taken out of the full step's own prediction.
+    A cached step j should have predicted what a smooth curve through the latest six full steps says there. That
+    difference, times how far j moves the sample relative to the full step, moves the sample to where it would be.
+    Before, what the network made of the displaced sample is taken out of the full step's own prediction.
 
     Args:
         sensitivity: How far each prediction moves the sample.
@@ -32,7 +32,7 @@ class Hindsight:
 
     def __init__(self, sensitivity: Sensitivity, reaction: Reaction) -> None:
         self._sensitivity, self._reaction = sensitivity, reaction
-        self._predictions = Extrapolation(order=3, places=sensitivity.places, weights=smoothing_weights)
+        self._predictions = Extrapolation(order=5, places=sensitivity.places, weights=smoothing_weights)
         self._change: torch.Tensor | None = None  # that the latest prediction is due
         self.errors: dict[int, torch.Tensor] = {}
 

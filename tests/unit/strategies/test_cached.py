@@ -10,7 +10,6 @@ import torch
 from hybridiff import ParallelConfig, UsageError, parallelize
 from hybridiff.denoiser.stages import StagedDenoiser
 from hybridiff.numerics.estimate import OSCILLATES, REACTION, ErrorEstimate, fading
-from hybridiff.numerics.forecast import Forecast
 from hybridiff.numerics.hindsight import Hindsight
 from hybridiff.numerics.reaction import Reaction
 from hybridiff.numerics.sensitivity import Sensitivity
@@ -323,15 +322,12 @@ def observed(full: list[int], images: int = 1, measures: bool = True) -> CachedS
 
 def cached_step(estimate: ErrorEstimate | None) -> CachedStep:
     hindsight = Hindsight(ON_SAMPLE, Reaction(1.0, 0, 12))  # without guidance nothing pulls a sample back
-    return CachedStep(None, Forecast(2.0), hindsight, estimate=estimate)  # type: ignore[arg-type]
+    return CachedStep(None, hindsight, estimate=estimate)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("images", [1, 3])
 def test_what_a_full_step_measures_by_hand(images: int) -> None:
-    """Guided by 2 predictions change by 5 per step; held for r steps they are 5 r off, and no degree errs on a line.
-
-    Once a gap has shown that there is a line it is followed, but counts as if it had not been.
-    """
+    """Guided by 2 predictions change by 5 per step; held for r steps they are 5 r off, and no degree errs on a line."""
     assert observed([0], images).measure() == (), "one full step shows no speed"
     speeds, errors = observed([0, 1, 2], images).measure()
     assert speeds.tolist() == pytest.approx([5.0] * images)

@@ -6,6 +6,7 @@ import functools
 import itertools
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from support.oracles import generated_one_part_after_another, relative_differenc
 from support.pipelines import build, call_arguments, generate
 from support.promised import PromisedByHand, Shown
 from support.schedules import callback_at, guidance_except, guidance_until
-from support.splines import SmoothingSpline
+from support.splines import spline_through
 
 STEPS = {"num_inference_steps": 34}
 TWO = {"num_images_per_prompt": 2}
@@ -102,12 +103,12 @@ class Recorded:
     def left(self, guided: list[torch.Tensor], place: int) -> list[float]:
         """Squared, what the cached steps before a full one leave: guidance and curves in the other order."""
         cached = range(self.full[place - 1] + 1, self.full[place])
-        first = max(0, place - 3)
-        four = SmoothingSpline(self.full[first : place + 1], guided[first : place + 1])
-        first = max(0, place - 2)
-        three = SmoothingSpline(self.full[first : place + 1], guided[first : place + 1])
-        corrected = self.rms(sum(self.final[step] * (four(step) - guided[place - 1]) for step in cached))
-        pair = self.rms(sum(self.final[step] * (four(step) - three(step)) for step in cached))
+        six, three = (
+            partial(spline_through, self.full[first : place + 1], guided[first : place + 1])
+            for first in (max(0, place - 5), max(0, place - 2))
+        )
+        corrected = self.rms(sum(self.final[step] * (six(step) - guided[place - 1]) for step in cached))
+        pair = self.rms(sum(self.final[step] * (six(step) - three(step)) for step in cached))
         decibels = FADING * (1 - (self.full[place] + 1) / len(self.final))
         squares = zip(corrected, pair, strict=True)
         return [((REACTION * c) ** 2 + (PAIR * p) ** 2) * 10 ** (-decibels / 10) for c, p in squares]

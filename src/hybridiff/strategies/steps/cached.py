@@ -1,8 +1,8 @@
-"""Cached steps: nothing runs; every rank answers with a forecast, and the next full step corrects the errors.
+"""Cached steps: nothing runs; every rank answers with the last predictions, and the next full step corrects the errors.
 
 Holding a prediction over steps is step caching (as in TeaCache, arXiv 2411.19108). New here is the correction in
 hindsight: a full step shows what the cached steps before it should have predicted, and moves the sample to where it
-would be. It also shows how far a line would have foreseen that.
+would be.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import torch
 
 from ...denoiser.call import Evaluation
 from ...numerics.estimate import OSCILLATES, ErrorEstimate
-from ...numerics.forecast import Forecast
 from ...numerics.hindsight import Hindsight
 from ...numerics.repeats import Repeats
 from ..base import Answer
@@ -26,8 +25,7 @@ class CachedStep(StepExecutor):
 
     Args:
         evaluator: Evaluates calls on all ranks.
-        forecast: Says what cached steps answer.
-        hindsight: Says what they got wrong, and makes up for it.
+        hindsight: Says what cached steps got wrong, and makes up for it.
         places: Where steps lie in time (`Sensitivity.places`).
         estimate: Where what the cached steps leave wrong is added up; None where nobody asks.
     """
@@ -35,13 +33,12 @@ class CachedStep(StepExecutor):
     def __init__(
         self,
         evaluator: BranchEvaluator,
-        forecast: Forecast,
         hindsight: Hindsight,
         places: Sequence[float] | None = None,
         estimate: ErrorEstimate | None = None,
     ) -> None:
         super().__init__(evaluator)
-        self._forecast, self._hindsight, self._estimate = forecast, hindsight, estimate
+        self._hindsight, self._estimate = hindsight, estimate
         self._repeats = Repeats(places)
         self._latest: torch.Tensor | None = None  # prediction of the last full step
         self._latest_step = 0
@@ -49,9 +46,9 @@ class CachedStep(StepExecutor):
         self._measured: Sequence[torch.Tensor] = ()
 
     def run(self, evaluation: Evaluation, step: int) -> Answer:
-        forecast = self._forecast.at(step)
-        self._answered.append((step, forecast))
-        return Answer(forecast.clone())  # the pipeline may do with its own what it likes
+        assert self._latest is not None
+        self._answered.append((step, self._latest))
+        return Answer(self._latest.clone())  # the pipeline may do with its own what it likes
 
     def observe(self, step: int, prediction: torch.Tensor) -> None:
         if self._latest is not None and len(prediction) < len(self._latest):
@@ -65,20 +62,15 @@ class CachedStep(StepExecutor):
         before, distance = self._latest, self._repeats.distance(self._latest_step, step)
         is_guided = before is not None and len(before) == len(prediction)
         self._latest = self._hindsight.look_back(step, prediction, self._answered, is_guided)
-        if is_guided and self._answered:
-            self._forecast.learn(dict(self._answered), self._hindsight.errors)
-        self._forecast.observe(step, self._latest)
+        self._latest_step, self._answered = step, []
         if self._estimate is not None and before is not None and is_guided:
             self._measure(self._estimate, before, distance)
-        self._latest_step, self._answered = step, []
 
     def _measure(self, estimate: ErrorEstimate, before: torch.Tensor, distance: float) -> None:
         assert self._latest is not None
         errors = self._hindsight.errors
         if errors:
-            # As if predictions had been held: the policy expects that, and forecasts come and go.
-            held = [errors[cached] + answered.float() - before.float() for cached, answered in self._answered]
-            estimate.close_gap(list(errors), held, self._hindsight.pairs(self._repeats))
+            estimate.close_gap(list(errors), list(errors.values()), self._hindsight.pairs(self._repeats))
         speeds = estimate.speeds(self._latest, before, distance)
         speeds = self._repeats.observe(self._latest, before, distance, speeds)
         self._measured = (speeds, estimate.errors(speeds))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from ...numerics.estimate import ErrorEstimate
-from ...numerics.forecast import Forecast
 from ...numerics.hindsight import Hindsight
 from ...numerics.reaction import Reaction
 from ...schedule.plan import RunPlan
@@ -24,7 +23,6 @@ def make_cached_step(plan: RunPlan, evaluator: BranchEvaluator, pipe: Any) -> Ca
     """
     sensitivity = plan.sensitivity
     scale = float(getattr(pipe, "guidance_scale", None) or 1.0)
-    forecast = Forecast(scale, sensitivity.places)
     hindsight = Hindsight(sensitivity, Reaction(scale, sensitivity.begin, len(pipe.scheduler.timesteps)))
     estimate = ErrorEstimate(sensitivity, scale) if isinstance(plan.policy, PromisedPolicy) else None
-    return CachedStep(evaluator, forecast, hindsight, sensitivity.places, estimate)
+    return CachedStep(evaluator, hindsight, sensitivity.places, estimate)
