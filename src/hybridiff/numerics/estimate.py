@@ -48,7 +48,7 @@ class ErrorEstimate:
 
     def __init__(self, sensitivity: Sensitivity, guidance_scale: float) -> None:
         self._final = sensitivity.influence
-        self._scale = guidance_scale
+        self._scale, self._is_noisy = guidance_scale, sensitivity.is_stochastic
         self._squares: torch.Tensor | None = None
         self._change: torch.Tensor | None = None
         self._turned: list[torch.Tensor] = []
@@ -69,7 +69,7 @@ class ErrorEstimate:
     def speeds(self, now: torch.Tensor, before: torch.Tensor, distance: float) -> torch.Tensor:
         """How fast the guided predictions of two full steps in a row change, per step, (B,)."""
         change = guided(now.float() - before.float(), self._scale).flatten(1)
-        if distance >= 1:  # not at one time
+        if distance >= 1 and not self._is_noisy:  # at two times, with nothing but the solver between them
             if self._change is not None:
                 self._turned.append(torch.cosine_similarity(change, self._change) < _TURNED)
             self._change = change

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -76,6 +77,13 @@ def test_a_solver_that_is_not_stable_is_found_out() -> None:
         before = now
         found.append(estimate.oscillates)
     assert found == [False, False, False, False, False, True, True]
+
+
+def test_noise_is_no_oscillation() -> None:
+    estimate = ErrorEstimate(replace(SENSITIVITY, is_stochastic=True), 3.0)
+    for sign in (1.0, -1.0, 1.0, -1.0):
+        estimate.speeds(sign * torch.ones(2, 1, 2, 2), torch.zeros(2, 1, 2, 2), 1)
+    assert not estimate.oscillates
 
 
 def test_one_number_by_hand() -> None:
