@@ -13,7 +13,7 @@ import torch
 
 from .arguments import MOST_PIXELS, SizeLimits, check_arguments
 from .config import ParallelConfig, check_ranks
-from .denoiser.adapters import DenoiserAdapter, find_denoiser
+from .denoiser.adapters import ADAPTERS, DenoiserAdapter, find_denoisers
 from .denoiser.decoder import decoder_gain
 from .denoiser.stages import StagedDenoiser
 from .distributed.comm import Comm
@@ -25,6 +25,9 @@ from .strategies import STRATEGIES
 _CHANGES_STEPS = {"strength", "timesteps", "sigmas", "denoising_end", "denoising_start"}
 """Arguments by which a call has another number of steps than num_inference_steps."""
 
+_FURTHER_BRANCHES = frozenset({"image_guidance_scale", "pag_scale", "sag_scale", "editing_prompt"})
+"""Arguments of pipelines that evaluate more than two branches."""
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -33,7 +36,8 @@ class Setup:
     Attributes:
         pipe: The stock pipeline.
         adapter: What is known of its denoiser's family.
-        network: The denoiser.
+        networks: The denoiser, or all that the pipeline goes over to within a generation.
+        is_known: How the pipeline does guidance is known (`is_known`).
         config: What the user asked for.
         settings: What holds for the model.
         comm: The ranks.
@@ -42,7 +46,8 @@ class Setup:
 
     pipe: Any
     adapter: DenoiserAdapter
-    network: Any
+    networks: tuple[Any, ...]
+    is_known: bool
     config: ParallelConfig
     settings: ModelSettings
     comm: Comm
@@ -60,12 +65,12 @@ def agree_on_setup(pipe: Any, config: ParallelConfig, comm: Comm) -> Setup:
     try:
         _check_size(config, comm)
         check_ranks(config, comm.size)
-        adapter, network = find_denoiser(pipe)
+        adapter, networks = find_denoisers(pipe)
         _check_pipeline(pipe)
         settings = ModelSettings.find(pipe, adapter, config.calibration)
         description = {name: repr(value) for name, value in config.to_dict().items()}
         description["settings of the model"] = settings.describe()
-        staged = _staged(adapter, network, config, settings)
+        staged = _staged(pipe, adapter, networks[0], config, settings)
         if settings.may_promise(config):
             settings = replace(settings, decoder_gain=decoder_gain(pipe))
     except Exception as error:  # told to all ranks, raised by require_same
@@ -73,7 +78,7 @@ def agree_on_setup(pipe: Any, config: ParallelConfig, comm: Comm) -> Setup:
     require_same(comm, description)
     if settings.may_promise(config):  # decoders of heterogeneous devices differ in the last bits
         settings = replace(settings, decoder_gain=comm.all_gather_object(settings.decoder_gain)[0])
-    return Setup(pipe, adapter, network, config, settings, comm, staged)
+    return Setup(pipe, adapter, networks, is_known(pipe, adapter), config, settings, comm, staged)
 
 
 def agree_on_call(setup: Setup, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -89,7 +94,7 @@ def agree_on_call(setup: Setup, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         arguments = _bind_call(setup.pipe, args, kwargs)
         check_arguments(arguments, _size_limits(setup))
         _check_steps(setup, arguments)
-        description = describe_call(setup.pipe, setup.network, arguments)
+        description = describe_call(setup.pipe, setup.networks, arguments)
     except Exception as error:  # told to all ranks, raised by require_same
         description = error
     require_same(setup.comm, description)
@@ -99,7 +104,8 @@ def agree_on_call(setup: Setup, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 def _check_steps(setup: Setup, arguments: dict[str, Any]) -> None:
     pipe, config = setup.pipe, setup.config
     parameters = inspect.signature(pipe.__call__).parameters
-    steps = arguments.get("num_inference_steps", parameters["num_inference_steps"].default)
+    default = getattr(parameters.get("num_inference_steps"), "default", None)
+    steps = arguments.get("num_inference_steps", default)
     if isinstance(steps, int) and not _CHANGES_STEPS & (arguments.keys() | ({"strength"} & parameters.keys())):
         STRATEGIES[config.strategy].check_steps(config, setup.settings, pipe.scheduler, steps)
 
@@ -125,15 +131,22 @@ def _bind_call(pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict
 
 
 def _staged(
-    adapter: DenoiserAdapter, network: torch.nn.Module, config: ParallelConfig, settings: ModelSettings
+    pipe: Any, adapter: DenoiserAdapter, network: torch.nn.Module, config: ParallelConfig, settings: ModelSettings
 ) -> StagedDenoiser | None:
-    needed = STRATEGIES[config.strategy].needs_stages(config, settings)
-    return StagedDenoiser(adapter, network) if needed else None
+    if not STRATEGIES[config.strategy].needs_stages(config, settings):
+        return None
+    staged = StagedDenoiser(adapter, network)
+    if not is_known(pipe, adapter):
+        raise UsageError(
+            f"how {type(pipe).__name__} does guidance is found out at its first step, so its network cannot be split; "
+            "use strategy 'hybrid' with cached steps, or 'cfg'"
+        )
+    return staged
 
 
 def _size_limits(setup: Setup) -> SizeLimits:
     """The largest image that the network takes; that sizes fit its patches, the stock pipeline says itself."""
-    largest, scale = setup.adapter.largest_size(setup.network), getattr(setup.pipe, "vae_scale_factor", 1)
+    largest, scale = setup.adapter.largest_size(setup.networks[0]), getattr(setup.pipe, "vae_scale_factor", 1)
     return SizeLimits(largest=MOST_PIXELS if largest is None else largest * scale, model=type(setup.pipe).__name__)
 
 
@@ -145,14 +158,20 @@ def _check_size(config: ParallelConfig, comm: Comm) -> None:
         )
 
 
-def _check_pipeline(pipe: Any) -> None:
-    """Refuse pipelines that do not batch two guidance branches, or give no sign of their steps."""
-    name = type(pipe).__name__
+def is_known(pipe: Any, adapter: DenoiserAdapter) -> bool:
+    """Whether a pipeline stacks two guidance branches in a call, the unconditional one first, and counts its steps.
+
+    So do all those of the families whose layers are known that say whether guidance is on and have no further scale;
+    how others do guidance is found out at their first step.
+    """
     parameters = inspect.signature(pipe.__call__).parameters
-    if not {"image_guidance_scale", "pag_scale", "editing_prompt"}.isdisjoint(parameters):
-        raise UsageError(f"{name} evaluates more than two branches per step; only two are supported")
     # On the class: until the first call the properties raise AttributeError on the pipeline itself.
-    if not hasattr(type(pipe), "do_classifier_free_guidance"):
-        raise UsageError(f"{name} does not say whether guidance is on (do_classifier_free_guidance)")
-    if "callback_on_step_end" not in parameters or not hasattr(type(pipe), "num_timesteps"):
-        raise UsageError(f"{name} has no callback_on_step_end and num_timesteps, by which steps are counted")
+    says = all(hasattr(type(pipe), name) for name in ("do_classifier_free_guidance", "num_timesteps"))
+    counts = says and "callback_on_step_end" in parameters
+    return adapter in ADAPTERS and counts and _FURTHER_BRANCHES.isdisjoint(parameters)
+
+
+def _check_pipeline(pipe: Any) -> None:
+    """Refuse what has no scheduler, whose steps tell when a step of the pipeline ends."""
+    if not callable(getattr(getattr(pipe, "scheduler", None), "step", None)):
+        raise UsageError(f"{type(pipe).__name__} has no scheduler, by whose steps its own are counted")

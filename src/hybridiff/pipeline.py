@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 from .agreement import agree_on_call, agree_on_setup
 from .config import ParallelConfig
-from .denoiser.adapters import ADAPTERS
+from .denoiser.adapters import DENOISERS
 from .denoiser.hooks import AttachedHook, DenoiserHook
+from .denoiser.layout import GuidanceLayout
 from .distributed.comm import Comm, LocalComm
 from .distributed.placement import join_torchrun, leave_process_group
 from .distributed.process import world_comm
@@ -78,9 +80,9 @@ class ParallelPipeline:
         self.comm = comm
         self.report: RunReport | None = None
         self._leave: Callable[[], None] = lambda: None
-        self._hook = DenoiserHook()
-        self._hook.owner = self
-        self._attached: AttachedHook | None = AttachedHook(self._setup.network, self._hook, _HOOK_NAME)
+        self._hooks: list[DenoiserHook] = []
+        self._attached = [AttachedHook(network, self._hooked(), _HOOK_NAME) for network in self._setup.networks]
+        self._layouts: dict[str, GuidanceLayout] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the stock pipeline on all ranks.
@@ -92,19 +94,21 @@ class ParallelPipeline:
             UsageError: ranks were called with different things, or a value is bad; on every rank.
             RankError: another rank failed; on every rank.
         """
-        if self._attached is None:
+        if not self._attached:
             raise UsageError("this pipeline was detached; call parallelize(pipe) again")
         arguments = agree_on_call(self._setup, args, kwargs)
-        run = Run(self._setup, arguments)
+        run = Run(self._setup, arguments, self._layouts)
         try:
-            self._attached.relink()
-            self._hook.answer = run.answer
-            output = self.pipe(**self._arguments_of_this_rank(arguments, run))
+            for attached in self._attached:
+                attached.relink()
+            self._answer_by(run.answer)
+            with run.watching():
+                output = self.pipe(**self._arguments_of_this_rank(arguments, run))
         except BaseException as error:  # Ctrl-C too: the other ranks must not wait for this one
             run.fail(error)
             raise
         finally:
-            self._hook.answer = None
+            self._answer_by(None)
             if self._setup.staged is not None:
                 self._setup.staged.release()
         self.report = run.finish()
@@ -114,12 +118,13 @@ class ParallelPipeline:
 
     def detach(self) -> None:
         """Restore the stock pipeline exactly."""
-        if self._attached is None:
+        if not self._attached:
             return
         if self._setup.staged is not None:
             self._setup.staged.remove()
-        self._attached.remove()
-        self._attached = None
+        for attached in self._attached:
+            attached.remove()
+        self._attached = []
         self._leave()
 
     def __enter__(self) -> ParallelPipeline:
@@ -139,20 +144,32 @@ class ParallelPipeline:
     def _returns_output(self) -> bool:
         return self.config.outputs == "all" or self.comm.is_leader
 
+    def _hooked(self) -> DenoiserHook:
+        hook = DenoiserHook()
+        hook.owner = self
+        self._hooks.append(hook)
+        return hook
+
+    def _answer_by(self, answer: Callable[..., Any] | None) -> None:
+        for hook in self._hooks:
+            hook.answer = answer
+
     def _arguments_of_this_rank(self, arguments: dict[str, Any], run: Run) -> dict[str, Any]:
-        callback = arguments.get("callback_on_step_end")
-        mine = arguments | {"callback_on_step_end": _counting(callback, run)}
+        parameters = inspect.signature(self.pipe.__call__).parameters
+        callback, mine = arguments.get("callback_on_step_end"), dict(arguments)
+        if "callback_on_step_end" in parameters:
+            mine["callback_on_step_end"] = _counting(callback, run)
         wanted_tensors = getattr(callback, "tensor_inputs", None)
         if wanted_tensors is not None:  # diffusers asks its own callback classes which tensors they want
             mine["callback_on_step_end_tensor_inputs"] = wanted_tensors
-        if not self._returns_output:
+        if not self._returns_output and "output_type" in parameters:
             mine["output_type"] = "latent"  # only the leader decodes
         return mine
 
 
 def _detach_earlier(pipe: Any) -> None:
     """Take the place of an earlier `parallelize` of the same network, such as one whose ranks are gone."""
-    for attribute in {adapter.attribute for adapter in ADAPTERS}:
+    for attribute in DENOISERS:
         network = getattr(pipe, attribute, None)
         registry = getattr(getattr(network, "_orig_mod", network), "_diffusers_hook", None)
         earlier = registry.get_hook(_HOOK_NAME) if registry is not None else None
@@ -175,4 +192,6 @@ def _counting(callback: Any, run: Run) -> Any:
 def _without_images(output: Any) -> Any:
     if isinstance(output, tuple):
         return (None,) * len(output)
+    if not dataclasses.is_dataclass(output) or isinstance(output, type):
+        return output
     return type(output)(**{field.name: None for field in dataclasses.fields(output)})

@@ -221,7 +221,7 @@ def fail_before_the_start(moment: str) -> Outcome:
 
     pipe = build(NAME)
     if rank() == 1 and moment == "parallelize":
-        agreement.find_denoiser = fail
+        agreement.find_denoisers = fail
     parallel = None if moment == "parallelize" else parallelize(pipe)
     if rank() == 1:
         agreement.describe_call = fail

@@ -11,7 +11,8 @@ import torch
 from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 
 from hybridiff.denoiser.adapters import ADAPTERS, DenoiserAdapter
-from hybridiff.denoiser.call import Evaluation
+from hybridiff.denoiser.call import DenoiserCall
+from hybridiff.denoiser.evaluation import Evaluation
 
 diffusers.utils.logging.set_verbosity_error()
 
@@ -96,7 +97,7 @@ def evaluation_of(network: Any, rows: int, height: int, width: int, *, extras: b
     """A call of a network as the guided pipelines make it; `extras` adds what a ControlNet and a LoRA scale add."""
     make = _unet_arguments if isinstance(network, UNet2DConditionModel) else _transformer_arguments
     arguments = make(network, rows, height, width, torch.Generator().manual_seed(5), extras)
-    return Evaluation(adapter_of(network), network.forward, arguments, branches=2, channels=4)
+    return Evaluation((DenoiserCall(adapter_of(network), network, network.forward, arguments),))
 
 
 def _unet_arguments(

@@ -3,85 +3,141 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 
+from ..errors import UsageError
 from .adapters import DenoiserAdapter
+
+_SHARED = frozenset({"image_rotary_emb", "freqs_cis", "txt_ids", "img_ids", "img_shapes", "image_ids", "freqs_cis_img"})
+"""Arguments that serve every row, though their length may by chance be that of the batch."""
+
+_OF_FRAMES = frozenset({"encoder_hidden_states", "down_block_additional_residuals", "mid_block_additional_residual"})
+"""Arguments that may have several lines a sample: one for each frame of a film."""
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """One denoiser call, its arguments by name.
+class DenoiserCall:
+    """One call of a denoiser, its arguments by name.
 
     Attributes:
         adapter: What is known of the network's family.
-        forward: The network's own forward.
+        network: The network.
+        forward: Its own forward.
         arguments: Arguments by name.
-        branches: Guidance branches that lie one after the other along dim 0: 2 (unconditional, conditional) or 1.
-        channels: Channels of the prediction.
     """
 
     adapter: DenoiserAdapter
+    network: torch.nn.Module
     forward: Callable[..., Any]
     arguments: dict[str, Any]
-    branches: int
-    channels: int
+
+    @classmethod
+    def bind(
+        cls, adapter: DenoiserAdapter, network: torch.nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any
+    ) -> DenoiserCall:
+        """A call as the pipeline made it."""
+        return cls(adapter, network, forward, bind_arguments(forward, args, kwargs))
 
     @property
     def sample(self) -> torch.Tensor:
-        """The noisy sample, (rows, C, H, W)."""
-        sample = self.arguments[self.adapter.sample]
+        """The noisy sample, (rows, ...); of a list of samples the first one, without dimension of the batch."""
+        sample = self._samples[0] if self.is_list else self._samples
         assert isinstance(sample, torch.Tensor)
         return sample
 
     @property
+    def is_list(self) -> bool:
+        """Whether samples and predictions come as lists."""
+        return isinstance(self._samples, list)
+
+    @property
     def rows(self) -> int:
-        """Samples in the call, all branches together."""
-        return self.sample.shape[0]
+        """Samples in the call, all its branches together."""
+        return len(self._samples)
 
     @property
     def timestep(self) -> float:
         """Timestep of the call; reading it waits for the device."""
         return float(torch.as_tensor(self.arguments["timestep"]).flatten()[0])
 
-    @property
-    def row_shape(self) -> tuple[int, ...]:
-        """Shape of the prediction of one row, (C, H, W)."""
-        return (self.channels, *self.sample.shape[2:])
-
     def run(self, rows: slice | None = None) -> torch.Tensor:
-        """Evaluate the network, for some of the rows or all of them: (rows, C, H, W)."""
-        arguments = self.arguments if rows is None else take_rows(self.arguments, self.rows, rows)
-        prediction = self.forward(**{**arguments, "return_dict": False})[0]
-        assert isinstance(prediction, torch.Tensor)
-        return prediction
+        """Evaluate the network, for some of the rows or all of them: (rows, ...)."""
+        is_whole = rows is None or rows == slice(0, self.rows)
+        arguments = self.arguments if rows is None or is_whole else take_call_rows(self, rows)
+        answered = self.forward(**arguments | ({"return_dict": False} if self._takes_return_dict else {}))
+        return _prediction(answered, type(self.network).__name__)
 
     def wrap(self, prediction: torch.Tensor) -> Any:
         """The prediction in the form in which the network returns its output to this call."""
-        if self.arguments.get("return_dict", True):
-            return self.adapter.output(prediction)
-        return (prediction,)
+        output = list(prediction.unbind()) if self.is_list else prediction
+        if self.arguments.get("return_dict", self._takes_return_dict):
+            return self.adapter.output(output)
+        return (output,)
+
+    @cached_property
+    def _samples(self) -> Any:
+        name = self.adapter.sample or next(iter(self.arguments))
+        return self.arguments[name]
+
+    @cached_property
+    def _takes_return_dict(self) -> bool:
+        parameters = inspect.signature(self.forward).parameters
+        return "return_dict" in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
 
 
-def bind_arguments(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def bind_arguments(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of a call by name, as the signature of `forward` gives them."""
     bound = inspect.signature(forward).bind(*args, **kwargs)
     return dict(bound.arguments)
 
 
-def take_rows(value: Any, rows: int, wanted: slice) -> Any:
+def take_call_rows(call: DenoiserCall, wanted: slice) -> dict[str, Any]:
+    """Cut some rows out of the arguments of a call."""
+    return {
+        name: value if name in _SHARED else take_rows(value, call.rows, wanted, name in _OF_FRAMES, call.is_list)
+        for name, value in call.arguments.items()
+    }
+
+
+def take_rows(value: Any, rows: int, wanted: slice, has_frames: bool = False, has_lists: bool = False) -> Any:
     """Cut a batch out of an argument: every tensor with `rows` rows, however deep in dicts, lists and tuples.
 
-    Both families put the batch on dim 0 of every per-sample tensor; what has another length (a 0-d timestep, one
-    mask for all) serves every row.
+    Families put the batch on dim 0 of every per-sample tensor; what has another length (a 0-d timestep, one mask for
+    all) serves every row.
+
+    Args:
+        value: The argument.
+        rows: Samples in the call.
+        wanted: Which of them to take.
+        has_frames: A tensor may have several lines a sample.
+        has_lists: A list of as many things is one thing a sample.
     """
     if isinstance(value, torch.Tensor):
-        return value[wanted] if value.ndim and value.shape[0] == rows else value
+        length = value.shape[0] if value.ndim else 0
+        lines = length // rows if length == rows or (has_frames and length % rows == 0) else 0
+        return value[wanted.start * lines : wanted.stop * lines] if lines else value
     if isinstance(value, dict):
-        return {key: take_rows(item, rows, wanted) for key, item in value.items()}
+        return {key: take_rows(item, rows, wanted, has_frames, has_lists) for key, item in value.items()}
+    if isinstance(value, list) and has_lists and len(value) == rows:
+        return value[wanted]
     if isinstance(value, (list, tuple)):
-        return type(value)(take_rows(item, rows, wanted) for item in value)
+        return type(value)(take_rows(item, rows, wanted, has_frames, has_lists) for item in value)
     return value
+
+
+def _prediction(answered: Any, name: str) -> torch.Tensor:
+    """The one tensor that a network predicts, whatever the form of its answer."""
+    if isinstance(answered, torch.Tensor):
+        return answered
+    predicted = answered[0] if isinstance(answered, tuple) else getattr(answered, "sample", None)
+    if isinstance(predicted, list) and len({item.shape for item in predicted}) == 1:
+        return torch.stack(predicted)
+    others = answered[1:] if isinstance(answered, tuple) else ()
+    if not isinstance(predicted, torch.Tensor) or any(isinstance(other, torch.Tensor) for other in others):
+        raise UsageError(f"{name} does not predict one tensor at a call: its calls cannot be shared between ranks")
+    return predicted

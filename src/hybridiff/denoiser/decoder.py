@@ -28,7 +28,10 @@ def decoder_gain(pipe: Any, side: int = 16, error: float = 0.02) -> float:
     generator = torch.Generator().manual_seed(0)
     latent, noise = (torch.randn(1, channels, side, side, generator=generator) for _ in range(2))
     device = getattr(pipe, "_execution_device", vae.device)  # where an offloaded decoder runs
-    images = [_decode(vae, latents.to(device)) for latents in (latent, latent + error * noise)]
+    try:
+        images = [_decode(vae, latents.to(device)) for latents in (latent, latent + error * noise)]
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):  # one of films, or of another kind
+        return USUAL_GAIN
     gain = float((images[1] - images[0]).square().mean().sqrt() / (2 * error))
     return gain if 0 < gain < float("inf") else USUAL_GAIN
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .call import Evaluation
+from .evaluation import Evaluation
 
 
 def most_rows(rows: Sequence[slice]) -> int:
@@ -19,7 +19,7 @@ def split_rows(rows: int, branches: int, ranks: int) -> list[slice] | None:
     Args:
         rows: Rows of the call, branch after branch.
         branches: Guidance branches in the call.
-        ranks: Number of ranks, a multiple of `branches`, or 1 for all rows at once.
+        ranks: Number of ranks; where it is no multiple of `branches`, rows are dealt out without regard to branches.
 
     Returns:
         One slice per rank in order; a rank that is left without a row has an empty one.
@@ -28,6 +28,8 @@ def split_rows(rows: int, branches: int, ranks: int) -> list[slice] | None:
         return [slice(0, rows)]
     if rows == 1:
         return None
+    if ranks % branches:
+        return [slice(part * rows // ranks, (part + 1) * rows // ranks) for part in range(ranks)]
     rows_per_branch, ranks_per_branch = rows // branches, ranks // branches
     return [
         slice(

@@ -9,7 +9,7 @@ import torch
 
 from .adapters import DenoiserAdapter
 from .blocks import BlockHook, Boundary, Stage, StageDone, StageState
-from .call import Evaluation
+from .evaluation import Evaluation
 from .hooks import AttachedHook
 from .layers import Layer, measure_layers
 from .split import Split, SplitPoint, make_split

@@ -6,7 +6,7 @@ import hashlib
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -22,12 +22,12 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _UNCOMPARED = ("callback_on_step_end", "callback_on_step_end_tensor_inputs", "output_type", "return_dict")
 
 
-def describe_call(pipe: Any, denoiser: Any, arguments: Mapping[str, Any]) -> dict[str, str]:
+def describe_call(pipe: Any, denoisers: Sequence[Any], arguments: Mapping[str, Any]) -> dict[str, str]:
     """A short text for everything that decides what a call generates.
 
     Args:
         pipe: The pipeline that is called.
-        denoiser: Its network.
+        denoisers: Its networks.
         arguments: Arguments of the call by name. Callbacks and the form of the output may differ between ranks.
 
     Returns:
@@ -37,7 +37,9 @@ def describe_call(pipe: Any, denoiser: Any, arguments: Mapping[str, Any]) -> dic
     return call | {
         "pipeline": type(pipe).__name__,
         "scheduler": f"{type(pipe.scheduler).__name__} {_public(pipe.scheduler.config)}",
-        "denoiser": f"{type(denoiser).__name__} {denoiser.dtype} {_digest(repr(_public(denoiser.config)).encode())}",
+        "denoiser": ", ".join(
+            f"{type(one).__name__} {one.dtype} {_digest(repr(_public(one.config)).encode())}" for one in denoisers
+        ),
     }
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from ..denoiser.adapters import find_denoiser
-from ..denoiser.call import Evaluation, bind_arguments
+from ..denoiser.call import DenoiserCall
+from ..denoiser.evaluation import Evaluation
 from ..denoiser.hooks import AttachedHook, DenoiserHook
 from ..denoiser.rows import branch_rows
 from ..denoiser.split import Split, choose_balanced, choose_outer
@@ -86,10 +87,9 @@ def first_evaluation(pipe: Any, **call: Any) -> Evaluation:
     adapter, network = find_denoiser(pipe)
     caught: list[Evaluation] = []
 
-    def catch(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        branches = 2 if pipe.do_classifier_free_guidance else 1
-        channels: int = network.config.out_channels  # type: ignore[assignment, union-attr]
-        caught.append(Evaluation(adapter, forward, bind_arguments(forward, args, kwargs), branches, channels))
+    def catch(module: Any, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = DenoiserCall.bind(adapter, module, forward, args, kwargs)
+        caught.append(Evaluation((call,), (0, 1) if pipe.do_classifier_free_guidance else (0,)))
         raise _CaughtError
 
     hook = DenoiserHook()

@@ -18,7 +18,7 @@ REACTION = 0.5
 """Share of a correction that is left, as the network has reacted to the error before it was corrected."""
 
 PAIR = 1.0
-"""Share of the difference between the cubic and the parabola that the cubic itself is off."""
+"""Share of the difference between the curve through six full steps and the one through three that the first is off."""
 
 FADING = 5.0
 """Decibels by which the network reduces an error of the first step until the last one; of later ones in proportion."""
@@ -43,12 +43,12 @@ class ErrorEstimate:
 
     Args:
         sensitivity: How far each prediction moves the sample; of a linear scheduler.
-        guidance_scale: By which the pipeline combines the branches.
+        coefficients: By which guidance multiplies the branches.
     """
 
-    def __init__(self, sensitivity: Sensitivity, guidance_scale: float) -> None:
+    def __init__(self, sensitivity: Sensitivity, coefficients: Sequence[float]) -> None:
         self._final = sensitivity.influence
-        self._scale, self._is_noisy = guidance_scale, sensitivity.is_stochastic
+        self._coefficients, self._is_noisy = coefficients, sensitivity.is_stochastic
         self._squares: torch.Tensor | None = None
         self._change: torch.Tensor | None = None
         self._turned: list[torch.Tensor] = []
@@ -68,7 +68,7 @@ class ErrorEstimate:
 
     def speeds(self, now: torch.Tensor, before: torch.Tensor, distance: float) -> torch.Tensor:
         """How fast the guided predictions of two full steps in a row change, per step, (B,)."""
-        change = guided(now.float() - before.float(), self._scale).flatten(1)
+        change = guided(now.float() - before.float(), self._coefficients).flatten(1)
         if distance >= 1 and not self._is_noisy:  # at two times, with nothing but the solver between them
             if self._change is not None:
                 self._turned.append(torch.cosine_similarity(change, self._change) < _TURNED)
@@ -90,4 +90,4 @@ class ErrorEstimate:
         return self._rms(torch.stack(moved).sum(0))
 
     def _rms(self, predictions: torch.Tensor) -> torch.Tensor:
-        return guided(predictions, self._scale).flatten(1).square().mean(1).sqrt()
+        return guided(predictions, self._coefficients).flatten(1).square().mean(1).sqrt()

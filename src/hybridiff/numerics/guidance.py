@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 
@@ -35,12 +37,19 @@ def drift(prediction: torch.Tensor, earlier: torch.Tensor) -> torch.Tensor:
     return ((now - before).square().sum(1) / scale).mean().sqrt()
 
 
-def guided(predictions: torch.Tensor, scale: float) -> torch.Tensor:
-    """What classifier-free guidance makes of both branches, `e_u + w (e_c - e_u)`, in float32.
+def classifier_free(scale: float) -> tuple[float, float]:
+    """By what classifier-free guidance multiplies the branches, unconditional first: `e_u + w (e_c - e_u)`."""
+    return 1.0 - scale, scale
+
+
+def guided(predictions: torch.Tensor, coefficients: Sequence[float]) -> torch.Tensor:
+    """What guidance makes of its branches, in float32.
 
     Args:
-        predictions: The unconditional rows and after them the conditional ones, (2B, ...).
-        scale: The guidance scale w.
+        predictions: The rows of each branch, one branch after the other, (branches * B, ...).
+        coefficients: By what guidance multiplies each branch; their sum is 1.
     """
-    unconditional, conditional = predictions.float().chunk(2)
-    return unconditional + scale * (conditional - unconditional)
+    first, *others = predictions.float().chunk(len(coefficients))
+    for coefficient, branch in zip(coefficients[1:], others, strict=True):
+        first = first + coefficient * (branch - predictions[: len(branch)].float())
+    return first

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -31,18 +32,18 @@ class Reaction:
     should be. Both branches are given it alike: only the guided prediction moves the sample.
 
     Args:
-        guidance_scale: By which the pipeline combines the branches.
+        coefficients: By which guidance multiplies the branches, 1 - w first.
         begin: Index of the run's first timestep among those of the whole way from noise to image.
         whole: Number of timesteps of the whole way.
     """
 
-    def __init__(self, guidance_scale: float, begin: int, whole: int) -> None:
-        self._scale, self._begin, self._whole = guidance_scale, begin, whole
+    def __init__(self, coefficients: Sequence[float], begin: int, whole: int) -> None:
+        self._coefficients, self._begin, self._whole = coefficients, begin, whole
 
     def rate(self, step: int) -> float:
         """Share of a displacement that the prediction of a step pulls back."""
         progress = (self._begin + step) / self._whole
-        of_fifty = min(_MOST, RATE * max(0.0, self._scale - 1) * math.exp(-DECAY * progress))
+        of_fifty = min(_MOST, RATE * max(0.0, -self._coefficients[0]) * math.exp(-DECAY * progress))
         return min(2 * _MOST, of_fifty * REFERENCE_STEPS / self._whole)
 
     def pull(self, step: int, correction: torch.Tensor, weight: float) -> torch.Tensor:
@@ -54,5 +55,5 @@ class Reaction:
             weight: How far a change in the prediction changes that correction.
         """
         rate = self.rate(step)
-        pull = rate / max(_LEAST_DIVISOR, 1 + rate * weight) * guided(correction, self._scale)
-        return pull.repeat(2, *[1] * (pull.ndim - 1))
+        pull = rate / max(_LEAST_DIVISOR, 1 + rate * weight) * guided(correction, self._coefficients)
+        return pull.repeat(len(self._coefficients), *[1] * (pull.ndim - 1))

@@ -81,6 +81,7 @@ class RunReport:
         notes: Sentences the user should read: what was not done, and why.
         stages: The split in force and its measured costs; empty where the network was not split.
         partition: How the rows of guided steps were shared; None where none was partitioned.
+        branches: Guidance branches; 1 without guidance.
         fidelity: What was promised and what is estimated of the worst image, in dB; empty where nothing was promised.
         spans: What each rank did when, where a trace was asked for.
     """
@@ -94,6 +95,7 @@ class RunReport:
     notes: list[str] = field(default_factory=list)
     stages: dict[str, Any] = field(default_factory=dict)
     partition: RowPartition | None = None
+    branches: int = 2
     fidelity: dict[str, float] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list, repr=False)
 
@@ -119,13 +121,16 @@ class RunReport:
     @property
     def ideal_speedup(self) -> float | None:
         """Serial time over the critical path of this schedule, from stage costs measured alone; None if serial."""
-        if self.strategy == "serial" or not self.steps or all(step.discrepancy is None for step in self.steps):
+        is_guided = any(step.discrepancy is not None for step in self.steps)
+        if self.strategy == "serial" or not self.steps or not (is_guided or self.branches == 1):
             return None
         costs = StageCosts(self.stages["outer"], self.stages["inner"]) if self.stages else HALVES
-        unguided = [step for step in self.steps if step.kind is StepKind.FULL and step.discrepancy is None]
+        ended = [step for step in self.steps if step.kind is StepKind.FULL and step.discrepancy is None]
+        unguided = ended if self.branches > 1 else []
         kinds = [step.kind for step in self.steps if step not in unguided]
         extra = sum(step.extra_evaluations for step in self.steps)
-        single = RowPartition(rows=2, largest=2) if self.devices == 1 else BRANCH_EACH
+        alone = RowPartition(self.branches, self.branches, branches=self.branches)
+        single = alone if self.devices == 1 or self.branches == 1 else BRANCH_EACH
         return ideal_speedup(kinds, costs, self.partition or single, unguided=len(unguided), extra=extra)
 
     def to_dict(self) -> dict[str, Any]:

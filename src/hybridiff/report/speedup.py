@@ -7,9 +7,6 @@ from dataclasses import dataclass
 
 from ..schedule.kinds import StepKind
 
-SERIAL_STEP = 2.0
-"""Cost of a guided step on one device, in evaluations of one branch: a batch of two costs twice a batch of one."""
-
 
 @dataclass(frozen=True)
 class StageCosts:
@@ -32,29 +29,31 @@ class RowPartition:
     """How the rows of a guided step were shared; a row is one image of one branch.
 
     Attributes:
-        rows: Rows of the step, both branches together.
+        rows: Rows of the step, all branches together.
         largest: Most rows that one device evaluates; the others wait for it.
         largest_extra: The same of an extra evaluation, which has the rows of one branch; None where it was not split.
+        branches: Guidance branches of the step.
     """
 
     rows: int
     largest: int
     largest_extra: int | None = None
+    branches: int = 2
 
     @property
     def is_whole(self) -> bool:
-        """Whether one device evaluates both branches as one batch."""
+        """Whether one device evaluates all branches as one batch."""
         return self.largest == self.rows
 
     @property
-    def branches(self) -> float:
+    def evaluations(self) -> float:
         """The largest share, in evaluations of one branch by all images: less than 1 where images are split."""
-        return 2.0 * self.largest / self.rows
+        return self.branches * self.largest / self.rows
 
     @property
     def extra_branches(self) -> float:
         """The same of an extra evaluation: 1 where every device evaluates it by itself."""
-        return 1.0 if self.largest_extra is None else 2.0 * self.largest_extra / self.rows
+        return 1.0 if self.largest_extra is None else self.branches * self.largest_extra / self.rows
 
 
 BRANCH_EACH = RowPartition(rows=2, largest=1)
@@ -89,7 +88,7 @@ def ideal_speedup(
     kinds: Sequence[StepKind],
     costs: StageCosts = HALVES,
     partition: RowPartition = BRANCH_EACH,
-    serial_step: float = SERIAL_STEP,
+    serial_step: float | None = None,
     unguided: int = 0,
     extra: int = 0,
 ) -> float:
@@ -99,10 +98,11 @@ def ideal_speedup(
         kinds: How each guided step was shared, in order.
         costs: Measured costs of the stages.
         partition: How the rows of the guided steps were shared.
-        serial_step: Cost of a step on one device in evaluations of one branch (rho).
+        serial_step: Cost of a step on one device in evaluations of one branch (rho); as many as branches unless given.
         unguided: Number of steps without guidance, which have one branch only and count as no faster than serial ones.
         extra: Number of extra evaluations of one branch, in steps of whatever kind (skip-layer guidance).
     """
-    evaluation = serial_step if partition.is_whole else partition.branches
+    serial_step = float(partition.branches) if serial_step is None else serial_step
+    evaluation = serial_step if partition.is_whole else partition.evaluations
     serial = serial_step * len(kinds) + unguided + extra
     return serial / (evaluation * critical_path(kinds, costs) + unguided + partition.extra_branches * extra)

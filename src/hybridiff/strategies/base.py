@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from ..config import ParallelConfig
-from ..denoiser.call import Evaluation
+from ..denoiser.evaluation import Evaluation
 from ..denoiser.stages import StagedDenoiser
 from ..distributed.channel import Channel
 from ..distributed.reading import Reading
@@ -24,7 +24,7 @@ class Answer:
     """The prediction of a whole denoiser call.
 
     Attributes:
-        prediction: All rows, (rows, C, H, W), the same on every rank.
+        prediction: All rows, branch after branch, the same on every rank.
         reading: What was measured of it, on its way to the host: the discrepancy, and the drift since the full step
             before where somebody asked; None where the call has one branch only.
     """
@@ -48,6 +48,9 @@ class RunContext:
         heterogeneous: The ranks' devices are not alike, and may differ in the last bit of what they compute.
         extra_steps: Steps in which the pipeline evaluates the network once more (skip-layer guidance).
         eta: How much noise the pipeline has schedulers add that ask for it; None where it does not say.
+        coefficients: By which guidance multiplies the branches; as in the first step.
+        scheduler: The pipeline's, before its first step; to be copied only.
+        first_timestep: That of the first step; None where it is not known.
     """
 
     config: ParallelConfig
@@ -60,6 +63,9 @@ class RunContext:
     heterogeneous: bool = False
     extra_steps: frozenset[int] = frozenset()
     eta: float | None = None
+    coefficients: tuple[float, ...] = (1.0,)
+    scheduler: Any = None
+    first_timestep: float | None = None
 
 
 class Strategy(ABC):
@@ -118,6 +124,9 @@ class Strategy(ABC):
     def notes(self) -> list[str]:
         """Sentences for the user about how the run went."""
         return []
+
+    def disturb(self) -> None:  # noqa: B027 - most strategies have full steps only
+        """The pipeline asked for more than the guided evaluation of a step: all steps to come are full."""
 
     @abstractmethod
     def predict(self, evaluation: Evaluation, step: int) -> Answer:

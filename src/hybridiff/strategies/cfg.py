@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..denoiser.call import Evaluation
+from ..denoiser.evaluation import Evaluation
 from ..report.speedup import RowPartition
 from .base import Answer, RunContext, Strategy
 from .evaluator import BranchEvaluator

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
-from ..denoiser.call import Evaluation
+from ..denoiser.evaluation import Evaluation
 from ..denoiser.rows import most_rows, split_rows
 from ..distributed.channel import Channel
 from ..distributed.gather import GatherMessages
@@ -40,6 +40,7 @@ class BranchEvaluator:
         self._steps = steps
         self._messages: GatherMessages | None = None
         self._dtype: torch.dtype | None = None  # of predictions, for ranks without rows
+        self._row_shape: torch.Size | None = None  # of the prediction of one row
 
     def evaluate(self, evaluation: Evaluation, forward: Forward | None = None) -> torch.Tensor:
         """The prediction of a call: (rows, C, H, W), the same on every rank.
@@ -49,16 +50,16 @@ class BranchEvaluator:
             forward: What a rank runs on its rows; the whole network unless given.
         """
         rows = split_rows(evaluation.rows, evaluation.branches, self.channel.comm.size)
-        if rows is None:
+        if rows is None or evaluation.is_whole:
             return self.replicate(evaluation)
-        if evaluation.branches > 1 and self.partition is None:
-            self.partition = RowPartition(evaluation.rows, most_rows(rows))
+        if self.partition is None:
+            self.partition = RowPartition(evaluation.rows, most_rows(rows), branches=evaluation.branches)
         return self._gather(evaluation, rows, forward or self.run)
 
     def evaluate_extra(self, evaluation: Evaluation) -> torch.Tensor:
         """The same for a further call of a step, which has the rows of one branch."""
         rows = split_rows(evaluation.rows, 1, self.channel.comm.size)
-        if rows is None:
+        if rows is None or self._row_shape is None:
             return evaluation.run()
         if self.partition is not None:
             self.partition = replace(self.partition, largest_extra=most_rows(rows))
@@ -86,30 +87,37 @@ class BranchEvaluator:
             return evaluation.run(rows)
 
     def _gather(self, evaluation: Evaluation, rows: Sequence[slice], forward: Forward) -> torch.Tensor:
-        row_elements = torch.Size(evaluation.row_shape).numel()
-        elements = most_rows(rows) * row_elements
-        has_idle_ranks = any(own.stop == own.start for own in rows)
-        if self._messages is None and not has_idle_ranks:
-            self._open(elements, evaluation.sample)
         pieces = {
             rank: forward(evaluation, rank, rows[rank])
             for rank in self.channel.comm.local_ranks
             if rows[rank].stop > rows[rank].start
         }
-        self._dtype = next((piece.dtype for piece in pieces.values()), self._dtype)
+        dtype, row_shape = self._agree_on_rows(pieces)
+        elements = most_rows(rows) * row_shape.numel()
         if self._messages is None:
-            # Under autocast networks answer in another dtype than the sample's, which ranks without rows do not see.
-            told = self.channel.consensus(self._dtype, "agree on the dtype of predictions")
-            self._dtype = next(other for other in told if other is not None)
             self._open(elements, evaluation.sample)
         assert self._messages is not None
         self._require_room(evaluation, elements)
         gathered = self._messages.all_gather(pieces)
         parts = [
-            buffer[: (own.stop - own.start) * row_elements].view(-1, *evaluation.row_shape)
+            buffer[: (own.stop - own.start) * row_shape.numel()].view(-1, *row_shape)
             for buffer, own in zip(gathered, rows, strict=True)
         ]
-        return torch.cat(parts).to(self._dtype)
+        return torch.cat(parts).to(dtype)
+
+    def _agree_on_rows(self, pieces: Mapping[int, torch.Tensor]) -> tuple[torch.dtype, torch.Size]:
+        """Dtype and shape of the prediction of one row, which ranks without rows do not see.
+
+        Told once, by small objects; a rank that fails before is heard then.
+        """
+        seen = next(((piece.dtype, piece.shape[1:]) for piece in pieces.values()), None)
+        if self._row_shape is None:
+            told = self.channel.consensus(seen, "agree on the form of predictions")
+            self._dtype, self._row_shape = next(other for other in told if other is not None)
+        elif seen is not None:
+            self._dtype = seen[0]  # autocast may begin or end
+        assert self._dtype is not None
+        return self._dtype, self._row_shape
 
     def _open(self, elements: int, like: torch.Tensor) -> None:
         self._messages = GatherMessages(self.channel, elements, like)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..config import ParallelConfig, parse_steps
-from ..denoiser.call import Evaluation
+from ..denoiser.evaluation import Evaluation
 from ..denoiser.split import choose_outer
 from ..numerics.sensitivity import Sensitivity, measure_sensitivity
 from ..schedule.fixed import FixedPolicy
@@ -28,7 +28,7 @@ class HybridStrategy(SwitchingStrategy):
 
     def __init__(self, context: RunContext, first: Evaluation) -> None:
         super().__init__(context, first)
-        self._plan = self._make_plan(first)
+        self._plan = self._make_plan()
         self.policy = self._plan.policy
         self.between = self._make_executor(first)
 
@@ -45,11 +45,9 @@ class HybridStrategy(SwitchingStrategy):
     def notes(self) -> list[str]:
         return [*self._plan.notes, *super().notes(), *self.between.notes()]
 
-    def _make_plan(self, first: Evaluation) -> RunPlan:
+    def _make_plan(self) -> RunPlan:
         context = self.context
-        if first.branches == 1:
-            return RunPlan.all_full(context.steps, fidelity=context.config.fidelity)
-        measured = measure_sensitivity(context.pipe.scheduler, context.steps, first.timestep, context.eta)
+        measured = measure_sensitivity(context.scheduler, context.steps, context.first_timestep, context.eta)
         return RunPlan.make(context.config, context.settings, context.pipe, self._leaders(measured))
 
     def fidelity(self) -> dict[str, float]:
@@ -67,7 +65,7 @@ class HybridStrategy(SwitchingStrategy):
         if plan.step_kind is StepKind.FULL:
             return NoStep(self.evaluator)
         if plan.step_kind is StepKind.CACHED:
-            return make_cached_step(plan, self.evaluator, self.context.pipe)
+            return make_cached_step(plan, self.evaluator, self.context)
         share = self.context.settings.reuse_share
         staged = split_network(self.context, first, StepKind.REUSE, lambda splits: choose_outer(splits, share))
         return ReuseStep(self.evaluator, staged, plan.sensitivity.places)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..denoiser.call import Evaluation
+from ..denoiser.evaluation import Evaluation
 from ..numerics.guidance import discrepancy
 from .base import Answer, RunContext, Strategy
 from .evaluator import BranchEvaluator
@@ -19,8 +19,9 @@ class SerialStrategy(Strategy):
 
     def predict(self, evaluation: Evaluation, step: int) -> Answer:
         self.channel.begin_step(step, self.kind(step), evaluation.branches > 1)
-        prediction = self._evaluator.replicate(evaluation)  # (2B, C, H, W), or (B, C, H, W) without guidance
+        prediction = self._evaluator.replicate(evaluation)
         if evaluation.branches == 1:
             self._evaluator.read_status()
             return Answer(prediction)
-        return Answer(prediction, self._evaluator.read_status(discrepancy(*prediction.chunk(2)).reshape(1)))
+        parts = prediction.chunk(evaluation.branches)
+        return Answer(prediction, self._evaluator.read_status(discrepancy(parts[0], parts[-1]).reshape(1)))

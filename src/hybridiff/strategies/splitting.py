@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..denoiser.call import Evaluation
+from ..denoiser.evaluation import Evaluation
 from ..denoiser.rows import branch_rows
 from ..denoiser.split import Split
 from ..denoiser.stages import StagedDenoiser

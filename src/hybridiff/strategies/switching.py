@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..denoiser.call import Evaluation
+from ..denoiser.evaluation import Evaluation
 from ..schedule.kinds import Phase, Policy, StepKind
 from .base import Answer, RunContext
 from .cfg import CfgStrategy
@@ -30,12 +30,15 @@ class SwitchingStrategy(CfgStrategy):
     def __init__(self, context: RunContext, first: Evaluation) -> None:
         super().__init__(context, first)
         self.channel.ahead = self._ahead
+        self._branches, self._network = first.branches, first.calls[0].network
+        self._has_ended = False  # guidance
+        self._forced: set[int] = set()  # steps that have to be full
 
     def phase(self, step: int) -> Phase:
         return self.policy.phase(step)
 
     def kind(self, step: int) -> StepKind:
-        return self._scheduled(step) if self.context.pipe.do_classifier_free_guidance else StepKind.FULL
+        return StepKind.FULL if self._has_ended else self._scheduled(step)
 
     @property
     def taus(self) -> tuple[int | None, int | None]:
@@ -48,9 +51,16 @@ class SwitchingStrategy(CfgStrategy):
     def notes(self) -> list[str]:
         return self.policy.notes()
 
+    def disturb(self) -> None:
+        self._forced.update(range(self.context.steps))
+
     def predict(self, evaluation: Evaluation, step: int) -> Answer:
-        if evaluation.branches == 1:
+        if evaluation.branches < self._branches:
             return self._predict_unguided(evaluation, step)
+        self._has_ended = False
+        if evaluation.calls[0].network is not self._network:  # nothing that another one predicted holds
+            self._network = evaluation.calls[0].network
+            self._forced.add(step)
         kind = self.kind(step)
         self.channel.begin_step(step, kind)
         if kind is not StepKind.FULL:
@@ -78,6 +88,7 @@ class SwitchingStrategy(CfgStrategy):
 
     def _predict_unguided(self, evaluation: Evaluation, step: int) -> Answer:
         """Guidance is off, or has ended early, and the parallel phase with it."""
+        self._has_ended = True
         if self.phase(step) is Phase.PARALLEL:
             if self._scheduled(step) is not StepKind.FULL:
                 self.between.end(step)
@@ -92,7 +103,8 @@ class SwitchingStrategy(CfgStrategy):
 
         Where the pipeline evaluates the network once more, a fresh prediction must not be mixed with a held one.
         """
-        return StepKind.FULL if step in self.context.extra_steps else self.policy.kind(step)
+        is_forced = step in self.context.extra_steps or step in self._forced
+        return StepKind.FULL if is_forced else self.policy.kind(step)
 
     def _ahead(self) -> tuple[int, StepKind]:
         """The next step that has messages."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hybridiff.denoiser.adapters.sd3 import SD3Adapter
 from hybridiff.denoiser.adapters.unet import UNetAdapter
-from hybridiff.denoiser.call import Evaluation, bind_arguments, take_rows
+from hybridiff.denoiser.call import DenoiserCall, bind_arguments, take_rows
 from support.pipelines import build, denoiser_of
 
 UNET, SD3 = UNetAdapter(), SD3Adapter()
@@ -37,8 +37,8 @@ def test_taking_rows_cuts_every_tensor_of_the_batch_and_nothing_else(count: int,
     assert torch.equal(value["deep"][0], rows(count))  # the caller's own are left alone
 
 
-def evaluation(forward: Callable[..., Any], adapter: Any = UNET, **arguments: Any) -> Evaluation:
-    return Evaluation(adapter=adapter, forward=forward, arguments=arguments, branches=2, channels=3)
+def evaluation(forward: Callable[..., Any], adapter: Any = UNET, **arguments: Any) -> DenoiserCall:
+    return DenoiserCall(adapter, torch.nn.Identity(), forward, arguments)
 
 
 def test_an_evaluation_runs_some_rows_with_their_own_arguments() -> None:
@@ -51,7 +51,6 @@ def test_an_evaluation_runs_some_rows_with_their_own_arguments() -> None:
     sample = torch.randn(4, 9, 8, 6)
     call = evaluation(forward, sample=sample, timestep=torch.tensor(5), encoder_hidden_states=rows(4))
     assert call.rows == 4
-    assert call.row_shape == (3, 8, 6)
     assert torch.equal(call.run(slice(1, 3)), sample[1:3, :3])
     assert torch.equal(seen["encoder_hidden_states"], rows(4)[1:3])
     assert seen["timestep"].item() == 5

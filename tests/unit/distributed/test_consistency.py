@@ -101,18 +101,18 @@ def test_equal_things_in_different_memory_are_described_alike() -> None:
 
 def test_the_form_of_the_output_and_callbacks_are_not_compared() -> None:
     pipe = build("sd3")
-    plain = describe_call(pipe, pipe.transformer, call_arguments("sd3"))
+    plain = describe_call(pipe, (pipe.transformer,), call_arguments("sd3"))
     other = call_arguments("sd3", output_type="pil", return_dict=False, callback_on_step_end=print)
-    assert describe_call(pipe, pipe.transformer, other) == plain
+    assert describe_call(pipe, (pipe.transformer,), other) == plain
 
 
 def test_where_a_network_was_read_from_is_not_compared() -> None:
     pipe = build("sd3")
-    plain = describe_call(pipe, pipe.transformer, {})
+    plain = describe_call(pipe, (pipe.transformer,), {})
     pipe.transformer.register_to_config(_name_or_path="/somewhere/else")
-    assert describe_call(pipe, pipe.transformer, {}) == plain
+    assert describe_call(pipe, (pipe.transformer,), {}) == plain
     pipe.scheduler.register_to_config(shift=1.5)
-    assert describe_call(pipe, pipe.transformer, {}) != plain
+    assert describe_call(pipe, (pipe.transformer,), {}) != plain
 
 
 class Thing:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from hybridiff.numerics.estimate import FADING, PAIR, REACTION, ErrorEstimate, fading
+from hybridiff.numerics.guidance import classifier_free
 from hybridiff.numerics.sensitivity import Sensitivity
 
 FINAL = [0.5, -0.25, 2.0, 1.0, -0.125, 0.75, 0.0, 0.5]
@@ -39,7 +40,7 @@ def by_hand(guidance: float, steps: Sequence[int], changes: Sequence[torch.Tenso
 @pytest.mark.parametrize("guidance", [1.0, 5.0, 7.5])
 @pytest.mark.parametrize("images", [1, 3])
 def test_gaps_by_hand(images: int, guidance: float) -> None:
-    estimate = ErrorEstimate(SENSITIVITY, guidance)
+    estimate = ErrorEstimate(SENSITIVITY, classifier_free(guidance))
     squares = [0.0] * images
     for number, steps in enumerate([[1], [3, 4, 5], [6]]):
         errors = [predictions(images, 10 * number + step) for step in steps]
@@ -58,7 +59,7 @@ def test_gaps_by_hand(images: int, guidance: float) -> None:
 @pytest.mark.parametrize("guidance", [1.0, 6.0])
 def test_speeds_by_hand(guidance: float) -> None:
     before, now = predictions(2, 1), predictions(2, 2)
-    found = ErrorEstimate(SENSITIVITY, guidance).speeds(now, before, 4)
+    found = ErrorEstimate(SENSITIVITY, classifier_free(guidance)).speeds(now, before, 4)
     expected = [moved / 4 / 2.0 for moved in by_hand(guidance, [2], [now - before])]  # step 2 moves by 2.0
     assert found.shape == (2,)
     assert found.tolist() == pytest.approx(expected, rel=1e-5)
@@ -67,7 +68,7 @@ def test_speeds_by_hand(guidance: float) -> None:
 def test_a_solver_that_is_not_stable_is_found_out() -> None:
     """One of two images whose predictions take back most of their changes is enough; one turn is not."""
     steady, turning = torch.ones(1, 2, 2, 2), torch.ones(1, 2, 2, 2)
-    estimate, before = ErrorEstimate(SENSITIVITY, 3.0), torch.zeros(4, 2, 2, 2)
+    estimate, before = ErrorEstimate(SENSITIVITY, classifier_free(3.0)), torch.zeros(4, 2, 2, 2)
     assert not estimate.oscillates
     found = []
     for sign in (1, 1, -1, -1.2, 1, -1.1, 1):
@@ -80,7 +81,7 @@ def test_a_solver_that_is_not_stable_is_found_out() -> None:
 
 
 def test_noise_is_no_oscillation() -> None:
-    estimate = ErrorEstimate(replace(SENSITIVITY, is_stochastic=True), 3.0)
+    estimate = ErrorEstimate(replace(SENSITIVITY, is_stochastic=True), classifier_free(3.0))
     for sign in (1.0, -1.0, 1.0, -1.0):
         estimate.speeds(sign * torch.ones(2, 1, 2, 2), torch.zeros(2, 1, 2, 2), 1)
     assert not estimate.oscillates
@@ -88,7 +89,7 @@ def test_noise_is_no_oscillation() -> None:
 
 def test_one_number_by_hand() -> None:
     """A difference of 1 in the conditional branch alone is, guided by 3, one of 3; step 2 makes 6 of it."""
-    estimate = ErrorEstimate(SENSITIVITY, 3.0)
+    estimate = ErrorEstimate(SENSITIVITY, classifier_free(3.0))
     error = torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1)
     estimate.close_gap([2], [error], [torch.zeros(2, 1, 1, 1)])
     assert estimate.errors(torch.zeros(1)).item() == pytest.approx(REACTION * 6 * fading(3, 8), rel=1e-6)
@@ -97,10 +98,10 @@ def test_one_number_by_hand() -> None:
 
 def test_errors_of_a_gap_may_cancel_those_of_gaps_add_up() -> None:
     error, nothing = torch.ones(2, 1, 2, 2), torch.zeros(2, 1, 2, 2)
-    one = ErrorEstimate(Sensitivity([1.0] * 4, [[1.0] * 4] * 4), 5.0)
+    one = ErrorEstimate(Sensitivity([1.0] * 4, [[1.0] * 4] * 4), classifier_free(5.0))
     one.close_gap([1, 2], [error, -error], [nothing, nothing])
     assert one.errors(torch.zeros(1)).item() == 0.0
-    two = ErrorEstimate(Sensitivity([1.0] * 4, [[1.0] * 4] * 4), 5.0)
+    two = ErrorEstimate(Sensitivity([1.0] * 4, [[1.0] * 4] * 4), classifier_free(5.0))
     two.close_gap([0], [error], [nothing])
     two.close_gap([2], [-error], [nothing])
     assert two.errors(torch.zeros(1)).item() == pytest.approx(REACTION * math.hypot(fading(1, 4), fading(3, 4)))
@@ -109,8 +110,8 @@ def test_errors_of_a_gap_may_cancel_those_of_gaps_add_up() -> None:
 def test_a_batch_is_its_images_one_by_one() -> None:
     """However unlike they are: bit for bit."""
     images = 4
-    whole = ErrorEstimate(SENSITIVITY, 5.0)
-    alone = [ErrorEstimate(SENSITIVITY, 5.0) for _ in range(images)]
+    whole = ErrorEstimate(SENSITIVITY, classifier_free(5.0))
+    alone = [ErrorEstimate(SENSITIVITY, classifier_free(5.0)) for _ in range(images)]
     sizes = torch.tensor([1.0, 1e-4, 1e4, 0.0] * 2).reshape(-1, 1, 1, 1)
     for steps in ([1, 2], [4]):
         errors = [sizes * predictions(images, step) for step in steps]
@@ -131,7 +132,7 @@ def test_a_batch_is_its_images_one_by_one() -> None:
 
 
 def test_nothing_is_off_where_nothing_was_cached() -> None:
-    estimate = ErrorEstimate(SENSITIVITY, 5.0)
+    estimate = ErrorEstimate(SENSITIVITY, classifier_free(5.0))
     errors = estimate.errors(torch.ones(3))
     assert errors.tolist() == [0.0, 0.0, 0.0]
     assert estimate.speeds(predictions(3, 1), predictions(3, 1), 2).tolist() == [0.0, 0.0, 0.0]
@@ -141,9 +142,9 @@ def test_nothing_is_off_where_nothing_was_cached() -> None:
 def test_half_precision_is_computed_in_single(dtype: torch.dtype) -> None:
     """Squares of small numbers would be zeros."""
     now, before = predictions(2, 1, 1e-3).to(dtype), predictions(2, 2, 1e-3).to(dtype)
-    found = ErrorEstimate(SENSITIVITY, 5.0).speeds(now, before, 1)
-    assert torch.equal(found, ErrorEstimate(SENSITIVITY, 5.0).speeds(now.float(), before.float(), 1))
-    estimate = ErrorEstimate(SENSITIVITY, 5.0)
+    found = ErrorEstimate(SENSITIVITY, classifier_free(5.0)).speeds(now, before, 1)
+    assert torch.equal(found, ErrorEstimate(SENSITIVITY, classifier_free(5.0)).speeds(now.float(), before.float(), 1))
+    estimate = ErrorEstimate(SENSITIVITY, classifier_free(5.0))
     estimate.close_gap([3], [now.float()], [before])
     assert estimate.errors(found).dtype == torch.float32
 

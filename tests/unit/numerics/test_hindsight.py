@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from hybridiff.numerics.guidance import classifier_free
 from hybridiff.numerics.hindsight import Hindsight
 from hybridiff.numerics.reaction import Reaction
 from hybridiff.numerics.sensitivity import Sensitivity
@@ -27,7 +28,7 @@ def looked_back(reaction: Reaction, disturbed: float = 0.0) -> tuple[Hindsight, 
 
 
 def test_without_guidance_hindsight_is_the_polynomial() -> None:
-    hindsight, undisturbed = looked_back(Reaction(1.0, 0, 12))
+    hindsight, undisturbed = looked_back(Reaction(classifier_free(1.0), 0, 12))
     assert torch.equal(undisturbed, line(4))
     for cached, error in hindsight.errors.items():
         torch.testing.assert_close(error, line(cached - 1))
@@ -37,7 +38,7 @@ def test_without_guidance_hindsight_is_the_polynomial() -> None:
 
 def test_what_the_network_made_of_the_displaced_sample_is_taken_out() -> None:
     """A network that pulls back at the very rate is seen through."""
-    reaction = Reaction(3.0, 0, 12)
+    reaction = Reaction(classifier_free(3.0), 0, 12)
     pull = reaction.rate(4) * 3 * 7.0  # of what was to be corrected, as guidance sees it
     hindsight, undisturbed = looked_back(reaction, disturbed=pull)
     torch.testing.assert_close(undisturbed, line(4))
@@ -45,7 +46,7 @@ def test_what_the_network_made_of_the_displaced_sample_is_taken_out() -> None:
 
 
 def test_where_the_sensitivity_is_unknown_nothing_is_made_up_for() -> None:
-    hindsight = Hindsight(Sensitivity.unknown(12), Reaction(3.0, 0, 12))
+    hindsight = Hindsight(Sensitivity.unknown(12), Reaction(classifier_free(3.0), 0, 12))
     hindsight.look_back(0, line(0), [], is_guided=False)
     assert torch.equal(hindsight.look_back(4, line(4) + 1.0, [(2, line(1))], is_guided=True), line(4) + 1.0)
     assert torch.equal(hindsight.correct(line(4) + 1.0), line(4) + 1.0)

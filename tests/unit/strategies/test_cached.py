@@ -10,6 +10,7 @@ import torch
 from hybridiff import ParallelConfig, UsageError, parallelize
 from hybridiff.denoiser.stages import StagedDenoiser
 from hybridiff.numerics.estimate import OSCILLATES, REACTION, ErrorEstimate, fading
+from hybridiff.numerics.guidance import classifier_free
 from hybridiff.numerics.hindsight import Hindsight
 from hybridiff.numerics.reaction import Reaction
 from hybridiff.numerics.sensitivity import Sensitivity
@@ -311,7 +312,7 @@ def line(step: int, images: int) -> torch.Tensor:
 
 def observed(full: list[int], images: int = 1, measures: bool = True) -> CachedStep:
     """An executor that has seen even changes, with cached steps between full ones."""
-    executor = cached_step(ErrorEstimate(ON_SAMPLE, 2.0) if measures else None)
+    executor = cached_step(ErrorEstimate(ON_SAMPLE, classifier_free(2.0)) if measures else None)
     for step in range(full[-1] + 1):
         if step in full:
             executor.observe(step, line(step, images))
@@ -321,7 +322,9 @@ def observed(full: list[int], images: int = 1, measures: bool = True) -> CachedS
 
 
 def cached_step(estimate: ErrorEstimate | None) -> CachedStep:
-    hindsight = Hindsight(ON_SAMPLE, Reaction(1.0, 0, 12))  # without guidance nothing pulls a sample back
+    hindsight = Hindsight(
+        ON_SAMPLE, Reaction(classifier_free(1.0), 0, 12)
+    )  # without guidance nothing pulls a sample back
     return CachedStep(None, hindsight, estimate=estimate)  # type: ignore[arg-type]
 
 
@@ -342,7 +345,7 @@ def test_what_a_full_step_measures_by_hand(images: int) -> None:
 
 def test_even_changes_cost_what_the_policy_expects_of_them() -> None:
     """Estimate and expectation are of one mind: nothing is to be learned."""
-    executor, policy = cached_step(ErrorEstimate(ON_SAMPLE, 2.0)), PromisedPolicy(20.0, ON_SAMPLE, 4)
+    executor, policy = cached_step(ErrorEstimate(ON_SAMPLE, classifier_free(2.0))), PromisedPolicy(20.0, ON_SAMPLE, 4)
     full = []
     for step in range(12):
         if policy.kind(step) is not StepKind.FULL:
@@ -363,7 +366,7 @@ def test_where_nobody_asks_nothing_is_measured() -> None:
 
 @pytest.mark.parametrize(("turned", "notes"), [(-1.0, [OSCILLATES]), (1.0, [])])
 def test_what_is_said_of_a_solver_that_is_not_stable(turned: float, notes: list[str]) -> None:
-    executor, prediction = cached_step(ErrorEstimate(ON_SAMPLE, 2.0)), torch.zeros(2, 1, 2, 2)
+    executor, prediction = cached_step(ErrorEstimate(ON_SAMPLE, classifier_free(2.0))), torch.zeros(2, 1, 2, 2)
     for step in range(5):
         prediction = prediction + turned**step
         executor.observe(step, prediction)

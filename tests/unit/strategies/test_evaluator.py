@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from hybridiff import RankError, UsageError
 from hybridiff.denoiser.adapters.unet import UNetAdapter
-from hybridiff.denoiser.call import Evaluation
+from hybridiff.denoiser.call import DenoiserCall
+from hybridiff.denoiser.evaluation import Evaluation
 from hybridiff.distributed.channel import Channel
 from hybridiff.distributed.comm import Comm, LocalComm
 from hybridiff.distributed.status import SLOT
@@ -38,7 +39,7 @@ class Counted:
         random = torch.Generator().manual_seed(seed)
         sample = torch.randn(images * branches, *ROW, generator=random)
         arguments = {"sample": sample, "timestep": torch.tensor(3)}
-        return Evaluation(UNetAdapter(), self, arguments, branches, channels=ROW[0])
+        return Evaluation((DenoiserCall(UNetAdapter(), self, self, arguments),), tuple(range(branches)))
 
 
 def channel_of(comm: Comm | int) -> Channel:

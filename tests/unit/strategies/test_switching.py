@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hybridiff import ParallelConfig, parallelize
-from hybridiff.denoiser.call import Evaluation
+from hybridiff.denoiser.evaluation import Evaluation
 from hybridiff.denoiser.split import Split
 from hybridiff.denoiser.stages import StagedDenoiser
 from hybridiff.distributed.channel import Channel

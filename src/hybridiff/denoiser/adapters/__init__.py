@@ -8,28 +8,39 @@ import torch
 
 from ...errors import UsageError
 from .base import DenoiserAdapter
+from .other import OtherAdapter
 from .sd3 import SD3Adapter
 from .unet import UNetAdapter
 
 ADAPTERS: tuple[DenoiserAdapter, ...] = (UNetAdapter(), SD3Adapter())
+"""Families whose layers are known."""
 
-__all__ = ["ADAPTERS", "DenoiserAdapter", "find_denoiser"]
+DENOISERS = ("unet", "transformer", "transformer_2", "unconditional_transformer", "decoder")
+"""Where pipelines keep the networks that they call at every step; the first one that there is decides the family."""
+
+__all__ = ["ADAPTERS", "DENOISERS", "DenoiserAdapter", "find_denoiser", "find_denoisers"]
 
 
 def find_denoiser(pipe: Any) -> tuple[DenoiserAdapter, torch.nn.Module]:
     """The network that a pipeline calls at every step, and what is known of its family.
 
     Raises:
-        UsageError: the pipeline has none, or one of a family whose calls are not known.
+        UsageError: the pipeline has none.
     """
-    for attribute in dict.fromkeys(adapter.attribute for adapter in ADAPTERS):
-        module = getattr(pipe, attribute, None)
-        if module is None:
-            continue
-        network = getattr(module, "_orig_mod", module)  # torch.compile wraps the network
-        for adapter in ADAPTERS:
-            if adapter.attribute == attribute and type(network).__name__ == adapter.class_name:
-                return adapter, network
-        known = ", ".join(adapter.class_name for adapter in ADAPTERS)
-        raise UsageError(f"{type(pipe).__name__} denoises with {type(network).__name__}; supported: {known}")
-    raise UsageError(f"{type(pipe).__name__} has no denoiser: neither a unet nor a transformer")
+    adapter, networks = find_denoisers(pipe)
+    return adapter, networks[0]
+
+
+def find_denoisers(pipe: Any) -> tuple[DenoiserAdapter, tuple[torch.nn.Module, ...]]:
+    """All such networks: some pipelines go over to another one within a generation.
+
+    Raises:
+        UsageError: the pipeline has none.
+    """
+    modules = (getattr(pipe, attribute, None) for attribute in DENOISERS)
+    # torch.compile wraps the network
+    networks = tuple(getattr(module, "_orig_mod", module) for module in modules if isinstance(module, torch.nn.Module))
+    if not networks:
+        raise UsageError(f"{type(pipe).__name__} has no denoiser: neither a unet nor a transformer")
+    name = type(networks[0]).__name__
+    return next((adapter for adapter in ADAPTERS if adapter.class_name == name), OtherAdapter()), networks

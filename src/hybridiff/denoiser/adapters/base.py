@@ -7,8 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
-
 from ...config import PublishedSettings
 from ..layers import Layer
 from ..split import SplitPoint
@@ -20,7 +18,7 @@ class DenoiserAdapter(ABC):
     Attributes:
         class_name: The network's class in diffusers.
         attribute: Where a pipeline keeps it.
-        sample: Name of the argument that holds the noisy sample, (rows, C, H, W).
+        sample: Name of the argument that holds the noisy sample, (rows, ...); empty where it is the first one.
         keeps_residual: What carries over from an inner stage to later steps is what it adds to its input.
         reuse_share: Work of the outer stage that reuse steps aim at: small, as the outer stage is what they cost.
         published: Settings of the published rule for the family, for 50 steps.
@@ -36,7 +34,7 @@ class DenoiserAdapter(ABC):
     cuda_dtype: ClassVar[str]
 
     @abstractmethod
-    def output(self, sample: torch.Tensor) -> Any:
+    def output(self, sample: Any) -> Any:
         """The network's own output object, which pipelines get where `return_dict` is true."""
 
     @abstractmethod

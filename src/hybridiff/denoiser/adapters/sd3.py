@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 from ...config import PublishedSettings
@@ -27,7 +26,7 @@ class SD3Adapter(DenoiserAdapter):
     # The README of the paper's code (SD3-medium, w = 7); its appendix has a slope_threshold of 1e-4.
     published = PublishedSettings(slope_window=15, slope_threshold=5e-4, parallel_steps=5, tau_cap=40)
 
-    def output(self, sample: torch.Tensor) -> Any:
+    def output(self, sample: Any) -> Any:
         return Transformer2DModelOutput(sample=sample)
 
     def layers(self, network: Any) -> list[Layer]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
 from ...config import PublishedSettings
@@ -40,7 +39,7 @@ class UNetAdapter(DenoiserAdapter):
     # Jung et al. 2026, Sec. 5.1 (SDXL, DDIM, w = 5).
     published = PublishedSettings(slope_window=12, slope_threshold=4e-4, parallel_steps=5, tau_cap=15)
 
-    def output(self, sample: torch.Tensor) -> Any:
+    def output(self, sample: Any) -> Any:
         return UNet2DConditionOutput(sample=sample)
 
     def layers(self, network: Any) -> list[Layer]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ...denoiser.blocks import Boundary
-from ...denoiser.call import Evaluation
+from ...denoiser.evaluation import Evaluation
 from ...denoiser.rows import branch_rows
 from ...denoiser.stages import StagedDenoiser
 from ...schedule.kinds import StepKind
@@ -53,6 +53,7 @@ class PipelinedStep(StepExecutor):
         if self._messages is None and self.staged.down:
             sizes = {INNER_RANK: elements(self.staged.up), OUTER_RANK: elements(self.staged.down)}
             self._messages = PipelineMessages(self._channel, sizes, self.staged.down[0], prediction.chunk(2)[1])
+            self._row_shape = prediction.shape[1:]
             self._channel.messages[StepKind.PIPELINED] = self._messages
 
     def run(self, evaluation: Evaluation, step: int) -> Answer:
@@ -71,7 +72,7 @@ class PipelinedStep(StepExecutor):
             self._down = self.staged.down
         flat = messages.broadcast(prediction)
         messages.read_status()
-        conditional = flat.view(-1, *evaluation.row_shape)
+        conditional = flat.view(-1, *self._row_shape)
         return Answer(torch.cat([conditional, conditional]))  # e_u = e_c
 
     def end(self, step: int) -> None:

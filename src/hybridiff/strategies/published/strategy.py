@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...config import ParallelConfig
-from ...denoiser.call import Evaluation
+from ...denoiser.evaluation import Evaluation
 from ...denoiser.split import choose_balanced
 from ...schedule.fixed import FixedPolicy
 from ...schedule.kinds import Policy, StepKind

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ...denoiser.call import Evaluation
+from ...denoiser.evaluation import Evaluation
 from ...numerics.estimate import OSCILLATES, ErrorEstimate
 from ...numerics.hindsight import Hindsight
 from ...numerics.repeats import Repeats

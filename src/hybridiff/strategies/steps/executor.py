@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ...denoiser.call import Evaluation
+from ...denoiser.evaluation import Evaluation
 from ...denoiser.stages import StagedDenoiser
 from ..base import Answer
 from ..evaluator import BranchEvaluator

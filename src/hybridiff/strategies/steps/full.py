@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from ...denoiser.call import Evaluation
+from ...denoiser.evaluation import Evaluation
 from ...numerics.guidance import discrepancy, drift
 from ..base import Answer
 from ..evaluator import BranchEvaluator, Forward
@@ -27,23 +27,24 @@ class FullStep:
         self._measures_drift = measures_drift
         self._before: torch.Tensor | None = None
 
-    def run(self, evaluation: Evaluation, forward: Forward | None = None, learn: Learn = lambda _: ()) -> Answer:
+    def run(self, evaluation: Evaluation, forward: Forward | None = None, learn: Learn | None = None) -> Answer:
         """Answer a step, in one branch or two; what is measured of it is read by whoever asks for it.
 
         Args:
             evaluation: The call.
             forward: What a rank runs on its rows; the whole network unless given.
-            learn: Takes in the prediction of all rows; what it returns is read with the rest.
+            learn: Takes in the prediction of all rows; what it returns is read with the rest. Without it nothing is
+                measured of a call that has one branch only.
         """
         prediction = self._evaluator.evaluate(evaluation, forward)
-        if evaluation.branches == 1:
+        if evaluation.branches == 1 and learn is None:
             self._evaluator.read_status()
             return Answer(prediction)
-        unconditional, conditional = prediction.chunk(2)  # (2B, C, H, W) -> 2 x (B, C, H, W)
-        scalars = [discrepancy(unconditional, conditional).reshape(1)]
+        branches = prediction.chunk(evaluation.branches)
+        scalars = [discrepancy(branches[0], branches[-1]).reshape(1)]
         if self._measures_drift:
             before = torch.full_like(prediction, torch.nan) if self._before is None else self._before
             scalars.append(drift(prediction, before).reshape(1))
             self._before = prediction.clone()  # the pipeline may do with its own what it likes
-            scalars += learn(self._before)
+            scalars += learn(self._before) if learn is not None else ()
         return Answer(prediction, self._evaluator.read_status(torch.cat(scalars)))

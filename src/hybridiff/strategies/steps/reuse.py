@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from ...denoiser.blocks import Boundary
-from ...denoiser.call import Evaluation
+from ...denoiser.evaluation import Evaluation
 from ...denoiser.stages import StagedDenoiser
 from ...numerics.extrapolation import Extrapolation
 from ...numerics.guidance import discrepancy
