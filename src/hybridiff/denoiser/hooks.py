@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import functools
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -89,12 +89,15 @@ class SchedulerWatch:
     def __init__(self, scheduler: Any, show: Callable[[torch.Tensor], None], end: Callable[[], None]) -> None:
         self._scheduler = scheduler
         self._step = _SeenStep(scheduler, show, end)
+        self._earlier = vars(scheduler).get("step")  # somebody else's
 
     def __enter__(self) -> None:
         self._scheduler.step = self._step
 
     def __exit__(self, *_: object) -> None:
         vars(self._scheduler).pop("step", None)
+        if self._earlier is not None:
+            self._scheduler.step = self._earlier
 
 
 class _SeenStep:
@@ -102,7 +105,7 @@ class _SeenStep:
 
     def __init__(self, scheduler: Any, show: Callable[[torch.Tensor], None], end: Callable[[], None]) -> None:
         functools.update_wrapper(self, scheduler.step)
-        self._scheduler, self._own, self._show, self._end = scheduler, scheduler.step, show, end
+        self._own, self._show, self._end = scheduler.step, show, end
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given = args[0] if args else kwargs.get("model_output")
@@ -113,5 +116,4 @@ class _SeenStep:
         return stepped
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        copied = memo[id(self._scheduler)]  # already there, its state is being copied
-        return types.MethodType(type(self._scheduler).step, copied)
+        return copy.deepcopy(self._own, memo)  # a method of the copy, which is in the memo already
