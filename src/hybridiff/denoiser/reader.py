@@ -59,6 +59,8 @@ class CallReader:
         """The guided evaluation that a first call of a step asks for."""
         if not self._is_guided(call):
             return Evaluation((call,), SINGLE.order, self.layout.is_whole)
+        if self._differences:  # a later call may find the containers of this one changed
+            call = replace(call, arguments=snapshot(call.arguments))
         foreseen = (difference.foresee(call) for difference in self._differences)
         return Evaluation((call, *foreseen), self.layout.order, self.layout.is_whole)
 
