@@ -77,7 +77,7 @@ class CallReader:
         self._calls.append(call)
         if place < len(self._open.calls) and is_foreseen(self._open.calls[place], call):
             return self._open.answer(self._prediction, place)
-        if self._differences and place <= len(self._differences):
+        if place <= len(self._differences) and call.rows == self._calls[0].rows:
             self._differences[place - 1] = CallDifference.between(self._calls[0], call)
         return None
 

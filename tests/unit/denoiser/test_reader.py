@@ -179,6 +179,16 @@ def test_a_call_too_many_is_not_foreseen_and_not_remembered() -> None:
     assert is_stock(answers_of(reader, calls_of(2)), calls_of(2))
 
 
+def test_a_later_call_of_other_rows_is_never_foreseen() -> None:
+    reader = learned()
+    for step in (1, 2, 3):
+        calls = [calls_of(step)[0], call_of(step, torch.cat([text_of(0), text_of(1)]))]
+        answers = answers_of(reader, calls)
+        assert is_stock(answers[:1], calls[:1])
+        assert answers[1] is None
+    assert is_stock(answers_of(reader, calls_of(4)), calls_of(4))
+
+
 def step_that_changes_a_dict(reader: CallReader, step: int, images: Sequence[float], text: torch.Tensor) -> list[Any]:
     """A step whose calls are given one and the same dict, changed between them; what they got and what is right."""
     settings: dict[str, float] = {}
