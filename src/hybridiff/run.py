@@ -174,7 +174,7 @@ class Run:
             self._watched = WatchedStep(self._setup.pipe)
             return
         self._reader = watched.reader(layout)
-        if layout.calls == 1 and not watched.extra_calls:
+        if layout.calls == 1 and layout.branches > 1 and not watched.extra_calls:
             self._layouts[self._kind_of_call(watched.rows)] = layout
 
     def _is_divisible(self, recorded: Evaluation) -> bool:
@@ -187,7 +187,7 @@ class Run:
         return all(self._channel.consensus(fits, "agree whether rows can be evaluated apart"))
 
     def _kind_of_call(self, rows: int) -> str:
-        """What decides how the pipeline does guidance, as text: its numbers, and how many rows it evaluates."""
+        """What decides how the pipeline stacks branches, as text: its numbers, and how many rows it evaluates."""
         numbers = {name: value for name, value in self._arguments.items() if isinstance(value, (int, float))}
         return f"{rows} rows, {sorted(numbers.items())}"
 

@@ -129,6 +129,17 @@ def test_a_layout_is_remembered_for_calls_of_the_same_numbers() -> None:
         assert evaluated_rows(specimen, parallel, guidance_scale=scale) == expected
 
 
+@pytest.mark.parametrize("strategy", ["cfg", "hybrid"])
+def test_guidance_that_a_negative_prompt_brings(strategy: str) -> None:
+    """The numbers of both calls are the same: that there was one branch is not remembered."""
+    specimen = ZOO["FluxPipeline"]
+    parallel = simulate(specimen, strategy, quality="exact")
+    for changes, is_guided in (({"negative_prompt": None}, False), ({}, True), ({"negative_prompt": None}, False)):
+        assert torch.equal(run(specimen, parallel, **changes), run(specimen, specimen.build(), **changes))
+        assert guided_steps(parallel) == [is_guided] * 4
+        assert extra_evaluations(parallel) == [0] * 4
+
+
 def test_more_images_are_another_layout() -> None:
     specimen = ZOO["PixArtAlphaPipeline"]
     parallel = simulate(specimen)
