@@ -67,8 +67,8 @@ def test_another_value_somewhere_is_not_the_same(value: Any) -> None:
 def others(value: Any) -> list[Any]:
     """Values that differ from this one in one place."""
     if isinstance(value, dict):
-        deep = [value | {key: other} for key, item in value.items() for other in others(item)]
-        return [*deep, value | {"more": None}]
+        changed = [value | {key: other} for key, item in value.items() for other in others(item)]
+        return [*changed, value | {"more": None}]
     if isinstance(value, (list, tuple)):
         kind, items = type(value), list(value)
         deep = [kind([*items[:i], other, *items[i + 1 :]]) for i, item in enumerate(items) for other in others(item)]
@@ -148,22 +148,23 @@ def test_a_difference_is_what_differs_and_no_more(first: dict[str, Any], later: 
 
 def test_a_dict_that_the_pipeline_changes_between_its_calls_is_kept_as_it_was() -> None:
     """As FLUX does with the images of an IP-Adapter: one dict, other contents."""
-    ours, theirs, settings = torch.ones(1), torch.zeros(1), {"scale": 0.5}
-    settings["image"] = ours  # type: ignore[assignment]
+    ours, theirs = torch.ones(1), torch.zeros(1)
+    settings: dict[str, Any] = {"scale": 0.5, "image": ours}
     first = call_of(snapshot({"attention": settings}))
-    settings["image"] = theirs  # type: ignore[assignment]
+    settings["image"] = theirs
     difference = CallDifference.between(first, call_of({"attention": settings}))
-    settings["image"] = ours  # type: ignore[assignment]
+    settings["image"] = ours
     foreseen = difference.foresee(call_of({"attention": settings}, sample=1.0))
     assert foreseen.arguments["attention"]["image"] is theirs
     assert not is_foreseen(foreseen, call_of({"attention": settings}, sample=1.0))
-    settings["image"] = theirs  # type: ignore[assignment]
+    settings["image"] = theirs
     assert is_foreseen(foreseen, call_of({"attention": settings}, sample=1.0))
 
 
 def test_arguments_of_one_call_only() -> None:
     difference = CallDifference.between(call_of({"skip": [1]}), call_of({"guidance": None}))
-    assert (difference.own, difference.absent) == ({"guidance": None}, {"skip"})
+    assert difference.own == {"guidance": None}
+    assert difference.absent == {"skip"}
     assert list(difference.foresee(call_of({"skip": [1]})).arguments) == ["sample", "timestep", "guidance"]
 
 
