@@ -134,7 +134,8 @@ def test_guidance_that_a_negative_prompt_brings(strategy: str) -> None:
     """The numbers of both calls are the same: that there was one branch is not remembered."""
     specimen = ZOO["FluxPipeline"]
     parallel = simulate(specimen, strategy, quality="exact")
-    for changes, is_guided in (({"negative_prompt": None}, False), ({}, True), ({"negative_prompt": None}, False)):
+    for is_guided in (False, True, False):
+        changes: dict[str, Any] = {} if is_guided else {"negative_prompt": None}
         assert torch.equal(run(specimen, parallel, **changes), run(specimen, specimen.build(), **changes))
         assert guided_steps(parallel) == [is_guided] * 4
         assert extra_evaluations(parallel) == [0] * 4
@@ -167,3 +168,51 @@ def test_a_first_step_without_numbers_is_an_error_with_rank_and_step(name: str) 
         run(specimen, parallel)
     spoiled.remove()
     assert relative_difference(run(specimen, parallel), run(specimen, specimen.build())) < ROUNDING
+
+
+def interrupt_after(last_step: int) -> Any:
+    def callback(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if step == last_step:
+            pipe._interrupt = True
+        return tensors
+
+    return callback
+
+
+@pytest.mark.parametrize("last", [0, 1])
+@pytest.mark.parametrize("name", ["FluxPipeline", "SanaPipeline"])
+def test_an_interrupt_takes_effect_after_two_further_steps(name: str, last: int) -> None:
+    specimen = ZOO[name]
+    parallel = simulate(specimen)
+    run(specimen, parallel, steps=8, callback_on_step_end=interrupt_after(last))
+    assert len(report_of(parallel).steps) == last + 3
+    assert relative_difference(run(specimen, parallel), run(specimen, specimen.build())) < ROUNDING
+
+
+@pytest.mark.parametrize("name", ["FluxPipeline", "PixArtAlphaPipeline"])
+@pytest.mark.parametrize("images", [2, 3])
+def test_images_of_a_branch_are_shared_by_its_ranks(name: str, images: int) -> None:
+    specimen = ZOO[name]
+    parallel = simulate(specimen, devices=4)
+    stock = run(specimen, specimen.build(), num_images_per_prompt=images)
+    assert relative_difference(run(specimen, parallel, num_images_per_prompt=images), stock) < ROUNDING
+    partition = report_of(parallel).partition
+    assert partition is not None
+    assert (partition.rows, partition.largest) == (2 * images, 1 if images == 2 else 2)
+
+
+def centre(module: torch.nn.Module, given: Any, output: torch.Tensor) -> torch.Tensor:
+    return output - 0.5 * output.mean(0)
+
+
+@pytest.mark.parametrize("name", ["FluxPipeline", "PixArtAlphaPipeline"])
+def test_images_that_depend_on_each_other_are_evaluated_together(name: str) -> None:
+    specimen = ZOO[name]
+    parallel, pipe = simulate(specimen, devices=4), specimen.build()
+    for network in (parallel.pipe.transformer, pipe.transformer):
+        network.proj_out.register_forward_hook(centre)
+    stock = run(specimen, pipe, num_images_per_prompt=2)
+    for _ in range(2):  # and as remembered
+        assert torch.equal(run(specimen, parallel, num_images_per_prompt=2), stock)
+        assert report_of(parallel).partition is None
+        assert "depend on each other" in " ".join(report_of(parallel).notes)
