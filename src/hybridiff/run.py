@@ -160,7 +160,6 @@ class Run:
         if self._strategy is None:
             if not reason and not self._is_divisible(watched.evaluation(layout)):
                 layout = replace(layout, is_whole=True)
-                self._notes.append("images of a batch and its branches depend on each other: every rank evaluates all")
             if reason:
                 self._notes.append(f"{type(self._setup.pipe).__name__}: {reason}; every rank evaluates everything")
             self._strategy = self._begin(
@@ -204,6 +203,8 @@ class Run:
         self._current.started = time.perf_counter()
         if evaluation.branches == 1:
             self._notes.append(_unguided_note(setup, evaluation.rows))
+        if layout.is_whole:
+            self._notes.append("images of a batch and its branches depend on each other: every rank evaluates all")
         context = RunContext(
             config=setup.config,
             settings=setup.settings,
