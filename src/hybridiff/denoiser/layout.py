@@ -80,10 +80,12 @@ def _coefficients(parts: Sequence[torch.Tensor], shown: torch.Tensor) -> list[fl
     columns = [_like(part, shown) for part in parts]
     if any(column is None for column in columns):
         return None
-    matrix = torch.stack([column.double().flatten() for column in columns if column is not None], 1)
-    target = shown.double().flatten()
-    solved = torch.linalg.lstsq(matrix.cpu(), target.cpu()[:, None]).solution.flatten()
-    misfit = float((matrix.cpu() @ solved - target.cpu()).norm() / target.norm().clamp_min(1e-12))
+    matrix = torch.stack([column.flatten().cpu().double() for column in columns if column is not None], 1)
+    target = shown.flatten().cpu().double()
+    if not (matrix.isfinite().all() and target.isfinite().all()):
+        return None  # the run says so where it reads how the ranks fared
+    solved = torch.linalg.lstsq(matrix, target[:, None]).solution.flatten()
+    misfit = float((matrix @ solved - target).norm() / target.norm().clamp_min(1e-12))
     total = float(solved.sum())
     if not misfit <= _LARGEST_MISFIT or abs(total) < 1e-3 or float(solved.abs().min()) < 1e-3:
         return None  # what was shown was one branch alone, or nothing that is known

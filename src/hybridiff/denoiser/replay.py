@@ -7,10 +7,11 @@ foreseen, and answered with what is there already.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from .call import DenoiserCall
@@ -69,18 +70,19 @@ def snapshot(value: Any) -> Any:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two arguments are the same, tensors by value."""
+    """Whether two arguments are the same, tensors and arrays by value."""
     if one is other:
         return True
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return one.shape == other.shape and one.dtype == other.dtype and bool(torch.equal(one, other))
+        alike = (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device)
+        return alike and bool(torch.equal(one, other))
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, Sequence) and isinstance(other, Sequence) and not isinstance(one, str):
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
         return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
-    if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
+    if type(one) is not type(other):
         return False
-    return bool(type(one) is type(other) and one == other)
+    return bool(np.array_equal(one, other)) if hasattr(one, "__array__") else bool(one == other)
 
 
 def leaves(value: Any) -> Iterator[Any]:
