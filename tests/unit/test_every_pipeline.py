@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -194,3 +195,11 @@ def test_what_is_refused_leaves_the_pipeline_as_it_was(name: str, why: str) -> N
         run(specimen, parallel)
     assert traces(pipe) == before
     assert torch.equal(run(specimen, pipe), alone)
+
+
+def test_the_list_of_pipelines_names_every_specimen() -> None:
+    words = (Path(__file__).parents[2] / "docs" / "pipelines.md").read_text().replace("\n", " ")
+    for name in ZOO:
+        kind, _, special = name.partition(":")
+        listed = kind.removesuffix("Pipeline") + (f" ({special})" if special else "")
+        assert listed in words
