@@ -40,7 +40,7 @@ from diffusers.hooks import (
 from diffusers.models.cache_utils import CacheMixin
 
 from hybridiff.denoiser.adapters import find_denoiser
-from hybridiff.denoiser.call import Evaluation, bind_arguments
+from hybridiff.denoiser.call import DenoiserCall
 from hybridiff.denoiser.hooks import AttachedHook, DenoiserHook
 from hybridiff.evaluation.simulation import RunSummary
 from hybridiff.schedule.presets import scaled_steps
@@ -102,7 +102,6 @@ class CachedPipeline:
         self.pipe = pipe
         self.shares: list[float] = []
         self._adapter = adapter
-        self._channels: int = network.config.out_channels  # type: ignore[assignment, union-attr]
         self._timestep = 0.0
         self._work = 0
         self._whole = 0
@@ -143,15 +142,15 @@ class CachedPipeline:
     def __exit__(self, *_: object) -> None:
         self.detach()
 
-    def _answer(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = Evaluation(self._adapter, forward, bind_arguments(forward, args, kwargs), 2, self._channels)
+    def _answer(self, network: Any, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        call = DenoiserCall.bind(self._adapter, network, forward, args, kwargs)
         self._timestep = call.timestep
         half = call.rows // 2
         work, predictions = [], []
         for network, start in zip(self._branches, (0, half), strict=True):
             self._work = 0
             with CacheMixin.cache_context(network, "branch"):
-                own = Evaluation(self._adapter, network.forward, call.arguments, 2, self._channels)
+                own = DenoiserCall(self._adapter, network, network.forward, call.arguments)
                 predictions.append(own.run(slice(start, start + half)))
             work.append(self._work)
         self._whole = self._whole or max(work)  # no cache leaves anything out in the first step

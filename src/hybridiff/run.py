@@ -16,10 +16,10 @@ from .agreement import Setup
 from .denoiser.adapters.base import argument
 from .denoiser.call import DenoiserCall
 from .denoiser.evaluation import Evaluation, can_be_evaluated_apart
-from .denoiser.hooks import SchedulerWatch
 from .denoiser.layout import GuidanceLayout
 from .denoiser.reader import CallReader, WatchedStep, batched_reader, count_steps, known_reader
 from .denoiser.rows import split_rows
+from .denoiser.watch import SchedulerWatch
 from .distributed.channel import Channel
 from .distributed.consistency import device_identity
 from .distributed.status import Status

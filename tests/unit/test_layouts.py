@@ -214,5 +214,7 @@ def test_images_that_depend_on_each_other_are_evaluated_together(name: str) -> N
     stock = run(specimen, pipe, num_images_per_prompt=2)
     for _ in range(2):  # and as remembered
         assert torch.equal(run(specimen, parallel, num_images_per_prompt=2), stock)
-        assert report_of(parallel).partition is None
+        partition = report_of(parallel).partition
+        assert partition is not None
+        assert partition.is_whole
         assert "depend on each other" in " ".join(report_of(parallel).notes)

@@ -21,6 +21,7 @@ ROOMS = [
     "launch",
     "pipeline",
     "run",
+    "running_step",
     "agreement",
     "strategies",
     "distributed",

@@ -19,6 +19,9 @@ _SHARED = frozenset({"image_rotary_emb", "freqs_cis", "txt_ids", "img_ids", "img
 _OF_FRAMES = frozenset({"encoder_hidden_states", "down_block_additional_residuals", "mid_block_additional_residual"})
 """Arguments that may have several lines a sample: one for each frame of a film."""
 
+_ROWS_SECOND = frozenset({"encoder_hidden_states_llama3"})
+"""Tensors whose dim 0 is that of layers, and dim 1 the batch."""
+
 
 @dataclass(frozen=True)
 class DenoiserCall:
@@ -98,10 +101,11 @@ def bind_arguments(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: M
 
 def take_call_rows(call: DenoiserCall, wanted: slice) -> dict[str, Any]:
     """Cut some rows out of the arguments of a call."""
-    return {
+    taken = {
         name: value if name in _SHARED else take_rows(value, call.rows, wanted, name in _OF_FRAMES, call.is_list)
         for name, value in call.arguments.items()
     }
+    return taken | {name: call.arguments[name][:, wanted] for name in _ROWS_SECOND & taken.keys()}
 
 
 def take_rows(value: Any, rows: int, wanted: slice, has_frames: bool = False, has_lists: bool = False) -> Any:

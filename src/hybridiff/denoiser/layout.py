@@ -52,7 +52,7 @@ def find_layout(predictions: Sequence[torch.Tensor], shown: torch.Tensor | None,
     calls = len(predictions)
     branches = calls
     if calls == 1:
-        branches = len(predictions[0]) // len(shown) if shown is not None and shown.ndim else 1 + guided
+        branches = _stacked(predictions[0], shown) if shown is not None and shown.ndim else 1 + guided
     if branches <= 1:
         return SINGLE
     parts = predictions if calls > 1 else predictions[0].chunk(branches)
@@ -63,6 +63,13 @@ def find_layout(predictions: Sequence[torch.Tensor], shown: torch.Tensor | None,
     ranked = sorted(range(branches), key=lambda part: found[part])
     order = tuple(ranked.index(part) for part in range(branches))
     return GuidanceLayout(calls, order, tuple(found[part] for part in ranked))
+
+
+def _stacked(prediction: torch.Tensor, shown: torch.Tensor) -> int:
+    """How many branches a prediction has for each thing that the scheduler was given."""
+    if prediction.ndim == shown.ndim:
+        return len(prediction) // len(shown)
+    return prediction.numel() // shown.numel()  # the scheduler was given frames, or tokens, in another form
 
 
 def _coefficients(parts: Sequence[torch.Tensor], shown: torch.Tensor) -> list[float] | None:
@@ -89,6 +96,8 @@ def _like(part: torch.Tensor, shown: torch.Tensor) -> torch.Tensor | None:
     """The part of a prediction that a scheduler was given: more channels, or more tokens, are not for it."""
     if part.shape == shown.shape:
         return part
+    if part.ndim == shown.ndim + 1 and part.transpose(1, 2).flatten(0, 1).shape == shown.shape:
+        return part.transpose(1, 2).flatten(0, 1)  # a film, (rows, C, F, ...), whose frames are (rows * F, C, ...)
     if part.ndim == shown.ndim and all(a >= b for a, b in zip(part.shape, shown.shape, strict=True)):
         return part[tuple(slice(0, size) for size in shown.shape)]
     return part.reshape(shown.shape) if part.numel() == shown.numel() else None

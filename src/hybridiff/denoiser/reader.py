@@ -183,8 +183,9 @@ class WatchedStep:
         return same if self._is_split(same) else 1
 
     def _is_split(self, calls: int) -> bool:
-        """Whether some calls have a branch each: the scheduler is given as many rows as each of them has."""
-        return calls > 1 and (self._shown is None or len(self._predictions[0]) == len(self._shown))
+        """Whether some calls have a branch each: the scheduler is given as many rows as each of them has, or all."""
+        rows = len(self._predictions[0])
+        return calls > 1 and (self._shown is None or len(self._shown) in (rows, calls * rows))
 
 
 def count_steps(pipe: Any) -> int:

@@ -56,9 +56,9 @@ def inspect_denoiser(pipe: Any, **call: Any) -> Inspection:
         UsageError: the network cannot be split.
     """
     adapter, network = find_denoiser(pipe)
+    staged = StagedDenoiser(adapter, network)
     evaluation = first_evaluation(pipe, **call)
     rows = branch_rows(evaluation, evaluation.branches - 1)
-    staged = StagedDenoiser(adapter, network)
     with torch.no_grad():
         splits = staged.measure(evaluation, rows)
     settings = ModelSettings.find(pipe, adapter)

@@ -71,6 +71,9 @@ class PipelineRank:
         with _steps_told_to(self.parallel.pipe, on_step):
             output = self.parallel(**call.arguments, generator=generator)
         assert self.parallel.report is not None
+        if not hasattr(output, "images"):
+            made, name = ", ".join(vars(output)), type(self.parallel.pipe).__name__
+            raise UsageError(f"{name} makes {made}, not images: call it by hybridiff.parallelize, under torchrun")
         images = output.images.cpu() if isinstance(output.images, torch.Tensor) else output.images
         return Generation(images, self.parallel.report, call.seed)
 

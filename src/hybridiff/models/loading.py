@@ -71,7 +71,8 @@ class ModelFolder:
         vae = _read_json(self.path / "vae" / "config.json") if (self.path / "vae").is_dir() else {}
         denoiser = _read_json(self.path / self.denoiser / "config.json")
         scale = 2 ** (len(vae.get("block_out_channels", [1] * 4)) - 1)
-        multiple = int(scale * (denoiser.get("patch_size") or 1))
+        patch = denoiser.get("patch_size") or 1  # of films: frames, height and width
+        multiple = int(scale * (patch[-1] if isinstance(patch, list) else patch))
         positions = denoiser.get("pos_embed_max_size")
         return SizeLimits(multiple, MOST_PIXELS if positions is None else positions * multiple, self.name)
 

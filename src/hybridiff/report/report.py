@@ -121,8 +121,9 @@ class RunReport:
     @property
     def ideal_speedup(self) -> float | None:
         """Serial time over the critical path of this schedule, from stage costs measured alone; None if serial."""
+        is_shared = self.partition is not None or any(step.kind is not StepKind.FULL for step in self.steps)
         is_guided = any(step.discrepancy is not None for step in self.steps)
-        if self.strategy == "serial" or not self.steps or not (is_guided or self.branches == 1):
+        if self.strategy == "serial" or not self.steps or not (is_guided or is_shared):
             return None
         costs = StageCosts(self.stages["outer"], self.stages["inner"]) if self.stages else HALVES
         ended = [step for step in self.steps if step.kind is StepKind.FULL and step.discrepancy is None]

@@ -101,9 +101,11 @@ class SwitchingStrategy(CfgStrategy):
     def _scheduled(self, step: int) -> StepKind:
         """The kind of a step, whether guidance is on: ranks may learn of its end one after the other.
 
-        Where the pipeline evaluates the network once more, a fresh prediction must not be mixed with a held one.
+        Where the pipeline evaluates the network once more, a fresh prediction must not be mixed with a held one; what
+        comes after the steps that it counted belongs to another sample, such as the next part of a film.
         """
-        is_forced = step in self.context.extra_steps or step in self._forced
+        is_over = step >= self.context.steps
+        is_forced = is_over or step in self.context.extra_steps or step in self._forced
         return StepKind.FULL if is_forced else self.policy.kind(step)
 
     def _ahead(self) -> tuple[int, StepKind]:

@@ -40,10 +40,13 @@ def test_a_pipeline_without_a_denoiser() -> None:
 
 
 def test_a_denoiser_of_an_unknown_family() -> None:
+    """Its calls can be shared all the same; only what needs its layers says that it does not know them."""
     pipe = build("sdxl two levels")
     pipe.unet = pipe.vae
-    with pytest.raises(UsageError, match=r"denoises with AutoencoderKL; supported: UNet2DConditionModel, SD3"):
-        find_denoiser(pipe)
+    adapter, network = find_denoiser(pipe)
+    assert network is pipe.vae
+    with pytest.raises(UsageError, match=r"the layers of AutoencoderKL are not known, so it cannot be split; use"):
+        adapter.layers(network)
 
 
 @pytest.mark.parametrize(

@@ -68,11 +68,16 @@ def test_the_timestep_of_a_call_in_whatever_form(timestep: Any) -> None:
 )
 def test_a_prediction_comes_back_in_the_form_that_was_asked_for(adapter: Any, output: type) -> None:
     prediction = rows(2)
-    wrapped = evaluation(dict, adapter, return_dict=True).wrap(prediction)
+    asked = {adapter.sample: rows(2)}
+
+    def forward(sample: Any = None, hidden_states: Any = None, return_dict: bool = True) -> None:
+        pass
+
+    wrapped = evaluation(forward, adapter, **asked, return_dict=True).wrap(prediction)
     assert isinstance(wrapped, output)
     assert wrapped.sample is prediction  # type: ignore[attr-defined]
-    assert isinstance(evaluation(dict, adapter).wrap(prediction), output)
-    assert evaluation(dict, adapter, return_dict=False).wrap(prediction) == (prediction,)
+    assert isinstance(evaluation(forward, adapter, **asked).wrap(prediction), output)
+    assert evaluation(forward, adapter, **asked, return_dict=False).wrap(prediction) == (prediction,)
 
 
 def test_arguments_are_bound_by_the_network_s_own_names() -> None:

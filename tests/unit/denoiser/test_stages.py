@@ -160,7 +160,7 @@ def test_removing_leaves_nothing_behind(name: str) -> None:
     staged.remove()
     assert vars_of(network) == before
     assert (staged.split, staged.made_for, staged.down, staged.up) == (None, None, (), ())
-    assert torch.equal(network(**evaluation.arguments, return_dict=False)[0][:1], evaluation.run()[:1])
+    assert torch.equal(network(**evaluation.calls[0].arguments, return_dict=False)[0][:1], evaluation.run()[:1])
     assert torch.equal(evaluation.run(slice(0, 1)), expected)
 
 
@@ -188,7 +188,7 @@ def test_a_call_after_a_stage_runs_the_whole_network(name: str, stage: str) -> N
         staged.run_outer(evaluation, slice(0, 1), giving(up))
     else:
         staged.run_inner(evaluation, slice(0, 1), staged.down)
-    assert torch.equal(network(**evaluation.arguments, return_dict=False)[0], expected)
+    assert torch.equal(network(**evaluation.calls[0].arguments, return_dict=False)[0], expected)
 
 
 @pytest.mark.parametrize("stage", ["outer", "inner"])
@@ -207,7 +207,7 @@ def test_a_call_after_a_stage_that_failed_runs_the_whole_network(stage: str) -> 
             evaluation, slice(0, 1), down
         )
     handle.remove()
-    assert torch.equal(network(**evaluation.arguments, return_dict=False)[0], expected)
+    assert torch.equal(network(**evaluation.calls[0].arguments, return_dict=False)[0], expected)
 
 
 def fail(*_: Any) -> None:

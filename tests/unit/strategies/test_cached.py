@@ -205,8 +205,10 @@ def test_a_second_order_scheduler_whose_steps_are_all_full() -> None:
 def test_without_guidance(images: int) -> None:
     changes = {"guidance_scale": 1.0, "num_images_per_prompt": images}
     generated = simulated("sd3", HYBRID, changes)
-    assert torch.equal(generated.latents, simulated("sd3", {"strategy": "cfg"}, changes).latents)
-    assert kinds(generated) == "f" * 10
+    exact = simulated("sd3", {"strategy": "cfg"}, changes).latents
+    assert 1e-4 < relative_difference(generated.latents, exact) < 0.2
+    assert kinds(generated) == "ffcfccfccf", "steps of the one branch are cached all the same"
+    assert generated.report["ideal_speedup"] == pytest.approx(images * 10 / 5)
     (note,) = generated.report["notes"]
     assert note.startswith("guidance is off")
 

@@ -224,10 +224,11 @@ def test_a_scheduler_of_second_order_keeps_a_promise_with_cached_steps() -> None
     assert relative_difference(more.latents, expected) < relative_difference(generated.latents, expected)
 
 
-def test_without_guidance_all_is_full() -> None:
-    generated = simulated("sd3", 30, guidance_scale=1.0, num_inference_steps=8)
-    assert kinds(generated.report) == "f" * 8
-    assert generated.report["fidelity"] == {"promised": 30, "estimated": 100.0}
+def test_without_guidance_a_promise_is_kept_all_the_same() -> None:
+    generated = simulated("sd3", 30, guidance_scale=1.0, num_inference_steps=12)
+    assert "c" in kinds(generated.report)
+    assert generated.report["fidelity"]["promised"] == 30
+    assert 30 <= generated.report["fidelity"]["estimated"] < 100
 
 
 @pytest.mark.parametrize("last", [1, 6, 7, 8, 20])

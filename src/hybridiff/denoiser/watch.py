@@ -1,0 +1,52 @@
+"""A scheduler that is watched while a pipeline runs."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+class SchedulerWatch:
+    """Sees what a pipeline gives its scheduler, and when a step ends, for the length of a call.
+
+    Args:
+        scheduler: The pipeline's own; copies that the pipeline makes of it step unseen.
+        show: Called with what each step is given, (rows, ...), before it.
+        end: Called after each step.
+    """
+
+    def __init__(self, scheduler: Any, show: Callable[[torch.Tensor], None], end: Callable[[], None]) -> None:
+        self._scheduler = scheduler
+        self._step = _SeenStep(scheduler, show, end)
+        self._earlier = vars(scheduler).get("step")  # somebody else's
+
+    def __enter__(self) -> None:
+        self._scheduler.step = self._step
+
+    def __exit__(self, *_: object) -> None:
+        vars(self._scheduler).pop("step", None)
+        if self._earlier is not None:
+            self._scheduler.step = self._earlier
+
+
+class _SeenStep:
+    """Stands in for a scheduler's `step`, whose signature pipelines inspect; copied with it, it is the stock one."""
+
+    def __init__(self, scheduler: Any, show: Callable[[torch.Tensor], None], end: Callable[[], None]) -> None:
+        functools.update_wrapper(self, scheduler.step)
+        self._own, self._show, self._end = scheduler.step, show, end
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        given = args[0] if args else kwargs.get("model_output")
+        if isinstance(given, torch.Tensor):
+            self._show(given)
+        stepped = self._own(*args, **kwargs)
+        self._end()
+        return stepped
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self._own, memo)  # a method of the copy, which is in the memo already
