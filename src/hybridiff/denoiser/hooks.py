@@ -98,7 +98,7 @@ class SchedulerWatch:
 
 
 class _SeenStep:
-    """Stands in for a scheduler's `step`, whose signature pipelines inspect; copied with its owner it is the stock one."""
+    """Stands in for a `step` whose signature pipelines inspect; copied with its scheduler it is the stock one."""
 
     def __init__(self, scheduler: Any, show: Callable[[torch.Tensor], None], end: Callable[[], None]) -> None:
         functools.update_wrapper(self, scheduler.step)
