@@ -41,8 +41,9 @@ def begin(reader: CallReader, sample: torch.Tensor) -> torch.Tensor:
 def test_the_later_call_is_answered_with_what_was_foreseen(reader: CallReader) -> None:
     sample = torch.tensor([[1.0, 2.0, 3.0]])
     assert torch.equal(begin(reader, sample), 2 * sample)
-    (later,) = reader.answer_later(call(sample, NEGATIVE_TEXT))
-    assert torch.equal(later, -sample)
+    later = reader.answer_later(call(sample, NEGATIVE_TEXT))
+    assert later is not None
+    assert torch.equal(later[0], -sample)
     assert reader.answer_later(call(sample, NEGATIVE_TEXT)) is None  # one call too many
 
 
