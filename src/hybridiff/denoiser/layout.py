@@ -67,9 +67,17 @@ def find_layout(predictions: Sequence[torch.Tensor], shown: torch.Tensor | None,
 
 def _stacked(prediction: torch.Tensor, shown: torch.Tensor) -> int:
     """How many branches a prediction has for each thing that the scheduler was given."""
-    if prediction.ndim == shown.ndim:
-        return len(prediction) // len(shown)
-    return prediction.numel() // shown.numel()  # the scheduler was given frames, or tokens, in another form
+    return len(_frames(prediction) if _is_in_frames(prediction, shown) else prediction) // len(shown)
+
+
+def _is_in_frames(prediction: torch.Tensor, shown: torch.Tensor) -> bool:
+    """Whether a film is predicted, (rows, C, F, ...), whose frames the scheduler was given: (rows * F, C, ...)."""
+    return prediction.ndim == shown.ndim + 1 and (*prediction.shape[1:2], *prediction.shape[3:]) == shown.shape[1:]
+
+
+def _frames(film: torch.Tensor) -> torch.Tensor:
+    """(rows, C, F, ...) as (rows * F, C, ...)."""
+    return film.transpose(1, 2).flatten(0, 1)
 
 
 def _coefficients(parts: Sequence[torch.Tensor], shown: torch.Tensor) -> list[float] | None:
@@ -96,8 +104,8 @@ def _like(part: torch.Tensor, shown: torch.Tensor) -> torch.Tensor | None:
     """The part of a prediction that a scheduler was given: more channels, or more tokens, are not for it."""
     if part.shape == shown.shape:
         return part
-    if part.ndim == shown.ndim + 1 and part.transpose(1, 2).flatten(0, 1).shape == shown.shape:
-        return part.transpose(1, 2).flatten(0, 1)  # a film, (rows, C, F, ...), whose frames are (rows * F, C, ...)
+    if _is_in_frames(part, shown):
+        return _frames(part)
     if part.ndim == shown.ndim and all(a >= b for a, b in zip(part.shape, shown.shape, strict=True)):
         return part[tuple(slice(0, size) for size in shown.shape)]
     return part.reshape(shown.shape) if part.numel() == shown.numel() else None

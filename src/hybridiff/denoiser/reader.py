@@ -13,7 +13,7 @@ import torch
 from .call import DenoiserCall
 from .evaluation import Evaluation, RecordedEvaluation
 from .layout import BATCHED, SINGLE, GuidanceLayout, find_layout
-from .replay import CallDifference, is_foreseen, snapshot, unknown_things
+from .replay import CallDifference, is_foreseen, snapshot, tensor_versions, unknown_things
 
 _PLAIN_GUIDERS = frozenset(
     {
@@ -54,6 +54,7 @@ class CallReader:
         self._open: Evaluation | None = None  # of the step that runs
         self._prediction: torch.Tensor | None = None
         self._calls: list[DenoiserCall] = []
+        self._versions: list[list[int]] = []
 
     def evaluation(self, call: DenoiserCall) -> Evaluation:
         """The guided evaluation that a first call of a step asks for."""
@@ -67,6 +68,7 @@ class CallReader:
     def answer(self, evaluation: Evaluation, prediction: torch.Tensor) -> Any:
         """What the first call is answered; the rest is kept for the calls to come."""
         self._open, self._prediction, self._calls = evaluation, prediction, [evaluation.calls[0]]
+        self._versions = [tensor_versions(call) for call in evaluation.calls]
         return evaluation.answer(prediction)
 
     def answer_later(self, call: DenoiserCall) -> Any | None:
@@ -75,7 +77,7 @@ class CallReader:
         assert self._prediction is not None
         place = len(self._calls)
         self._calls.append(call)
-        if place < len(self._open.calls) and is_foreseen(self._open.calls[place], call):
+        if place < len(self._open.calls) and is_foreseen(self._open.calls[place], self._versions[place], call):
             return self._open.answer(self._prediction, place)
         if place <= len(self._differences) and call.rows == self._calls[0].rows:
             self._differences[place - 1] = CallDifference.between(self._calls[0], call)

@@ -16,8 +16,8 @@ import torch
 
 from .call import DenoiserCall
 
-_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Generator)
-"""Things that a call may be given which no call changes."""
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Generator, torch.Tensor)
+"""Things that a call may be given which no call changes; that tensors stay as they are, is looked after."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,31 @@ class CallDifference:
         return replace(first, arguments=kept | self.own)
 
 
-def is_foreseen(foreseen: DenoiserCall, call: DenoiserCall) -> bool:
-    """Whether a call is what was foreseen; waits for the device only where an argument is another object."""
-    return call.network is foreseen.network and same(foreseen.arguments, call.arguments)
+def is_foreseen(foreseen: DenoiserCall, versions: Sequence[int], call: DenoiserCall) -> bool:
+    """Whether a call is what was foreseen; waits for the device only where an argument is another object.
+
+    Args:
+        foreseen: What was foreseen.
+        versions: Its `tensor_versions` when it was evaluated.
+        call: What was called.
+    """
+    if call.network is not foreseen.network or versions != tensor_versions(foreseen):
+        return False
+    return same(foreseen.arguments, call.arguments)
+
+
+def tensor_versions(call: DenoiserCall) -> list[int]:
+    """How often the tensors that a call is given have been changed in place."""
+    tensors = (leaf for leaf in leaves(call.arguments) if isinstance(leaf, torch.Tensor))
+    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]  # those do not count
 
 
 def unknown_things(call: DenoiserCall) -> list[str]:
     """Arguments whose state may change between the calls of a step, such as caches of keys and values."""
     return [
-        name for name, value in call.arguments.items() if any(not isinstance(leaf, _PLAIN) for leaf in leaves(value))
+        name
+        for name, value in call.arguments.items()
+        if any(not isinstance(leaf, _PLAIN) and not hasattr(leaf, "__array__") for leaf in leaves(value))
     ]
 
 
@@ -86,12 +102,12 @@ def same(one: Any, other: Any) -> bool:
 
 
 def leaves(value: Any) -> Iterator[Any]:
-    """What lies in an argument, without tensors and arrays."""
+    """What lies in an argument, however deep in its containers."""
     if isinstance(value, Mapping):
         for item in value.values():
             yield from leaves(item)
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from leaves(item)
-    elif not isinstance(value, torch.Tensor) and not hasattr(value, "__array__"):
+    else:
         yield value

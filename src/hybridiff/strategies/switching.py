@@ -55,6 +55,8 @@ class SwitchingStrategy(CfgStrategy):
         self._forced.update(range(self.context.steps))
 
     def predict(self, evaluation: Evaluation, step: int) -> Answer:
+        if self._is_over(step):
+            return super().predict(evaluation, step)
         if evaluation.branches < self._branches:
             return self._predict_unguided(evaluation, step)
         self._has_ended = False
@@ -101,12 +103,14 @@ class SwitchingStrategy(CfgStrategy):
     def _scheduled(self, step: int) -> StepKind:
         """The kind of a step, whether guidance is on: ranks may learn of its end one after the other.
 
-        Where the pipeline evaluates the network once more, a fresh prediction must not be mixed with a held one; what
-        comes after the steps that it counted belongs to another sample, such as the next part of a film.
+        Where the pipeline evaluates the network once more, a fresh prediction must not be mixed with a held one.
         """
-        is_over = step >= self.context.steps
-        is_forced = is_over or step in self.context.extra_steps or step in self._forced
+        is_forced = self._is_over(step) or step in self.context.extra_steps or step in self._forced
         return StepKind.FULL if is_forced else self.policy.kind(step)
+
+    def _is_over(self, step: int) -> bool:
+        """Whether a step comes after all that the pipeline counted: it is one of another sample (Helios)."""
+        return step >= self.context.steps
 
     def _ahead(self) -> tuple[int, StepKind]:
         """The next step that has messages."""
