@@ -157,6 +157,8 @@ class Run:
     def _learn(self, watched: WatchedStep) -> None:
         """Take in a step that every rank answered on its own: how the pipeline does guidance."""
         layout, reason = watched.layout(), watched.why_not_shared()
+        if self._heterogeneous:
+            layout = self._channel.consensus(layout, "agree on how the pipeline does guidance")[0]
         if self._strategy is None:
             if not reason and not self._is_divisible(watched.evaluation(layout)):
                 layout = replace(layout, is_whole=True)

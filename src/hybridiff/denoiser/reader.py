@@ -193,4 +193,6 @@ class WatchedStep:
 def count_steps(pipe: Any) -> int:
     """Number of denoising steps of the call that runs."""
     counted = getattr(pipe, "num_timesteps", None)
-    return int(counted) if counted is not None else len(pipe.scheduler.timesteps)
+    if counted is not None:
+        return int(counted)
+    return len(pipe.scheduler.timesteps) - (getattr(pipe.scheduler, "begin_index", None) or 0)  # image to image
