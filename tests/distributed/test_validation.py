@@ -259,24 +259,34 @@ def call_on_rank_0_only() -> Outcome:
 @pytest.mark.parametrize(
     ("pipeline", "sentence"),
     [
-        ("StableDiffusionXLPAGPipeline", "evaluates more than two branches per step"),
-        ("StableDiffusionInstructPix2PixPipeline", "evaluates more than two branches per step"),
-        ("LEditsPPPipelineStableDiffusionXL", "evaluates more than two branches per step"),
-        ("StableDiffusionXLAdapterPipeline", "by which steps are counted"),
+        (pipeline, "does guidance is found out at its first step, so its network cannot be split")
+        for pipeline in (
+            "StableDiffusionXLPAGPipeline",
+            "StableDiffusionInstructPix2PixPipeline",
+            "LEditsPPPipelineStableDiffusionXL",
+            "StableDiffusionXLAdapterPipeline",
+        )
     ],
 )
-def test_pipelines_that_do_not_fit(pipeline: str, sentence: str) -> None:
+def test_pipelines_whose_layout_is_found_out_cannot_be_split(pipeline: str, sentence: str) -> None:
     donor = build("sd15" if "Instruct" in pipeline else "sdxl two levels")
     parts = {"adapter": diffusers.T2IAdapter(channels=[8, 8], num_res_blocks=1), "image_encoder": None}
     wanted = getattr(diffusers, pipeline)._get_signature_keys(getattr(diffusers, pipeline))[0]
     components = donor.components | parts
     pipe = getattr(diffusers, pipeline)(**{name: components[name] for name in wanted if name in components})
     with pytest.raises(UsageError, match=sentence):
-        parallelize(pipe, ParallelConfig(simulate=True))
+        parallelize(pipe, ParallelConfig("published", simulate=True))
 
 
-def test_a_denoiser_of_an_unknown_family() -> None:
+def test_a_denoiser_of_an_unknown_family_cannot_be_split() -> None:
     pipe = build(NAME)
     pipe.unet = pipe.vae
-    with pytest.raises(UsageError, match=r"denoises with AutoencoderKL; supported: UNet2DConditionModel, SD3"):
+    with pytest.raises(UsageError, match=r"the layers of AutoencoderKL are not known, so it cannot be split; use"):
+        parallelize(pipe, ParallelConfig("published", simulate=True))
+
+
+def test_a_pipeline_without_a_scheduler() -> None:
+    pipe = build(NAME)
+    pipe.scheduler = None
+    with pytest.raises(UsageError, match="has no scheduler, by whose steps its own are counted"):
         parallelize(pipe, ParallelConfig(simulate=True))

@@ -29,7 +29,7 @@ _PLAIN_GUIDERS = frozenset(
 """Guiders of diffusers that only combine predictions; the others change the network between its calls."""
 
 
-_READ_NETWORK = frozenset({"sag_scale"})
+_READ_NETWORK = frozenset({"sag_scale", "attn_store_steps"})
 """Arguments of pipelines that look at what layers of the network do with the whole batch."""
 
 
