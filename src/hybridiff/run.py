@@ -159,18 +159,17 @@ class Run:
         layout, reason = watched.layout(), watched.why_not_shared()
         if self._heterogeneous:
             layout = self._channel.consensus(layout, "agree on how the pipeline does guidance")[0]
+        evaluation = watched.evaluation(layout)
         if self._strategy is None:
-            if not reason and not self._is_divisible(watched.evaluation(layout)):
-                layout = replace(layout, is_whole=True)
+            if not reason and not self._is_divisible(evaluation):
+                layout, evaluation = replace(layout, is_whole=True), replace(evaluation, is_whole=True)
             if reason:
                 self._notes.append(f"{type(self._setup.pipe).__name__}: {reason}; every rank evaluates everything")
-            self._strategy = self._begin(
-                watched.evaluation(layout), layout, watched.scheduler, None, serial=bool(reason)
-            )
+            self._strategy = self._begin(evaluation, layout, watched.scheduler, None, serial=bool(reason))
             if watched.extra_calls:
                 self._strategy.disturb()
         self._current.extra += watched.extra_calls
-        self._predict(self._strategy, watched.evaluation(layout))
+        self._predict(self._strategy, evaluation)
         if reason:
             self._watched = WatchedStep(self._setup.pipe)
             return

@@ -69,6 +69,18 @@ def stable_video_diffusion() -> Any:
     )
 
 
+_FILMS: dict[str, Any] = {
+    "sample_size": SIZE // 2,
+    "block_out_channels": (16, 32),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
+    "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"),
+    "cross_attention_dim": TEXT_WIDTH,
+}
+"""What the U-Nets of films have in common."""
+
+
 def still() -> dict[str, Any]:
     return {
         "image": pipelines.start_image(),
@@ -82,16 +94,7 @@ def still() -> dict[str, Any]:
 
 def i2vgen_xl() -> Any:
     torch.manual_seed(0)
-    unet = I2VGenXLUNet(
-        sample_size=SIZE // 2,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
-        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
-        cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=2,
-    )
+    unet = I2VGenXLUNet(**_FILMS, attention_head_dim=2)
     return quiet(
         I2VGenXLPipeline(
             unet=awake(unet, "attn2.to_v", "attn2.to_out.0"),
@@ -107,16 +110,7 @@ def i2vgen_xl() -> Any:
 
 def text_to_video() -> Any:
     torch.manual_seed(0)
-    unet = UNet3DConditionModel(
-        sample_size=SIZE // 2,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        norm_num_groups=4,
-        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
-        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
-        cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=8,
-    )
+    unet = UNet3DConditionModel(**_FILMS, attention_head_dim=8)
     return quiet(
         TextToVideoSDPipeline(
             unet=awake(unet, "attn2.to_v", "attn2.to_out.0"),

@@ -148,7 +148,7 @@ class WatchedStep:
     def reader(self, layout: GuidanceLayout) -> CallReader:
         """What makes evaluations of the steps after this one."""
         if layout.calls == 1:
-            return batched_reader(layout, self._calls[0].rows)
+            return batched_reader(layout, self.rows)
         differences = tuple(CallDifference.between(self._calls[0], call) for call in self._calls[1 : layout.calls])
         return CallReader(layout, lambda _: True, differences)
 

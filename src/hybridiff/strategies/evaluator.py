@@ -49,10 +49,11 @@ class BranchEvaluator:
             evaluation: The call.
             forward: What a rank runs on its rows; the whole network unless given.
         """
-        rows = split_rows(evaluation.rows, evaluation.branches, self.channel.comm.size)
         if evaluation.is_whole:
             self.partition = RowPartition(evaluation.rows, evaluation.rows, branches=evaluation.branches)
-        if rows is None or evaluation.is_whole:
+            return self.replicate(evaluation)
+        rows = split_rows(evaluation.rows, evaluation.branches, self.channel.comm.size)
+        if rows is None:
             return self.replicate(evaluation)
         if self.partition is None:
             self.partition = RowPartition(evaluation.rows, most_rows(rows), branches=evaluation.branches)
