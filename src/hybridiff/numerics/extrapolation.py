@@ -10,9 +10,11 @@ import torch
 
 Tensors = tuple[torch.Tensor, ...]
 
-NOISE = 10.0
-"""Variance of what changes from step to step without order, where that of smooth changes grows as -|steps|^5."""
+NOISE = 30.0
+"""Of what changes from step to step: how much of it is without order, where smooth changes grow as -|steps|^5 ..."""
 
+BENDS = 30.0
+"""... and how much of it bends, as |steps|^3."""
 
 Weights = Callable[[Sequence[float], float], list[float]]
 """What each of some positions counts at another one."""
@@ -32,21 +34,26 @@ def lagrange_weights(positions: Sequence[float], position: float) -> list[float]
 
 @lru_cache(maxsize=4096)
 def smoothing_weights(positions: Sequence[float], position: float) -> list[float]:
-    """The smoothing quintic spline through some positions (Wahba, Spline Models for Observational Data, 1990).
+    """A smoothing spline through some positions (Wahba, Spline Models for Observational Data, 1990).
 
-    It is kriging with the generalised covariance -|t|^5, a quadratic trend and a nugget of `NOISE`. Where positions are
-    close together, as one gap between full steps in a row has it, a polynomial through them amplifies what is noise
-    from step to step; where they are far apart both say nearly the same.
+    It is kriging with the generalised covariance `BENDS` |t|^3 - |t|^5, a quadratic trend and a nugget of `NOISE`.
+    Where positions are close together, as one gap between full steps in a row has it, a polynomial through them
+    amplifies what is noise from step to step: there this is nearly a straight line. Where they are far apart it is the
+    polynomial.
     """
     nodes = torch.tensor(positions, dtype=torch.float64)
     powers = torch.arange(min(3, len(nodes)))
     trend = (nodes - position)[None] ** powers[:, None]
-    covariance = NOISE * torch.eye(len(nodes), dtype=torch.float64) - (nodes[:, None] - nodes).abs() ** 5
+    covariance = NOISE * torch.eye(len(nodes), dtype=torch.float64) + _covariance(nodes[:, None] - nodes)
     corner = torch.zeros(len(trend), len(trend), dtype=torch.float64)
     system = torch.cat([torch.cat([covariance, trend.T], 1), torch.cat([trend, corner], 1)])
-    wanted = torch.cat([-((nodes - position).abs() ** 5), (powers == 0).double()])
+    wanted = torch.cat([_covariance(nodes - position), (powers == 0).double()])
     solved = torch.linalg.solve(system, wanted)[: len(nodes)]
     return [round(weight, 12) for weight in solved.tolist()]  # libraries of unlike machines differ in the last bits
+
+
+def _covariance(steps: torch.Tensor) -> torch.Tensor:
+    return BENDS * steps.abs() ** 3 - steps.abs() ** 5
 
 
 class Extrapolation:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 from ..numerics.estimate import REACTION, fading
 from ..numerics.sensitivity import Sensitivity
+from .gaps import GapPlan
 from .kinds import Policy, StepKind
 
 MOST_DECIBELS = 100.0
@@ -24,6 +26,9 @@ _CLIP = (0.25, 4.0)
 _MOST_STAKED = 0.5
 """Share of the remaining squared bound that one gap may be expected to spend: the last ones can be made up by none."""
 
+_MOST_AHEAD = 2.0
+"""What a gap may be expected to spend, as a multiple of its part of the steps left: early expectations often fail."""
+
 
 class PromisedPolicy(Policy):
     """Gaps as long as the error they are expected to leave in the final sample fits into what is left of a bound.
@@ -31,10 +36,11 @@ class PromisedPolicy(Policy):
     With a gap of h steps after step i the last predictions are held while they go on changing at the speed seen; the
     correction that this will need is expected to be `speed * sum_r r s(i+r)`, a share of which is left (`REACTION`).
     What the last gaps really left, as estimated in hindsight, corrects the expectation, as an integral controller does.
-    A gap may spend the part of the remaining (squared) bound that it covers of the remaining steps, so that all gaps
-    cost alike, which is the cheapest way to spend it; but never more than half of it. The worst image of a batch
-    decides. The last two steps are full: what networks predict at the very end is unlike all before, and no hindsight
-    can be had from it.
+    What is left of the (squared) bound is spent where it buys most (`gaps.GapPlan`), planned anew at every full step as
+    if changes went on at that speed; but no gap may be expected to spend more than half of it, or than twice its part
+    of the steps that are left. The worst image of a batch decides. The
+    last two steps are full: what networks predict at the very end is unlike all before, and no hindsight can be had
+    from it.
 
     Args:
         bound: Root mean square that the final sample may be off.
@@ -47,6 +53,7 @@ class PromisedPolicy(Policy):
         self.bound, self.longest = bound, longest
         self._final = [abs(value) for value in sensitivity.influence]
         self._places = sensitivity.places or range(len(self._final))
+        self._plan = GapPlan(partial(self._expect, 1.0), len(self._final), longest)
         self._full_steps = 0
         self._latest, self._next = 0, 1
         self._speeds: Sequence[float] = ()  # at the latest full step, per image
@@ -61,10 +68,10 @@ class PromisedPolicy(Policy):
     def observe(self, step: int, discrepancy: float, drift: float, estimates: Sequence[float] = ()) -> None:
         speeds, spent = estimates[: len(estimates) // 2], list(estimates[len(estimates) // 2 :])
         self._learn(spent, step)
-        distance, self._latest, self._speeds = max(1, step - self._latest), step, speeds
+        distance, self._latest, self._speeds = max(1, step - self._latest), step, self._smoothed(speeds)
         self._full_steps += 1
         last = len(self._final) - 1
-        room = self._room(step, distance, speeds, last) if self._full_steps >= _LEAST_FULL else 1
+        room = self._room(step, distance) if self._full_steps >= _LEAST_FULL else 1
         self._next = step + room
         if room > 1 and self.tau1 is None:
             self.tau1 = step
@@ -73,6 +80,11 @@ class PromisedPolicy(Policy):
 
     def is_full(self, step: int) -> bool:
         return not self._latest < step < self._next
+
+    def _smoothed(self, speeds: Sequence[float]) -> list[float]:
+        """Geometric means with those before: what two neighbouring steps show of a speed is mostly noise."""
+        before = self._speeds or speeds
+        return [math.sqrt(old * new) or max(old, new) for old, new in zip(before, speeds, strict=True)]
 
     def _learn(self, spent: list[float], step: int) -> None:
         """Compare what the gap before a step left with what was expected of it, which may have been cut short."""
@@ -87,20 +99,23 @@ class PromisedPolicy(Policy):
                 self._factor[row] *= ratio**_SMOOTHING
         self._spent = spent
 
-    def _room(self, step: int, distance: int, speeds: Sequence[float], last: int) -> int:
-        limit = min(self.longest, 2 * distance, last - 1 - step)
-        room = 1
-        while room < limit and self._fits(step, room + 1, speeds, last):
-            room += 1
+    def _room(self, step: int, distance: int) -> int:
+        """How far the next full step may be from this one."""
+        limit = min(self.longest, 2 * distance, len(self._final) - 2 - step)
+        return max(1, min([limit, *(self._room_of(row, step, limit) for row in range(len(self._speeds)))]))
+
+    def _room_of(self, row: int, step: int, limit: int) -> int:
+        """The same as far as one image decides."""
+        left = max(0.0, self.bound**2 - self._spent[row] ** 2)
+        scale = self._factor[row] * self._speeds[row]
+        room = min(limit, self._plan.room(step, left / scale**2)) if scale else limit
+        while room > 1 and (scale * self._expect(1.0, step, room)) ** 2 > left * self._stake(step, room):
+            room -= 1
         return room
 
-    def _fits(self, step: int, room: int, speeds: Sequence[float], last: int) -> bool:
-        for row, speed in enumerate(speeds):
-            left = self.bound**2 - self._spent[row] ** 2
-            expected = self._factor[row] * self._expect(speed, step, room)
-            if not expected**2 <= left * min(room / (last - step), _MOST_STAKED):
-                return False
-        return bool(speeds)
+    def _stake(self, step: int, room: int) -> float:
+        """The share of what is left that a gap may be expected to spend."""
+        return min(_MOST_STAKED, _MOST_AHEAD * room / (len(self._final) - 1 - step))
 
     def _expect(self, speed: float, step: int, room: int) -> float:
         here, places = self._places[step], self._places
