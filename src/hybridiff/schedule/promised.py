@@ -56,7 +56,7 @@ class PromisedPolicy(Policy):
     @property
     def estimated(self) -> float:
         """The estimated error of the worst image so far."""
-        return max(self._spent, default=0.0)
+        return math.hypot(self.spent_before, max(self._spent, default=0.0))
 
     def observe(self, step: int, discrepancy: float, drift: float, estimates: Sequence[float] = ()) -> None:
         speeds, spent = estimates[: len(estimates) // 2], list(estimates[len(estimates) // 2 :])
@@ -96,7 +96,7 @@ class PromisedPolicy(Policy):
 
     def _fits(self, step: int, room: int, speeds: Sequence[float], last: int) -> bool:
         for row, speed in enumerate(speeds):
-            left = self.bound**2 - self._spent[row] ** 2
+            left = self.bound**2 - self.spent_before**2 - self._spent[row] ** 2
             expected = self._factor[row] * self._expect(speed, step, room)
             if not expected**2 <= left * min(room / (last - step), _MOST_STAKED):
                 return False
