@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from .denoiser.rows import split_rows
 from .distributed.channel import Channel
 from .numerics.guidance import classifier_free
 from .report.timeline import Timeline
+from .running_step import RunningStep
 from .strategies import STRATEGIES, RunContext, Strategy
 
 
@@ -71,17 +73,29 @@ class Beginning:
         )
         return STRATEGIES["serial" if is_alone else config.strategy](context, evaluation)
 
-    def notes(self, evaluation: Evaluation) -> list[str]:
-        """How the ranks share an evaluation, where that is not each its rows."""
-        comm, rows = self.setup.comm, evaluation.rows
-        notes = [self._unguided_note(rows)] if evaluation.branches == 1 else []
+    def notes(self, evaluation: Evaluation, before: Sequence[RunningStep], why_alone: str) -> list[str]:
+        """How the ranks share a step and all after it, where that is not each rank its rows of two branches.
+
+        Args:
+            evaluation: Of that step.
+            before: The steps before it.
+            why_alone: Why the calls are left to every rank; empty where they are not.
+        """
+        setup, rows = self.setup, evaluation.rows
+        notes = late_notes(evaluation.branches, before)
+        if evaluation.branches == 1:
+            notes.append(self._unguided_note(rows))
         if evaluation.is_whole:
-            return [*notes, "images of a batch and its branches depend on each other: every rank evaluates all"]
-        idle = [own for own in split_rows(rows, evaluation.branches, comm.size) or () if own.stop == own.start]
-        if idle and self.setup.config.strategy != "serial":
+            notes.append("images of a batch and its branches depend on each other: every rank evaluates all")
+        if why_alone:
+            notes.append(f"{type(setup.pipe).__name__}: {why_alone}; every rank evaluates everything")
+        if evaluation.is_whole or why_alone or setup.config.strategy == "serial":
+            return notes
+        idle = [own for own in split_rows(rows, evaluation.branches, setup.comm.size) or () if own.start == own.stop]
+        if idle:
             notes.append(
-                f"{len(idle)} of {comm.size} ranks have nothing to do: a step has {rows} rows (an image of a guidance "
-                "branch each); use fewer ranks, or more images at a time"
+                f"{len(idle)} of {setup.comm.size} ranks have nothing to do: a step has {rows} rows, one an image and "
+                "guidance branch; use fewer ranks, or more images at a time"
             )
         return notes
 
@@ -102,6 +116,15 @@ class Beginning:
         )
         scale = next((float(scale) for scale in scales if isinstance(scale, (int, float))), 1.0)
         return (*classifier_free(scale)[:1], *[0.0] * (evaluation.branches - 2), classifier_free(scale)[1])
+
+
+def late_notes(branches: int, before: Sequence[RunningStep]) -> list[str]:
+    """That guidance began after some steps; where a further call showed it, it came in the last one of these."""
+    fewer = max((step.branches for step in before), default=branches)
+    if branches <= fewer:
+        return []
+    began = next((step.index for step in before[-1:] if step.extra), len(before))
+    return [f"guidance began at step {began}: the steps before had {fewer} of {branches} branches"]
 
 
 def _steps_from(first: int, full_steps: str) -> str:

@@ -8,29 +8,27 @@ import inspect
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from .agreement import Setup
-from .beginning import Beginning
+from .beginning import Beginning, late_notes
 from .denoiser.call import DenoiserCall
-from .denoiser.evaluation import Evaluation, can_be_evaluated_apart
+from .denoiser.evaluation import Evaluation
 from .denoiser.layout import GuidanceLayout
-from .denoiser.reader import CallReader, WatchedStep, batched_reader, count_steps, known_reader
-from .denoiser.rows import split_rows
+from .denoiser.reader import CallReader, count_steps
 from .denoiser.watch import SchedulerWatch
 from .distributed.channel import Channel
 from .distributed.consistency import device_identity
 from .distributed.status import Status
 from .errors import RankError
+from .learner import LayoutLearner
 from .report.report import RunReport
 from .report.timeline import Span, Timeline
 from .running_step import RunningStep
 from .schedule.kinds import Phase, StepKind
 from .strategies import Strategy
-
 
 
 class Run:
@@ -45,15 +43,12 @@ class Run:
     def __init__(self, setup: Setup, arguments: dict[str, Any], layouts: dict[str, GuidanceLayout]) -> None:
         self._setup = setup
         self._arguments = arguments
-        self._layouts = layouts
         self._timeline = Timeline(setup.config.trace, _synchronizer(setup.pipe) if setup.config.trace else None)
         self._channel = Channel(setup.comm, self._where, self._timeline)
-        self._reader: CallReader | None = known_reader(setup.pipe) if setup.is_known else None
-        self._watched = WatchedStep(setup.pipe)  # while there is no reader
+        self._learner = LayoutLearner(setup, arguments, layouts, self._channel)
         self._beginning: Beginning | None = None
         self._strategy: Strategy | None = None
         self._earlier: Strategy | None = None  # that of the steps before guidance began
-        self._rows, self._calls = 0, 1  # in the first call of a step, and most calls of one
         self._notes: list[str] = []
         self._steps: list[RunningStep] = []
         self._started = time.perf_counter()
@@ -77,25 +72,26 @@ class Run:
         call = DenoiserCall.bind(self._setup.adapter, network, forward, args, kwargs)
         if self._beginning is None:
             self._beginning = self._meet(call)
-            self._recall(call)
+            self._learner.recall(call)
         self._current.calls += 1
-        if self._current.calls == 1 and self._has_more_branches(call):
+        if self._steps and self._current.calls == 1 and self._learner.forgets(call, self._steps[-1]):
             self._begin_anew()
-        if self._reader is None:
-            return self._watched.answer(call)
+        reader = self._learner.reader
+        if reader is None:
+            return self._learner.watched.answer(call)
         if self._current.answered:
-            return self._answer_later(self._reader, call)
-        evaluation = self._reader.evaluation(call)
+            return self._answer_later(reader, call)
+        evaluation = reader.evaluation(call)
         if self._strategy is None:
-            self._begin(evaluation, self._reader.layout)
-        return self._reader.answer(evaluation, self._made_up_for(evaluation, self._predict(evaluation)))
+            self._begin(evaluation, reader.layout)
+        return reader.answer(evaluation, self._made_up_for(evaluation, self._predict(evaluation)))
 
     def end_step(self) -> None:
         """Close a step; the one place that counts steps."""
-        if self._reader is None and self._watched.has_begun:
-            self._learn(self._watched)
-        elif self._reader is not None:
-            self._reader.end_step()
+        if self._learner.reader is not None:
+            self._learner.reader.end_step()
+        elif self._learner.watched.has_begun:
+            self._learn()
         now = time.perf_counter()
         step, sent = self._current, Counter(self._channel.sent)
         step.phase, step.seconds, step.sent = self._phase(), now - step.started, sent - self._sent_before
@@ -110,6 +106,8 @@ class Run:
             RankError: another rank failed, or is not at the end.
         """
         self._channel.finish()
+        if self._steps and self._learner.has_more_calls(self._steps[-1]):
+            self._notes = late_notes(self._steps[-1].calls, self._steps)  # in the last step of all
         report = RunReport(strategy=self._setup.config.strategy, devices=self._setup.comm.size)
         report.seconds = time.perf_counter() - self._started
         report.steps = [step.record() for step in self._steps]
@@ -154,87 +152,38 @@ class Run:
         prediction = self._strategy.predict_extra(Evaluation((call,), (0,)))
         return call.wrap(prediction if self._current.kind is StepKind.FULL else reader.beside_held(call, prediction))
 
-    def _recall(self, call: DenoiserCall) -> None:
-        """Go on from what an earlier call of the pipeline found out."""
-        layout = self._layouts.get(self._kind_of_call(call.rows))
-        if self._reader is None and layout is not None:
-            self._reader = batched_reader(layout, call.rows)
-
-    def _learn(self, watched: WatchedStep) -> None:
+    def _learn(self) -> None:
         """Take in a step that every rank answered on its own: how the pipeline does guidance."""
-        layout, reason = watched.layout(), watched.why_not_shared()
-        if self._strategy is None:  # small objects, by which a rank that failed in the step is heard
-            layout = self._channel.consensus(layout, "agree on how the pipeline does guidance")[0]
-        evaluation = watched.evaluation(layout)
+        learned = self._learner.learn(self._current, is_new=self._strategy is None)
         if self._strategy is None:
-            if not reason and not self._is_divisible(evaluation):
-                layout, evaluation = replace(layout, is_whole=True), replace(evaluation, is_whole=True)
-            strategy = self._begin(evaluation, layout, is_alone=bool(reason))
-            if reason:
-                self._notes.append(f"{type(self._setup.pipe).__name__}: {reason}; every rank evaluates everything")
-            if watched.extra_calls:
+            strategy = self._begin(learned.evaluation, learned.layout, learned.why_alone)
+            if learned.extra_calls:
                 strategy.disturb()
-        self._current.extra += watched.extra_calls
-        self._predict(evaluation)
-        if reason:
-            self._watched = WatchedStep(self._setup.pipe)
-            return
-        self._reader, self._calls = watched.reader(layout), max(self._calls, self._current.calls)
-        if layout.calls == 1 and layout.branches > 1 and not watched.extra_calls and not self._current.index:
-            self._layouts[self._kind_of_call(watched.rows)] = layout
+        self._current.extra += learned.extra_calls
+        self._predict(learned.evaluation)
 
-    def _is_divisible(self, recorded: Evaluation) -> bool:
-        """Whether rows evaluated apart are what they are in the whole call, on every rank."""
-        comm = self._setup.comm
-        rows = split_rows(recorded.rows, recorded.branches, comm.size)
-        if comm.size == 1 or rows is None:
-            return True
-        fits = can_be_evaluated_apart(recorded, [rows[rank] for rank in comm.local_ranks])
-        return all(self._channel.consensus(fits, "agree whether rows can be evaluated apart"))
-
-    def _kind_of_call(self, rows: int) -> str:
-        """What decides how the pipeline stacks branches, as text: its numbers, and how many rows it evaluates."""
-        numbers = {name: value for name, value in self._arguments.items() if isinstance(value, (int, float))}
-        return f"{rows} rows, {sorted(numbers.items())}"
-
-    def _begin(self, evaluation: Evaluation, layout: GuidanceLayout, is_alone: bool = False) -> Strategy:
+    def _begin(self, evaluation: Evaluation, layout: GuidanceLayout, why_alone: str = "") -> Strategy:
         """Have a strategy share this step and those to come."""
         assert self._beginning is not None
-        step, notes = self._current, self._beginning.notes(evaluation)
-        if self._steps:
-            before = max(earlier.branches for earlier in self._steps)
-            if evaluation.branches > before:
-                notes.insert(0, _late_note(step.index, before, evaluation.branches))
-        else:
-            step.started = time.perf_counter()
-        self._notes, self._rows = notes, evaluation.calls[0].rows
-        self._strategy = self._beginning.strategy(evaluation, layout, step.index, is_alone)
+        if not self._steps:
+            self._current.started = time.perf_counter()
+        self._notes = self._beginning.notes(evaluation, self._steps, why_alone)
+        self._strategy = self._beginning.strategy(evaluation, layout, self._current.index, bool(why_alone))
         return self._strategy
-
-    def _has_more_branches(self, call: DenoiserCall) -> bool:
-        """Whether the first call of a step shows that there may be more branches than the ranks share."""
-        if self._strategy is None or self._reader is None:
-            return False
-        more_calls = not self._setup.is_known and self._steps[-1].calls > self._calls
-        return more_calls or call.rows > self._rows
 
     def _begin_anew(self) -> None:
         """Guidance may have begun: the run learns how, as at its first step, and another strategy goes on."""
         self._channel.close(self._current.index)
         self._earlier, self._strategy = self._strategy, None
-        self._calls = max(self._calls, self._steps[-1].calls)
-        if not self._setup.is_known:
-            self._reader, self._watched = None, WatchedStep(self._setup.pipe)
 
     def _made_up_for(self, evaluation: Evaluation, prediction: torch.Tensor) -> torch.Tensor:
         """The first shared prediction after guidance began, changed to make up for the cached steps before."""
-        earlier = self._earlier
-        if earlier is None or self._current.kind is not StepKind.FULL:
+        earlier, strategy = self._earlier, self._strategy
+        if earlier is None or strategy is None or self._current.kind is not StepKind.FULL:
             return prediction
-        assert self._strategy is not None
         self._earlier = None
         number = self._current.index - earlier.context.first_step
-        return earlier.hand_over(self._strategy, number, prediction, evaluation.branches)
+        return earlier.hand_over(strategy, number, prediction, evaluation.branches)
 
     def _meet(self, call: DenoiserCall) -> Beginning:
         """What ranks begin with; refuses, on every rank, calls that do not fit together."""
@@ -251,12 +200,12 @@ class Run:
 
     def _watch(self, given: torch.Tensor) -> None:
         """What the scheduler is given."""
-        if self._reader is None:
-            self._watched.show(given)
+        if self._learner.reader is None:
+            self._learner.watched.show(given)
 
     def _end_begun_step(self) -> None:
         """A step of the scheduler; some pipelines have more than one a step of their own."""
-        if self._current.answered or (self._reader is None and self._watched.has_begun):
+        if self._current.answered or (self._learner.reader is None and self._learner.watched.has_begun):
             self.end_step()
 
     def _all_spans(self) -> list[Span]:
@@ -285,13 +234,6 @@ class Run:
         if self._current.index == strategy.context.first_step + strategy.context.steps:
             return "the end of the run"
         return f"{self._phase().value}, step {self._current.index}"
-
-
-def _late_note(step: int, before: int, branches: int) -> str:
-    return (
-        f"guidance began at step {step}: {before} of {branches} branches before it; the steps from there on are shared "
-        "anew"
-    )
 
 
 def _synchronizer(pipe: Any) -> Callable[[], None] | None:

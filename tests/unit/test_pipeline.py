@@ -34,7 +34,10 @@ def test_devices_that_were_not_started_are_refused() -> None:
 def test_nothing_is_attached_where_parallelize_is_refused() -> None:
     pipe = build(NAME)
     before = state_of(pipe)
-    for config in (ParallelConfig(simulate=True, devices=3), ParallelConfig("hybrid", calibration="/no/such/file")):
+    for config in (
+        ParallelConfig("published", simulate=True, devices=3),
+        ParallelConfig("hybrid", calibration="/no/such/file"),
+    ):
         with pytest.raises(UsageError):
             parallelize(pipe, config)
     assert differences(before, state_of(pipe)) == []

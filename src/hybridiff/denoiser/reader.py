@@ -83,15 +83,17 @@ class CallReader:
         return None
 
     def beside_held(self, call: DenoiserCall, prediction: torch.Tensor) -> torch.Tensor:
-        """What a later call is answered that was not foreseen, in a step whose first call was answered by a held prediction.
+        """What a later call that was not foreseen is answered, where the first one was answered by a held prediction.
 
         Guidance multiplies the difference of the two: they are made to err alike.
         """
-        first = self._calls[0]
-        if self._prediction is None or (call.rows, call.network) != (first.rows, first.network):
+        assert self._open is not None
+        assert self._prediction is not None
+        first, branches = self._open.calls[0], self._open.branches
+        if len(self._open.calls) < branches or (call.rows, call.network) != (first.rows, first.network):
             return prediction
-        held = self._prediction.chunk(self.layout.branches)[-1]
-        return prediction + (held - first.run()).to(prediction.dtype) if held.shape == prediction.shape else prediction
+        held = self._prediction.chunk(branches)[self._open.order[0]]
+        return prediction + (held - first.run()) if held.shape == prediction.shape else prediction
 
     def end_step(self) -> None:
         """A step with one call was the last one with guidance; where a further one comes, guidance is back."""

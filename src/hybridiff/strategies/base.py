@@ -71,7 +71,7 @@ class RunContext:
 
 
 class Strategy(ABC):
-    """A way for the ranks to answer denoiser calls together; one object serves one run, or its steps up to late guidance.
+    """A way for the ranks to answer denoiser calls together; one object serves one run, unless guidance begins late.
 
     Args:
         context: What it works with.

@@ -64,7 +64,7 @@ def test_a_rank_without_a_row_has_an_empty_slice() -> None:
         (6, 3, 4, [2, 2, 1, 1]),
         (8, 4, 2, [4, 4]),
         (6, 2, 4, [2, 1, 2, 1]),
-        (4, 2, 8, [1, 1, 0, 0, 1, 1, 0, 0]),
+        (4, 2, 8, [1, 0, 1, 0, 1, 0, 1, 0]),
     ],
 )
 def test_ranks_and_branches_that_do_not_fit_each_other(rows: int, branches: int, ranks: int, sizes: list[int]) -> None:

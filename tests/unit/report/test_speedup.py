@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -105,7 +107,9 @@ def test_extra_evaluations_cost_a_branch_on_both_sides() -> None:
 
 def report(strategy: str, kinds: list[StepKind], discrepancies: list[float | None], **stages: float) -> RunReport:
     steps = [
-        StepRecord(i, Phase.WARM_UP, kind, discrepancy, 1.0, {}, branches=1 if kind is FULL and discrepancy is None else 2)
+        StepRecord(
+            i, Phase.WARM_UP, kind, discrepancy, 1.0, {}, branches=1 if (kind, discrepancy) == (FULL, None) else 2
+        )
         for i, (kind, discrepancy) in enumerate(zip(kinds, discrepancies, strict=True))
     ]
     return RunReport(strategy, 2, steps=steps, stages=dict(stages))
