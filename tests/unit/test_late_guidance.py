@@ -121,7 +121,8 @@ def test_what_cached_steps_left_is_made_up_for(monkeypatch: pytest.MonkeyPatch) 
         changes |= {"prompt": "a red ring on a white background", "generator": torch.Generator().manual_seed(0)}
         return (simulate(pipe, **config) if config else pipe)(**changes).images  # type: ignore[no-any-return]
 
-    expected, config = generated(), {"strategy": "hybrid", "full_steps": "0-3,8-19"}
+    expected = generated()
+    config: dict[str, Any] = {"strategy": "hybrid", "full_steps": "0-3,8-19"}
     ours = relative_difference(generated(**config), expected)
     monkeypatch.setattr(SwitchingStrategy, "hand_over", lambda self, successor, step, prediction, branches: prediction)
     assert 0 < ours < 0.7 * relative_difference(generated(**config), expected)
