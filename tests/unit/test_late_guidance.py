@@ -148,7 +148,8 @@ def test_a_guider(of: tuple[Any, str], start: float, stop: float, expected: str)
     """A further call shows that guidance begins, and the step after it how: from then on all branches are shared."""
     specimen = guided_between(*of, start, stop)
     stock = run(specimen, specimen.build(), steps=STEPS)
-    for config in ({"strategy": "cfg"}, {"strategy": "hybrid", "quality": "exact"}):
+    exact: list[dict[str, Any]] = [{"strategy": "cfg"}, {"strategy": "hybrid", "quality": "exact"}]
+    for config in exact:
         parallel = simulate(specimen.build(), **config)
         assert torch.equal(run(specimen, parallel, steps=STEPS), stock)
         assert branches(parallel) == expected

@@ -292,7 +292,7 @@ def test_schedulers_that_take_no_eta_are_not_handed_any() -> None:
 
 @pytest.mark.parametrize("name", ["dpmsolver++", "heun"])
 def test_the_rest_of_a_run_is_a_part_of_the_whole(name: str) -> None:
-    scheduler = SCHEDULERS[name]()
+    scheduler = OWN[name]()
     scheduler.set_timesteps(8)
     steps = len(scheduler.timesteps)
     whole = measure_sensitivity(scheduler, steps)
