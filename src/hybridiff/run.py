@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from .agreement import Setup
-from .denoiser.adapters.base import argument
+from .beginning import Beginning, late_notes
 from .denoiser.call import DenoiserCall
-from .denoiser.evaluation import Evaluation, can_be_evaluated_apart
+from .denoiser.evaluation import Evaluation
 from .denoiser.layout import GuidanceLayout
-from .denoiser.reader import CallReader, WatchedStep, batched_reader, count_steps, known_reader
-from .denoiser.rows import split_rows
+from .denoiser.reader import CallReader, count_steps
 from .denoiser.watch import SchedulerWatch
 from .distributed.channel import Channel
 from .distributed.consistency import device_identity
 from .distributed.status import Status
 from .errors import RankError
-from .numerics.guidance import classifier_free
+from .learner import LayoutLearner
 from .report.report import RunReport
 from .report.timeline import Span, Timeline
 from .running_step import RunningStep
 from .schedule.kinds import Phase, StepKind
-from .strategies import STRATEGIES, Answer, RunContext, Strategy
+from .strategies import Strategy
 
 
 class Run:
@@ -44,16 +43,14 @@ class Run:
     def __init__(self, setup: Setup, arguments: dict[str, Any], layouts: dict[str, GuidanceLayout]) -> None:
         self._setup = setup
         self._arguments = arguments
-        self._layouts = layouts
         self._timeline = Timeline(setup.config.trace, _synchronizer(setup.pipe) if setup.config.trace else None)
         self._channel = Channel(setup.comm, self._where, self._timeline)
-        self._reader: CallReader | None = known_reader(setup.pipe) if setup.is_known else None
-        self._watched = WatchedStep(setup.pipe)  # while there is no reader
+        self._learner = LayoutLearner(setup, arguments, layouts, self._channel)
+        self._beginning: Beginning | None = None
         self._strategy: Strategy | None = None
-        self._heterogeneous: bool | None = None
+        self._earlier: Strategy | None = None  # that of the steps before guidance began
         self._notes: list[str] = []
         self._steps: list[RunningStep] = []
-        self._total = 0  # number of steps that there are to be
         self._started = time.perf_counter()
         self._current = RunningStep(0, self._started)
         self._sent_before: Counter[str] = Counter()
@@ -73,25 +70,28 @@ class Run:
             RankError: another rank failed or left.
         """
         call = DenoiserCall.bind(self._setup.adapter, network, forward, args, kwargs)
-        if self._heterogeneous is None:
-            self._heterogeneous = self._meet(call)
-            self._recall(call)
-        if self._reader is None:
-            return self._watched.answer(call)
+        if self._beginning is None:
+            self._beginning = self._meet(call)
+            self._learner.recall(call)
+        self._current.calls += 1
+        if self._steps and self._current.calls == 1 and self._learner.forgets(call, self._steps[-1]):
+            self._begin_anew()
+        reader = self._learner.reader
+        if reader is None:
+            return self._learner.watched.answer(call)
         if self._current.answered:
-            return self._answer_later(self._reader, call)
-        evaluation = self._reader.evaluation(call)
+            return self._answer_later(reader, call)
+        evaluation = reader.evaluation(call)
         if self._strategy is None:
-            first = call.timestep if self._setup.is_known else None
-            self._strategy = self._begin(evaluation, self._reader.layout, self._setup.pipe.scheduler, first)
-        return self._reader.answer(evaluation, self._predict(self._strategy, evaluation))
+            self._begin(evaluation, reader.layout)
+        return reader.answer(evaluation, self._made_up_for(evaluation, self._predict(evaluation)))
 
     def end_step(self) -> None:
         """Close a step; the one place that counts steps."""
-        if self._reader is None and self._watched.has_begun:
-            self._learn(self._watched)
-        elif self._reader is not None:
-            self._reader.end_step()
+        if self._learner.reader is not None:
+            self._learner.reader.end_step()
+        elif self._learner.watched.has_begun:
+            self._learn()
         now = time.perf_counter()
         step, sent = self._current, Counter(self._channel.sent)
         step.phase, step.seconds, step.sent = self._phase(), now - step.started, sent - self._sent_before
@@ -106,15 +106,16 @@ class Run:
             RankError: another rank failed, or is not at the end.
         """
         self._channel.finish()
+        if self._steps and self._learner.has_more_calls(self._steps[-1]):
+            self._notes = late_notes(self._steps[-1].calls, self._steps)  # in the last step of all
         report = RunReport(strategy=self._setup.config.strategy, devices=self._setup.comm.size)
         report.seconds = time.perf_counter() - self._started
         report.steps = [step.record() for step in self._steps]
         if self._strategy is not None:
             report.tau1, report.tau2 = self._strategy.taus
-            report.notes = [*self._notes, *self._strategy.notes()]
+            report.notes = list(dict.fromkeys([*self._notes, *self._strategy.notes()]))
             report.stages = self._strategy.stages()
             report.partition = self._strategy.partition
-            report.branches = self._steps[0].branches if self._steps else 1
             report.fidelity = self._strategy.fidelity()
         if self._setup.config.trace:
             report.spans = self._all_spans()
@@ -125,12 +126,14 @@ class Run:
         if not isinstance(error, RankError):  # a RankError is known to all ranks already
             self._channel.fail(error)
 
-    def _predict(self, strategy: Strategy, evaluation: Evaluation) -> torch.Tensor:
+    def _predict(self, evaluation: Evaluation) -> torch.Tensor:
         """The prediction of the guided evaluation of a step, and what it says of the step."""
-        step = self._current
-        answer: Answer = strategy.predict(evaluation, step.index)
+        step, strategy = self._current, self._strategy
+        assert strategy is not None
+        number = step.index - strategy.context.first_step
+        answer = strategy.predict(evaluation, number)
         step.answered, step.reading, step.branches = True, answer.reading, evaluation.branches
-        step.kind = strategy.kind(step.index)  # before a callback can end guidance
+        step.kind = strategy.kind(number)  # before a callback can end guidance
         if step.kind is StepKind.FULL:
             step.estimated = strategy.fidelity().get("estimated")
         if self._channel.interrupted:
@@ -146,115 +149,63 @@ class Run:
         if not self._setup.is_known:
             self._strategy.disturb()
         self._current.extra += 1
-        return call.wrap(self._strategy.predict_extra(Evaluation((call,), (0,))))
+        prediction = self._strategy.predict_extra(Evaluation((call,), (0,)))
+        return call.wrap(prediction if self._current.kind is StepKind.FULL else reader.beside_held(call, prediction))
 
-    def _recall(self, call: DenoiserCall) -> None:
-        """Go on from what an earlier call of the pipeline found out."""
-        layout = self._layouts.get(self._kind_of_call(call.rows))
-        if self._reader is None and layout is not None:
-            self._reader = batched_reader(layout, call.rows)
-
-    def _learn(self, watched: WatchedStep) -> None:
+    def _learn(self) -> None:
         """Take in a step that every rank answered on its own: how the pipeline does guidance."""
-        layout, reason = watched.layout(), watched.why_not_shared()
-        if self._heterogeneous:
-            layout = self._channel.consensus(layout, "agree on how the pipeline does guidance")[0]
-        evaluation = watched.evaluation(layout)
+        learned = self._learner.learn(self._current, is_new=self._strategy is None)
         if self._strategy is None:
-            if not reason and not self._is_divisible(evaluation):
-                layout, evaluation = replace(layout, is_whole=True), replace(evaluation, is_whole=True)
-            if reason:
-                self._notes.append(f"{type(self._setup.pipe).__name__}: {reason}; every rank evaluates everything")
-            self._strategy = self._begin(evaluation, layout, watched.scheduler, None, serial=bool(reason))
-            if watched.extra_calls:
-                self._strategy.disturb()
-        self._current.extra += watched.extra_calls
-        self._predict(self._strategy, evaluation)
-        if reason:
-            self._watched = WatchedStep(self._setup.pipe)
-            return
-        self._reader = watched.reader(layout)
-        if layout.calls == 1 and layout.branches > 1 and not watched.extra_calls:
-            self._layouts[self._kind_of_call(watched.rows)] = layout
+            strategy = self._begin(learned.evaluation, learned.layout, learned.why_alone)
+            if learned.extra_calls:
+                strategy.disturb()
+        self._current.extra += learned.extra_calls
+        self._predict(learned.evaluation)
 
-    def _is_divisible(self, recorded: Evaluation) -> bool:
-        """Whether rows evaluated apart are what they are in the whole call, on every rank."""
-        comm = self._setup.comm
-        rows = split_rows(recorded.rows, recorded.branches, comm.size)
-        if comm.size == 1 or rows is None:
-            return True
-        fits = can_be_evaluated_apart(recorded, [rows[rank] for rank in comm.local_ranks])
-        return all(self._channel.consensus(fits, "agree whether rows can be evaluated apart"))
+    def _begin(self, evaluation: Evaluation, layout: GuidanceLayout, why_alone: str = "") -> Strategy:
+        """Have a strategy share this step and those to come."""
+        assert self._beginning is not None
+        if not self._steps:
+            self._current.started = time.perf_counter()
+        self._notes = self._beginning.notes(evaluation, self._steps, why_alone)
+        self._strategy = self._beginning.strategy(evaluation, layout, self._current.index, bool(why_alone))
+        return self._strategy
 
-    def _kind_of_call(self, rows: int) -> str:
-        """What decides how the pipeline stacks branches, as text: its numbers, and how many rows it evaluates."""
-        numbers = {name: value for name, value in self._arguments.items() if isinstance(value, (int, float))}
-        return f"{rows} rows, {sorted(numbers.items())}"
+    def _begin_anew(self) -> None:
+        """Guidance may have begun: the run learns how, as at its first step, and another strategy goes on."""
+        self._channel.close(self._current.index)
+        self._earlier, self._strategy = self._strategy, None
 
-    def _begin(
-        self,
-        evaluation: Evaluation,
-        layout: GuidanceLayout,
-        scheduler: Any,
-        first_timestep: float | None,
-        serial: bool = False,
-    ) -> Strategy:
+    def _made_up_for(self, evaluation: Evaluation, prediction: torch.Tensor) -> torch.Tensor:
+        """The first shared prediction after guidance began, changed to make up for the cached steps before."""
+        earlier, strategy = self._earlier, self._strategy
+        if earlier is None or strategy is None or self._current.kind is not StepKind.FULL:
+            return prediction
+        self._earlier = None
+        number = self._current.index - earlier.context.first_step
+        return earlier.hand_over(strategy, number, prediction, evaluation.branches)
+
+    def _meet(self, call: DenoiserCall) -> Beginning:
+        """What ranks begin with; refuses, on every rank, calls that do not fit together."""
         setup = self._setup
-        self._total = count_steps(setup.pipe)
-        self._current.started = time.perf_counter()
-        if evaluation.branches == 1:
-            self._notes.append(_unguided_note(setup, evaluation.rows))
-        if layout.is_whole:
-            self._notes.append("images of a batch and its branches depend on each other: every rank evaluates all")
-        context = RunContext(
-            config=setup.config,
-            settings=setup.settings,
-            channel=self._channel,
-            timeline=self._timeline,
-            steps=self._total,
-            pipe=setup.pipe,
-            staged=setup.staged,
-            heterogeneous=bool(self._heterogeneous),
-            extra_steps=setup.adapter.extra_steps(setup.pipe, self._arguments, self._total),
-            eta=argument(setup.pipe, self._arguments, "eta"),
-            coefficients=self._coefficients(evaluation, layout),
-            scheduler=scheduler,
-            first_timestep=first_timestep,
-        )
-        return STRATEGIES["serial" if serial else setup.config.strategy](context, evaluation)
-
-    def _coefficients(self, evaluation: Evaluation, layout: GuidanceLayout) -> tuple[float, ...]:
-        """By which guidance multiplies the branches: as seen, or as its scale says."""
-        if evaluation.branches == 1:
-            return (1.0,)
-        if layout.coefficients is not None:
-            return layout.coefficients
-        pipe = self._setup.pipe
-        scales = (
-            getattr(pipe, "guidance_scale", None),
-            *map(self._arguments.get, ("true_cfg_scale", "guidance_scale")),
-        )
-        scale = next((float(scale) for scale in scales if isinstance(scale, (int, float))), 1.0)
-        return (*classifier_free(scale)[:1], *[0.0] * (evaluation.branches - 2), classifier_free(scale)[1])
-
-    def _meet(self, call: DenoiserCall) -> bool:
-        """Whether ranks have heterogeneous devices; refuses, on every rank, calls that do not fit together."""
-        shape = f"{tuple(call.sample.shape)} {call.sample.dtype}, {count_steps(self._setup.pipe)} steps"
+        shape = f"{tuple(call.sample.shape)} {call.sample.dtype}, {count_steps(setup.pipe)} steps"
         mine = shape, device_identity(call.sample.device)
         met = self._channel.consensus(mine, "the first denoiser call")
         for rank, (other, _) in enumerate(met):
             if other != met[0][0]:
                 raise RankError(f"ranks denoise different things: rank 0 {met[0][0]}, rank {rank} {other}")
-        return len({identity for _, identity in met}) > 1
+        is_heterogeneous = len({identity for _, identity in met}) > 1
+        scheduler, first = copy.deepcopy(setup.pipe.scheduler), call.timestep if setup.is_known else None
+        return Beginning(setup, self._arguments, self._channel, self._timeline, is_heterogeneous, scheduler, first)
 
     def _watch(self, given: torch.Tensor) -> None:
         """What the scheduler is given."""
-        if self._reader is None:
-            self._watched.show(given)
+        if self._learner.reader is None:
+            self._learner.watched.show(given)
 
     def _end_begun_step(self) -> None:
         """A step of the scheduler; some pipelines have more than one a step of their own."""
-        if self._current.answered or (self._reader is None and self._watched.has_begun):
+        if self._current.answered or (self._learner.reader is None and self._learner.watched.has_begun):
             self.end_step()
 
     def _all_spans(self) -> list[Span]:
@@ -273,20 +224,16 @@ class Run:
             self._channel.status = Status.INTERRUPTED
 
     def _phase(self) -> Phase:
-        return self._strategy.phase(self._current.index) if self._strategy is not None else Phase.WARM_UP
+        strategy = self._strategy or self._earlier
+        return Phase.WARM_UP if strategy is None else strategy.phase(self._current.index - strategy.context.first_step)
 
     def _where(self) -> str:
-        if self._strategy is None:
+        strategy = self._strategy or self._earlier
+        if strategy is None:
             return "the start of the run"
-        if self._current.index == self._total:
+        if self._current.index == strategy.context.first_step + strategy.context.steps:
             return "the end of the run"
         return f"{self._phase().value}, step {self._current.index}"
-
-
-def _unguided_note(setup: Setup, images: int) -> str:
-    scale = getattr(setup.pipe, "guidance_scale", None)
-    remedy = "the images of the batch are split instead" if images > 1 else "every rank computes the image"
-    return f"guidance is off (guidance_scale {scale}): there is one branch only, nothing to partition; {remedy}"
 
 
 def _synchronizer(pipe: Any) -> Callable[[], None] | None:

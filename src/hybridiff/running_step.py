@@ -19,6 +19,7 @@ class RunningStep:
     started: float
     phase: Phase = Phase.WARM_UP
     kind: StepKind = StepKind.FULL
+    calls: int = 0  # of the denoiser
     answered: bool = False  # whether it had its guided evaluation
     extra: int = 0  # evaluations after that one
     reading: Reading | None = None
@@ -40,4 +41,5 @@ class RunningStep:
             bytes_by_purpose=dict(self.sent or {}),
             estimated=self.estimated,
             extra_evaluations=self.extra,
+            branches=self.branches,
         )

@@ -66,11 +66,23 @@ def test_four_ranks_split_the_images_of_each_branch(name: str) -> None:
     assert (generated.report["partition"], generated.report["ideal_speedup"]) == (FOUR_ROWS, 4.0)
 
 
-@pytest.mark.parametrize("images", [1, 3])
-def test_four_ranks_with_an_uneven_partition(images: int) -> None:
+def test_three_ranks_share_the_rows_of_two_branches() -> None:
+    name, changes = "sdxl two levels", {"num_images_per_prompt": 3}
+    generated = generate_on_ranks(name, 3, changes)
+    assert torch.equal(generated.latents, generated_one_part_after_another(name, parts=3, **changes))
+    assert torch.equal(generated.latents, simulated(name, 3, changes).latents)
+    assert (generated.report["partition"]["largest"], generated.report["ideal_speedup"]) == (2, 3.0)
+    assert generated.report["notes"] == []
+
+
+@pytest.mark.parametrize(("ranks", "images"), [(3, 1), (4, 1), (4, 3)])
+def test_an_uneven_partition(ranks: int, images: int) -> None:
     changes = {"num_images_per_prompt": images}
-    latents = generate_on_ranks("sdxl two levels", 4, changes).latents
-    assert torch.equal(latents, simulated("sdxl two levels", 4, changes).latents)
+    generated = generate_on_ranks("sdxl two levels", ranks, changes)
+    latents = generated.latents
+    assert torch.equal(latents, simulated("sdxl two levels", ranks, changes).latents)
+    idle = [note for note in generated.report["notes"] if f"{ranks - 2} of {ranks} ranks have nothing to do" in note]
+    assert bool(idle) == (images == 1)
     assert relative_difference(latents, generate(build("sdxl two levels"), "sdxl two levels", **changes)) < 1e-4
 
 

@@ -162,13 +162,8 @@ CONFIGS: dict[str, tuple[int, dict[str, Any], dict[str, Any], str]] = {
     "timeout": (2, {}, {"timeout": 30.0}, "ranks disagree on timeout"),
     "devices of one rank": (2, {}, {"devices": 4}, "rank 1 cannot start: 4 ranks requested, 2 started"),
     "devices": (2, {"devices": 4}, {}, "4 ranks requested, 2 started; use devices=2, or start 4"),
-    "odd ranks": (
-        3,
-        {},
-        {},
-        "strategy 'cfg' needs a multiple of 2 ranks, one half for each guidance branch",
-    ),
-    "one rank": (1, {}, {}, "strategy 'cfg' needs a multiple of 2 ranks, one half for each guidance branch"),
+    "three ranks": (3, {"strategy": "published"}, {}, "strategy 'published' needs 2 ranks, got 3"),
+    "one rank": (1, {"strategy": "published"}, {}, "strategy 'published' needs 2 ranks, got 1"),
 }
 
 

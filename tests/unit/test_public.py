@@ -21,6 +21,8 @@ ROOMS = [
     "launch",
     "pipeline",
     "run",
+    "learner",
+    "beginning",
     "running_step",
     "agreement",
     "strategies",

@@ -100,6 +100,7 @@ SPECIMENS = (
         _call,
         "guider",
         "latents",
+        steps=8,
     ),
     Specimen(
         "StableDiffusion3ModularPipeline:projected",

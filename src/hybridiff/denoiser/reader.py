@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
@@ -83,10 +82,24 @@ class CallReader:
             self._differences[place - 1] = CallDifference.between(self._calls[0], call)
         return None
 
+    def beside_held(self, call: DenoiserCall, prediction: torch.Tensor) -> torch.Tensor:
+        """What a later call that was not foreseen is answered, where the first one was answered by a held prediction.
+
+        Guidance multiplies the difference of the two: they are made to err alike.
+        """
+        assert self._open is not None
+        assert self._prediction is not None
+        first, branches = self._open.calls[0], self._open.branches
+        if len(self._open.calls) < branches or (call.rows, call.network) != (first.rows, first.network):
+            return prediction
+        held = self._prediction.chunk(branches)[self._open.order[0]]
+        return prediction + (held - first.run()) if held.shape == prediction.shape else prediction
+
     def end_step(self) -> None:
-        """A step with fewer calls than branches was the last one with guidance."""
-        if self._differences and len(self._calls) == 1:
-            self._is_guided = lambda _: False
+        """A step with one call was the last one with guidance; where a further one comes, guidance is back."""
+        if self._differences and self._calls:
+            is_guided = len(self._calls) > 1
+            self._is_guided = lambda _: is_guided
         self._open = self._prediction = None
 
 
@@ -112,7 +125,6 @@ class WatchedStep:
         self._calls: list[DenoiserCall] = []
         self._predictions: list[torch.Tensor] = []
         self._shown: torch.Tensor | None = None
-        self.scheduler: Any = None  # a copy, as it was before the step
 
     @property
     def has_begun(self) -> bool:
@@ -121,8 +133,6 @@ class WatchedStep:
 
     def answer(self, call: DenoiserCall) -> Any:
         """Evaluate a call as the stock pipeline does."""
-        if not self._calls:
-            self.scheduler = copy.deepcopy(self._pipe.scheduler)
         self._calls.append(replace(call, arguments=snapshot(call.arguments)))
         prediction = call.run()
         self._predictions.append(prediction.clone())  # the pipeline may do with its own what it likes

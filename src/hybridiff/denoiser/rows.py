@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from .evaluation import Evaluation
@@ -14,31 +15,34 @@ def most_rows(rows: Sequence[slice]) -> int:
 
 
 def split_rows(rows: int, branches: int, ranks: int) -> list[slice] | None:
-    """Each rank's rows: whole branches first, then as evenly as it goes; None where there is nothing to split.
+    """Each rank's rows, so that the largest share is as small as can be; None where there is nothing to split.
+
+    A rank has rows of one branch only where that makes no share larger.
 
     Args:
         rows: Rows of the call, branch after branch.
         branches: Guidance branches in the call.
-        ranks: Number of ranks; where it is no multiple of `branches`, rows are dealt out without regard to branches.
+        ranks: Number of ranks.
 
     Returns:
         One slice per rank in order; a rank that is left without a row has an empty one.
     """
-    if ranks == 1:
-        return [slice(0, rows)]
-    if rows == 1:
+    if rows == 1 < ranks:
         return None
-    if ranks % branches:
-        return [slice(part * rows // ranks, (part + 1) * rows // ranks) for part in range(ranks)]
-    rows_per_branch, ranks_per_branch = rows // branches, ranks // branches
+    images, share = rows // branches, -(-rows // ranks)
+    if branches * -(-images // share) > ranks:
+        return _deal(0, rows, ranks)
     return [
-        slice(
-            branch * rows_per_branch + part * rows_per_branch // ranks_per_branch,
-            branch * rows_per_branch + (part + 1) * rows_per_branch // ranks_per_branch,
-        )
+        part
         for branch in range(branches)
-        for part in range(ranks_per_branch)
+        for part in _deal(branch * images, images, (ranks + branch) // branches)  # they sum up to `ranks`
     ]
+
+
+def _deal(start: int, rows: int, ranks: int) -> list[slice]:
+    """So many rows, from one on, dealt out to ranks as evenly as it goes, the first rank never without."""
+    ends = [start - (-rank * rows // ranks) for rank in range(ranks + 1)]
+    return [slice(*own) for own in itertools.pairwise(ends)]
 
 
 def branch_rows(evaluation: Evaluation, branch: int) -> slice:

@@ -48,7 +48,8 @@ class Channel:
         self.interrupted = False
         self.sent: Counter[str] = Counter()
         self.messages: dict[StepKind, Messages] = {}
-        self.ahead: Callable[[], tuple[int, StepKind]] = lambda: (self.step + 1, StepKind.FULL)
+        self.ahead: Callable[[], tuple[int, StepKind]] = self._next_full
+        self.first = 0  # step of the run from which steps are counted
         self.step, self.kind, self.is_guided = -1, StepKind.FULL, True
         self._timeline = timeline
         self._slots: SlotTable | None = None
@@ -62,9 +63,24 @@ class Channel:
 
     def open(self, steps: int, like: torch.Tensor, messages: dict[StepKind, Messages]) -> None:
         """Begin to talk by tensors like this one, in a run of so many steps."""
-        self._slots = SlotTable(steps, like)
+        self._slots = SlotTable(self.first + steps, like)
         self.messages |= messages
         self._unfinished = self.messages.get(self.kind)
+
+    def close(self, step: int) -> None:
+        """Hear all ranks once more; from there on, as at the start, they agree by small objects until `open`.
+
+        Args:
+            step: The step from which a new strategy counts its own.
+
+        Raises:
+            RankError: see `heed_unread`.
+        """
+        self.begin_step(step - self.first, StepKind.FULL)
+        self.messages[StepKind.FULL].take_part()
+        self.messages[StepKind.FULL].read_status().values()
+        self._slots, self.messages, self.ahead = None, {}, self._next_full
+        self.first, self.step = step, -1
 
     def begin_step(self, step: int, kind: StepKind, is_guided: bool = True) -> None:
         """Say which step now begins, of which kind, and whether with guidance."""
@@ -85,7 +101,7 @@ class Channel:
     def write_slot(self, buffer: torch.Tensor) -> None:
         """Put this rank's status, and what its step is, at the end of a buffer."""
         assert self._slots is not None
-        self._slots.write(buffer, Slot(self.status, self.kind, self.step, self.is_guided))
+        self._slots.write(buffer, Slot(self.status, self.kind, self.first + self.step, self.is_guided))
 
     def count(self, purpose: str, elements: int, element_size: int, copies: int) -> None:
         """Count a message, without its status slot and with it."""
@@ -145,6 +161,9 @@ class Channel:
             self._raise_together(error)
         except RankError:
             pass  # this rank's own error is the one to raise
+
+    def _next_full(self) -> tuple[int, StepKind]:
+        return self.step + 1, StepKind.FULL
 
     def _heed(self, reading: Reading) -> None:
         """Act on what a message said; see `heed_unread`."""

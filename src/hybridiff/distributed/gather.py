@@ -65,7 +65,7 @@ class GatherMessages(Messages):
         pass
 
     def take_part(self) -> bool:
-        self.all_gather({})
+        self.all_gather({}, purpose="control")
         return True
 
 

@@ -7,7 +7,7 @@ import inspect
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -59,6 +59,21 @@ class Sensitivity:
     def unknown(cls, steps: int, begin: int = 0, places: tuple[float, ...] | None = None, why: str = "") -> Sensitivity:
         """That of a scheduler of which nothing is known: all steps count alike."""
         return cls([1.0] * steps, [], begin=begin, places=places, unknown_why=why)
+
+    def rest(self, first: int) -> Sensitivity:
+        """That of the steps from one on: what a scheduler remembers of the steps before is as it is."""
+        if not first:
+            return self
+        weights = self.weights[first:]
+        mean = sum(weights) / len(weights)
+        return replace(
+            self,
+            weights=[weight / mean for weight in weights] if mean > 0 else [1.0] * len(weights),
+            on_sample=[row[first:] for row in self.on_sample[first:]],
+            furthest=self.furthest[first:],
+            begin=self.begin + first,
+            places=None if self.places is None else self.places[first:],
+        )
 
     @property
     def influence(self) -> list[float]:

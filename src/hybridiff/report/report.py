@@ -32,6 +32,7 @@ class StepRecord:
         bytes_by_purpose: Bytes put on the wire by all ranks together, by what they were for.
         estimated: Fidelity of the worst image in dB, as estimated after a full step; None where nothing is promised.
         extra_evaluations: Evaluations of one branch beside the guided one (skip-layer guidance of SD3).
+        branches: Guidance branches of the step; 1 where guidance was off.
     """
 
     index: int
@@ -43,6 +44,7 @@ class StepRecord:
     drift: float | None = None
     estimated: float | None = None
     extra_evaluations: int = 0
+    branches: int = 2
 
     @property
     def bytes(self) -> int:
@@ -58,6 +60,7 @@ class StepRecord:
             "index": self.index,
             "phase": self.phase.value,
             "kind": self.kind.value,
+            "branches": self.branches,
             "discrepancy": _finite(self.discrepancy),
             "drift": _finite(self.drift),
             "seconds": self.seconds,
@@ -74,14 +77,13 @@ class RunReport:
     Attributes:
         strategy: Name of the strategy that ran.
         devices: Number of ranks.
-        tau1: Last step before the parallel phase, None where there was none.
-        tau2: Last step of the parallel phase, None where there was none.
+        tau1: Last step before the parallel phase, None where there was none; of the steps since guidance began.
+        tau2: Last step of the parallel phase, likewise.
         seconds: Wall time of the whole call, text encoding and decoding included.
         steps: One record per step.
         notes: Sentences the user should read: what was not done, and why.
         stages: The split in force and its measured costs; empty where the network was not split.
         partition: How the rows of guided steps were shared; None where none was partitioned.
-        branches: Guidance branches; 1 without guidance.
         fidelity: What was promised and what is estimated of the worst image, in dB; empty where nothing was promised.
         spans: What each rank did when, where a trace was asked for.
     """
@@ -95,9 +97,13 @@ class RunReport:
     notes: list[str] = field(default_factory=list)
     stages: dict[str, Any] = field(default_factory=dict)
     partition: RowPartition | None = None
-    branches: int = 2
     fidelity: dict[str, float] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list, repr=False)
+
+    @property
+    def branches(self) -> int:
+        """Most guidance branches of a step; 1 without guidance."""
+        return max((step.branches for step in self.steps), default=1)
 
     @property
     def phases(self) -> dict[str, int]:
@@ -122,17 +128,16 @@ class RunReport:
     def ideal_speedup(self) -> float | None:
         """Serial time over the critical path of this schedule, from stage costs measured alone; None if serial."""
         is_shared = self.partition is not None or any(step.kind is not StepKind.FULL for step in self.steps)
-        is_guided = any(step.discrepancy is not None for step in self.steps)
+        is_guided = self.branches > 1
         if self.strategy == "serial" or not self.steps or not (is_guided or is_shared):
             return None
         costs = StageCosts(self.stages["outer"], self.stages["inner"]) if self.stages else HALVES
-        ended = [step for step in self.steps if step.kind is StepKind.FULL and step.discrepancy is None]
-        unguided = ended if self.branches > 1 else []
-        kinds = [step.kind for step in self.steps if step not in unguided]
+        kinds = [step.kind for step in self.steps if step.branches == self.branches]
+        unguided = [step.kind for step in self.steps if step.branches < self.branches]
         extra = sum(step.extra_evaluations for step in self.steps)
         alone = RowPartition(self.branches, self.branches, branches=self.branches)
         single = alone if self.devices == 1 or self.branches == 1 else BRANCH_EACH
-        return ideal_speedup(kinds, costs, self.partition or single, unguided=len(unguided), extra=extra)
+        return ideal_speedup(kinds, costs, self.partition or single, unguided=unguided, extra=extra)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, ready for JSON."""

@@ -89,7 +89,7 @@ def ideal_speedup(
     costs: StageCosts = HALVES,
     partition: RowPartition = BRANCH_EACH,
     serial_step: float | None = None,
-    unguided: int = 0,
+    unguided: Sequence[StepKind] = (),
     extra: int = 0,
 ) -> float:
     """Time of the serial generation divided by the critical path of the schedule.
@@ -99,10 +99,12 @@ def ideal_speedup(
         costs: Measured costs of the stages.
         partition: How the rows of the guided steps were shared.
         serial_step: Cost of a step on one device in evaluations of one branch (rho); as many as branches unless given.
-        unguided: Number of steps without guidance, which have one branch only and count as no faster than serial ones.
+        unguided: How each step without guidance was shared, which has one branch only; a full one counts as no faster
+            than a serial one.
         extra: Number of extra evaluations of one branch, in steps of whatever kind (skip-layer guidance).
     """
     serial_step = float(partition.branches) if serial_step is None else serial_step
     evaluation = serial_step if partition.is_whole else partition.evaluations
-    serial = serial_step * len(kinds) + unguided + extra
-    return serial / (evaluation * critical_path(kinds, costs) + unguided + partition.extra_branches * extra)
+    serial = serial_step * len(kinds) + len(unguided) + extra
+    alone = critical_path(unguided, costs) + partition.extra_branches * extra
+    return serial / (evaluation * critical_path(kinds, costs) + alone)

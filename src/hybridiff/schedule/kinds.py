@@ -38,10 +38,12 @@ class Policy(ABC):
     Attributes:
         tau1: Last step before the parallel phase, None until decided.
         tau2: Last step of the parallel phase, None until decided.
+        spent_before: Error that steps before its own leave in the final sample, where one is promised.
     """
 
     tau1: int | None = None
     tau2: int | None = None
+    spent_before: float = 0.0
 
     def __init__(self, step_kind: StepKind) -> None:
         self.step_kind = step_kind

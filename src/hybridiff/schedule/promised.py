@@ -63,7 +63,7 @@ class PromisedPolicy(Policy):
     @property
     def estimated(self) -> float:
         """The estimated error of the worst image so far."""
-        return max(self._spent, default=0.0)
+        return math.hypot(self.spent_before, max(self._spent, default=0.0))
 
     def observe(self, step: int, discrepancy: float, drift: float, estimates: Sequence[float] = ()) -> None:
         speeds, spent = estimates[: len(estimates) // 2], list(estimates[len(estimates) // 2 :])
@@ -102,11 +102,11 @@ class PromisedPolicy(Policy):
     def _room(self, step: int, distance: int) -> int:
         """How far the next full step may be from this one."""
         limit = min(self.longest, 2 * distance, len(self._final) - 2 - step)
-        return max(1, min([limit, *(self._room_of(row, step, limit) for row in range(len(self._speeds)))]))
+        return max(1, min((self._room_of(row, step, limit) for row in range(len(self._speeds))), default=1))
 
     def _room_of(self, row: int, step: int, limit: int) -> int:
         """The same as far as one image decides."""
-        left = max(0.0, self.bound**2 - self._spent[row] ** 2)
+        left = max(0.0, self.bound**2 - self.spent_before**2 - self._spent[row] ** 2)
         scale = self._factor[row] * self._speeds[row]
         room = min(limit, self._plan.room(step, left / scale**2)) if scale else limit
         while room > 1 and (scale * self._expect(1.0, step, room)) ** 2 > left * self._stake(step, room):

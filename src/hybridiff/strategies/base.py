@@ -42,15 +42,16 @@ class RunContext:
         settings: What holds for the model.
         channel: The messages of the run.
         timeline: Where work is recorded.
-        steps: Number of denoising steps.
+        steps: Number of denoising steps of the strategy.
         pipe: The stock pipeline, to be read only.
         staged: The denoiser, ready to be split; None where it need not be.
         heterogeneous: The ranks' devices are not alike, and may differ in the last bit of what they compute.
         extra_steps: Steps in which the pipeline evaluates the network once more (skip-layer guidance).
         eta: How much noise the pipeline has schedulers add that ask for it; None where it does not say.
         coefficients: By which guidance multiplies the branches; as in the first step.
-        scheduler: The pipeline's, before its first step; to be copied only.
+        scheduler: The pipeline's, before the first step of the run; to be copied only.
         first_timestep: That of the first step; None where it is not known.
+        first_step: Steps of the run before those of the strategy, which counts its own from 0.
     """
 
     config: ParallelConfig
@@ -66,10 +67,11 @@ class RunContext:
     coefficients: tuple[float, ...] = (1.0,)
     scheduler: Any = None
     first_timestep: float | None = None
+    first_step: int = 0
 
 
 class Strategy(ABC):
-    """A way for the ranks to answer denoiser calls together; one object serves one run.
+    """A way for the ranks to answer denoiser calls together; one object serves one run, unless guidance begins late.
 
     Args:
         context: What it works with.
@@ -127,6 +129,17 @@ class Strategy(ABC):
 
     def disturb(self) -> None:  # noqa: B027 - most strategies have full steps only
         """The pipeline asked for more than the guided evaluation of a step: all steps to come are full."""
+
+    def hand_over(self, successor: Strategy, step: int, prediction: torch.Tensor, branches: int) -> torch.Tensor:
+        """Guidance has begun, and another strategy goes on from a full step: what that one answers.
+
+        Args:
+            successor: The other strategy.
+            step: The step.
+            prediction: Its own, all rows.
+            branches: Guidance branches in it.
+        """
+        return prediction
 
     @abstractmethod
     def predict(self, evaluation: Evaluation, step: int) -> Answer:

@@ -12,7 +12,6 @@ from ..denoiser.rows import most_rows, split_rows
 from ..distributed.channel import Channel
 from ..distributed.gather import GatherMessages
 from ..distributed.reading import Reading
-from ..errors import UsageError
 from ..report.speedup import RowPartition
 from ..report.timeline import Timeline
 from ..schedule.kinds import StepKind
@@ -62,7 +61,7 @@ class BranchEvaluator:
     def evaluate_extra(self, evaluation: Evaluation) -> torch.Tensor:
         """The same for a further call of a step, which has the rows of one branch."""
         rows = split_rows(evaluation.rows, 1, self.channel.comm.size)
-        if rows is None or self._row_shape is None:
+        if rows is None or not self._has_room(most_rows(rows)):
             return evaluation.run()
         if self.partition is not None:
             self.partition = replace(self.partition, largest_extra=most_rows(rows))
@@ -100,7 +99,7 @@ class BranchEvaluator:
         if self._messages is None:
             self._open(elements, evaluation.sample)
         assert self._messages is not None
-        self._require_room(evaluation, elements)
+        assert elements <= self._messages.room, f"{evaluation.rows} rows do not fit"
         gathered = self._messages.all_gather(pieces)
         parts = [
             buffer[: (own.stop - own.start) * row_shape.numel()].view(-1, *row_shape)
@@ -126,10 +125,7 @@ class BranchEvaluator:
         self._messages = GatherMessages(self.channel, elements, like)
         self.channel.open(self._steps, like, {StepKind.FULL: self._messages, StepKind.REUSE: self._messages})
 
-    def _require_room(self, evaluation: Evaluation, elements: int) -> None:
-        assert self._messages is not None
-        if elements > self._messages.room:
-            raise UsageError(
-                f"step {self.channel.step} evaluates {evaluation.rows} rows, more than the messages of this run hold: "
-                "guidance may end in a run, but not begin in its middle"
-            )
+    def _has_room(self, rows: int) -> bool:
+        """Whether so many rows of a rank fit into the messages that there are."""
+        shape, messages = self._row_shape, self._messages
+        return shape is not None and messages is not None and rows * shape.numel() <= messages.room

@@ -47,8 +47,10 @@ class HybridStrategy(SwitchingStrategy):
 
     def _make_plan(self) -> RunPlan:
         context = self.context
-        measured = measure_sensitivity(context.scheduler, context.steps, context.first_timestep, context.eta)
-        return RunPlan.make(context.config, context.settings, context.pipe, self._leaders(measured))
+        steps = context.first_step + context.steps
+        measured = measure_sensitivity(context.scheduler, steps, context.first_timestep, context.eta)
+        rest = measured.rest(context.first_step)
+        return RunPlan.make(context.config, context.settings, context.pipe, self._leaders(rest))
 
     def fidelity(self) -> dict[str, float]:
         promised, gain = self._plan.fidelity, self.context.settings.decoder_gain

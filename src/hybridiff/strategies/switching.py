@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 from ..denoiser.evaluation import Evaluation
 from ..schedule.kinds import Phase, Policy, StepKind
-from .base import Answer, RunContext
+from .base import Answer, RunContext, Strategy
 from .cfg import CfgStrategy
 from .steps.executor import StepExecutor
 
@@ -72,6 +73,22 @@ class SwitchingStrategy(CfgStrategy):
         answer = self.full.run(evaluation, forward, lambda prediction: self._learn(step, prediction))
         self._decide(step, answer)
         return Answer(self.between.correct(step, answer.prediction), answer.reading)
+
+    def hand_over(self, successor: Strategy, step: int, prediction: torch.Tensor, branches: int) -> torch.Tensor:
+        """Both branches are given what makes up for the cached steps before, as the conditional one shows it."""
+        conditional = prediction.chunk(branches)[-1]
+        self.between.observe(step, conditional.clone())
+        change = self.between.correct(step, conditional) - conditional
+        if isinstance(successor, SwitchingStrategy):
+            successor.policy.spent_before = self._spent()
+        return prediction + change.repeat(branches, *[1] * (change.ndim - 1))
+
+    def _spent(self) -> float:
+        """The estimated error of what has been answered so far; 0 where nothing is promised."""
+        measured, before = self.between.measure(), self.policy.spent_before
+        spent = math.hypot(before, float(measured[1].max())) if measured else before
+        is_told = self.context.heterogeneous  # a bit may decide which steps are full
+        return self.channel.consensus(spent, "agree on what was spent")[0] if is_told else spent
 
     def _learn(self, step: int, prediction: torch.Tensor) -> Sequence[torch.Tensor]:
         """What a full step teaches the others; what they measured of it."""

@@ -140,7 +140,7 @@ def test_an_argument_that_the_pipeline_would_ignore_is_refused(
     ("flags", "message"),
     [
         (["--set", "carry=1"], "unknown setting 'carry'"),
-        (["--devices", "3"], "strategy 'cfg' needs a multiple of 2 ranks"),
+        (["--devices", "3", "--strategy", "published"], "strategy 'published' needs 2 ranks, got 3"),
         (["--devices", "4", "--strategy", "published"], "strategy 'published' needs 2 ranks, got 4"),
         (["--device", "cuda"], "2 ranks requested, 0 GPUs found; use --device cpu"),
         (["--device", "cuda", "--set", "simulate=true"], "1 rank requested, 0 GPUs found; use --device cpu"),
@@ -170,8 +170,8 @@ def test_under_torchrun_its_number_of_ranks_is_checked(
     for name, value in {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     assert config_of().devices is None
-    assert main([*RING, "--model", "some/model"]) == 2
-    assert "strategy 'cfg' needs a multiple of 2 ranks" in capsys.readouterr().err
+    assert main([*RING, "--model", "some/model", "--strategy", "published"]) == 2
+    assert "strategy 'published' needs 2 ranks, got 3" in capsys.readouterr().err
 
 
 def test_inspect_wants_its_device_before_its_model(

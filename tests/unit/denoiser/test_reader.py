@@ -28,7 +28,7 @@ class Pipeline:
     do_classifier_free_guidance = True
 
     def __init__(self, **attributes: Any) -> None:
-        self.scheduler = SimpleNamespace(timesteps=torch.arange(4), stepped=0)
+        self.scheduler = SimpleNamespace(timesteps=torch.arange(4))
         vars(self).update(attributes)
 
     def __call__(self, prompt: str = "", guidance_scale: float = 5.0) -> None: ...
@@ -141,14 +141,25 @@ def test_guidance_that_ends_leaves_one_branch() -> None:
     assert is_stock(answers_of(reader, calls_of(3)[:1]), calls_of(3)[:1])
 
 
-def test_guidance_that_comes_back_is_left_to_further_evaluations() -> None:
+def test_guidance_that_comes_back_costs_one_further_evaluation() -> None:
     reader = learned()
     answers_of(reader, calls_of(1)[:1])
-    for step in (2, 3):
-        calls = calls_of(step)
-        answers = answers_of(reader, calls)
-        assert is_stock(answers[:1], calls[:1])
-        assert answers[1] is None
+    calls = calls_of(2)
+    answers = answers_of(reader, calls)
+    assert is_stock(answers[:1], calls[:1])
+    assert answers[1] is None
+    assert is_stock(answers_of(reader, calls_of(3)), calls_of(3))
+
+
+def test_beside_a_held_prediction_another_one_errs_alike() -> None:
+    """Guidance multiplies the difference between the two, which is what it is at this step."""
+    reader, (first, later) = learned(), calls_of(2)
+    answers_of(reader, calls_of(1)[:1])  # guidance ends
+    held = first.run() + 0.25
+    reader.answer(reader.evaluation(first), held)
+    assert torch.allclose(reader.beside_held(later, later.run()), later.run() + 0.25)
+    longer = call_of(2, text_of(0).repeat(2, 1))
+    assert torch.equal(reader.beside_held(longer, longer.run()), longer.run()), "of other rows nothing is known"
 
 
 def test_another_text_is_not_foreseen_but_at_the_next_step() -> None:
@@ -268,14 +279,11 @@ def test_what_is_recorded_is_not_what_the_pipeline_makes_of_its_answers() -> Non
     assert torch.equal(watched.evaluation(layout).run(), expected)
 
 
-def test_the_scheduler_is_kept_as_it_was_before_the_step() -> None:
-    watched = WatchedStep(pipe := Pipeline())
+def test_a_watched_step_begins_with_its_first_call() -> None:
+    watched = WatchedStep(Pipeline())
     assert not watched.has_begun
-    for call in calls_of(0):
-        watched.answer(call)
-        pipe.scheduler.stepped += 1
+    watched.answer(calls_of(0)[0])
     assert watched.has_begun
-    assert watched.scheduler.stepped == 0
 
 
 def test_what_a_scheduler_is_given_first_in_a_step_counts() -> None:

@@ -288,3 +288,19 @@ def test_what_the_pipeline_hands_each_step_decides_whether_noise_is_added(name: 
 
 def test_schedulers_that_take_no_eta_are_not_handed_any() -> None:
     assert measure_sensitivity(scheduler("euler"), STEPS, eta=0.5) == measure_sensitivity(scheduler("euler"), STEPS)
+
+
+@pytest.mark.parametrize("name", ["dpmsolver++", "heun"])
+def test_the_rest_of_a_run_is_a_part_of_the_whole(name: str) -> None:
+    scheduler = OWN[name]()
+    scheduler.set_timesteps(8)
+    steps = len(scheduler.timesteps)
+    whole = measure_sensitivity(scheduler, steps)
+    rest = whole.rest(3)
+    assert whole.rest(0) is whole
+    assert (len(rest.weights), rest.begin) == (steps - 3, whole.begin + 3)
+    assert sum(rest.weights) == pytest.approx(steps - 3)
+    assert rest.influence == whole.influence[3:]
+    for earlier in range(3, steps - 1):
+        assert rest.gain(earlier - 3, steps - 4) == whole.gain(earlier, steps - 1)
+    assert rest.places == (None if whole.places is None else whole.places[3:])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -105,7 +107,9 @@ def test_extra_evaluations_cost_a_branch_on_both_sides() -> None:
 
 def report(strategy: str, kinds: list[StepKind], discrepancies: list[float | None], **stages: float) -> RunReport:
     steps = [
-        StepRecord(i, Phase.WARM_UP, kind, discrepancy, 1.0, {})
+        StepRecord(
+            i, Phase.WARM_UP, kind, discrepancy, 1.0, {}, branches=1 if (kind, discrepancy) == (FULL, None) else 2
+        )
         for i, (kind, discrepancy) in enumerate(zip(kinds, discrepancies, strict=True))
     ]
     return RunReport(strategy, 2, steps=steps, stages=dict(stages))
@@ -138,3 +142,10 @@ def test_steps_without_guidance_gain_nothing() -> None:
     """Guidance that ends early leaves one branch: one evaluation, on however many devices."""
     cut_off = report("cfg", [FULL] * 10, [0.1] * 4 + [None] * 6)
     assert cut_off.ideal_speedup == pytest.approx((2 * 4 + 6) / 10)
+
+
+def test_guidance_that_begins_late() -> None:
+    """Of the steps before it a cached one costs nothing, and would have cost one evaluation on one device."""
+    late = report("hybrid", [FULL, StepKind.CACHED, FULL, FULL, StepKind.CACHED], [None, None, None, 0.1, None])
+    late.steps[1] = replace(late.steps[1], branches=1)
+    assert late.ideal_speedup == pytest.approx((3 + 2 * 2) / (2 + 1))

@@ -253,18 +253,6 @@ def test_guidance_that_is_off_for_some_steps_of_the_warm_up(name: str, images: i
     assert {0, 4} <= set(known)
 
 
-@pytest.mark.parametrize("config", [{"strategy": "cfg"}, HYBRID], ids=["cfg", "hybrid"])
-def test_guidance_that_begins_in_the_middle_is_refused(config: dict[str, Any]) -> None:
-    def begin(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        pipe._guidance_scale = 5.0
-        return tensors | {text: torch.cat([tensors[text]] * 2) for text in ("prompt_embeds", "pooled_prompt_embeds")}
-
-    wanted = ["latents", "prompt_embeds", "pooled_prompt_embeds"]
-    changes = {"guidance_scale": 1.0, "callback_on_step_end": begin, "callback_on_step_end_tensor_inputs": wanted}
-    with pytest.raises(UsageError, match=r"step 1 evaluates 2 rows, more than .*: guidance may end"):
-        simulated("sd3", config, changes)
-
-
 @pytest.mark.parametrize(("last", "steps"), [(1, 4), (2, 4), (3, 7), (5, 7), (6, 10), (8, 10)])
 def test_an_interrupt_takes_effect_with_the_next_full_step(last: int, steps: int) -> None:
     """Only then do ranks hear of it; a single device stops at once."""

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hybridiff import RankError, UsageError
+from hybridiff import RankError
 from hybridiff.denoiser.adapters.unet import UNetAdapter
 from hybridiff.denoiser.call import DenoiserCall
 from hybridiff.denoiser.evaluation import Evaluation
@@ -53,7 +53,7 @@ def evaluator_of(comm: Comm | int, steps: int = 9) -> BranchEvaluator:
     return BranchEvaluator(channel_of(comm), Timeline(), steps)
 
 
-@given(st.integers(1, 5), st.sampled_from([1, 2, 4, 6]), st.sampled_from([1, 2]))
+@given(st.integers(1, 5), st.integers(1, 8), st.integers(1, 3))
 def test_the_whole_prediction_whatever_the_number_of_ranks(images: int, ranks: int, branches: int) -> None:
     network, evaluator = Counted(), evaluator_of(ranks)
     evaluation = network.call(images, branches)
@@ -63,7 +63,8 @@ def test_the_whole_prediction_whatever_the_number_of_ranks(images: int, ranks: i
 
 
 @pytest.mark.parametrize(
-    ("ranks", "images", "largest"), [(1, 1, 2), (1, 3, 6), (2, 1, 1), (2, 3, 3), (4, 1, 1), (4, 3, 2)]
+    ("ranks", "images", "largest"),
+    [(1, 1, 2), (1, 3, 6), (2, 1, 1), (2, 3, 3), (4, 1, 1), (4, 3, 2), (3, 1, 1), (3, 3, 2)],
 )
 def test_the_partition_is_that_of_guided_calls(ranks: int, images: int, largest: int) -> None:
     network, evaluator = Counted(), evaluator_of(ranks)
@@ -120,12 +121,13 @@ def test_extra_calls_have_the_rows_of_one_branch(ranks: int, images: int, larges
     assert evaluator.partition.largest_extra == largest
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_more_rows_than_messages_hold(ranks: int) -> None:
-    network, evaluator = Counted(), evaluator_of(ranks)
-    evaluator.evaluate(network.call(1, branches=1))
-    with pytest.raises(UsageError, match=r"step 0 evaluates 4 rows, more than the messages .*: guidance may end in a"):
-        evaluator.evaluate(network.call(2))
+def test_an_extra_call_with_more_rows_than_messages_hold_is_evaluated_by_every_rank() -> None:
+    network, evaluator = Counted(), evaluator_of(2)
+    evaluator.evaluate(network.call(1))
+    evaluator.read_status()
+    extra = network.call(4, branches=1, seed=1)
+    assert torch.equal(evaluator.evaluate_extra(extra), 2.0 * extra.sample)
+    assert network.calls == [1, 1, 4]
 
 
 def test_fewer_rows_fit() -> None:
@@ -166,18 +168,18 @@ def test_a_prediction_keeps_the_dtype_of_the_network(ranks: int) -> None:
 
 
 class OneOfFour(LocalComm):
-    """Rank 0 of four, of which ranks 1 and 3 have a row each and answer in bfloat16."""
+    """Rank 1 of four, of which ranks 0 and 2 have a row each and answer in bfloat16."""
 
     def __init__(self, evaluation: Evaluation) -> None:
         super().__init__(4)
-        self.local_ranks = (0,)
+        self.local_ranks = (1,)
         self.evaluation = evaluation
         self.told: list[Any] = []
 
     def all_gather(self, buffers: Any, out: torch.Tensor) -> None:
         for rank in range(4):
-            out[rank].copy_(buffers[0])
-            if rank % 2:
+            out[rank].copy_(buffers[1])
+            if rank % 2 == 0:
                 prediction = (2.0 * self.evaluation.sample[rank // 2]).bfloat16()
                 out[rank, :-SLOT].copy_(prediction.flatten())
 
@@ -185,7 +187,7 @@ class OneOfFour(LocalComm):
         self.told.append(thing)
         status, own = thing
         form = torch.bfloat16, self.evaluation.sample.shape[1:]
-        return [(status, own), (status, form), (status, own), (status, form)]
+        return [(status, form), (status, own), (status, form), (status, own)]
 
 
 def test_a_rank_without_rows_learns_the_dtype_from_the_others() -> None:

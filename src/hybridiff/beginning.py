@@ -1,0 +1,132 @@
+"""What a strategy begins with: at the first step of a run, and again where guidance begins in a later one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .agreement import Setup
+from .config import parse_steps
+from .denoiser.adapters.base import argument
+from .denoiser.evaluation import Evaluation
+from .denoiser.layout import GuidanceLayout
+from .denoiser.reader import count_steps
+from .denoiser.rows import split_rows
+from .distributed.channel import Channel
+from .numerics.guidance import classifier_free
+from .report.timeline import Timeline
+from .running_step import RunningStep
+from .strategies import STRATEGIES, RunContext, Strategy
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What all strategies of one run have in common.
+
+    Attributes:
+        setup: The parallel pipeline that is being called.
+        arguments: Of the call, by name.
+        channel: The messages of the run.
+        timeline: Where work is recorded.
+        heterogeneous: The ranks' devices are not alike.
+        scheduler: A copy of the pipeline's, before its first step.
+        first_timestep: That of the first step; None where it is not known.
+    """
+
+    setup: Setup
+    arguments: dict[str, Any]
+    channel: Channel
+    timeline: Timeline
+    heterogeneous: bool
+    scheduler: Any
+    first_timestep: float | None
+
+    def strategy(self, evaluation: Evaluation, layout: GuidanceLayout, step: int, is_alone: bool) -> Strategy:
+        """The strategy for a step and all after it.
+
+        Args:
+            evaluation: Of that step.
+            layout: How the pipeline does guidance.
+            step: The step, from 0.
+            is_alone: The calls are left to every rank.
+        """
+        setup, total = self.setup, count_steps(self.setup.pipe)
+        config, extra = setup.config, setup.adapter.extra_steps(setup.pipe, self.arguments, total)
+        if step and config.full_steps is not None:
+            config = replace(config, full_steps=_steps_from(step, config.full_steps))
+        context = RunContext(
+            config=config,
+            settings=setup.settings,
+            channel=self.channel,
+            timeline=self.timeline,
+            steps=max(1, total - step),
+            pipe=setup.pipe,
+            staged=setup.staged,
+            heterogeneous=self.heterogeneous,
+            extra_steps=frozenset(later - step for later in extra),
+            eta=argument(setup.pipe, self.arguments, "eta"),
+            coefficients=self._coefficients(evaluation, layout),
+            scheduler=self.scheduler,
+            first_timestep=self.first_timestep,
+            first_step=step,
+        )
+        return STRATEGIES["serial" if is_alone else config.strategy](context, evaluation)
+
+    def notes(self, evaluation: Evaluation, before: Sequence[RunningStep], why_alone: str) -> list[str]:
+        """How the ranks share a step and all after it, where that is not each rank its rows of two branches.
+
+        Args:
+            evaluation: Of that step.
+            before: The steps before it.
+            why_alone: Why the calls are left to every rank; empty where they are not.
+        """
+        setup, rows = self.setup, evaluation.rows
+        notes = late_notes(evaluation.branches, before)
+        if evaluation.branches == 1:
+            notes.append(self._unguided_note(rows))
+        if evaluation.is_whole:
+            notes.append("images of a batch and its branches depend on each other: every rank evaluates all")
+        if why_alone:
+            notes.append(f"{type(setup.pipe).__name__}: {why_alone}; every rank evaluates everything")
+        if evaluation.is_whole or why_alone or setup.config.strategy == "serial":
+            return notes
+        idle = [own for own in split_rows(rows, evaluation.branches, setup.comm.size) or () if own.start == own.stop]
+        if idle:
+            notes.append(
+                f"{len(idle)} of {setup.comm.size} ranks have nothing to do: a step has {rows} rows, one an image and "
+                "guidance branch; use fewer ranks, or more images at a time"
+            )
+        return notes
+
+    def _unguided_note(self, images: int) -> str:
+        scale = getattr(self.setup.pipe, "guidance_scale", None)
+        remedy = "the images of the batch are split instead" if images > 1 else "every rank computes the image"
+        return f"guidance is off (guidance_scale {scale}): there is one branch only, nothing to partition; {remedy}"
+
+    def _coefficients(self, evaluation: Evaluation, layout: GuidanceLayout) -> tuple[float, ...]:
+        """By which guidance multiplies the branches: as seen, or as its scale says."""
+        if evaluation.branches == 1:
+            return (1.0,)
+        if layout.coefficients is not None:
+            return layout.coefficients
+        scales = (
+            getattr(self.setup.pipe, "guidance_scale", None),
+            *map(self.arguments.get, ("true_cfg_scale", "guidance_scale")),
+        )
+        scale = next((float(scale) for scale in scales if isinstance(scale, (int, float))), 1.0)
+        return (*classifier_free(scale)[:1], *[0.0] * (evaluation.branches - 2), classifier_free(scale)[1])
+
+
+def late_notes(branches: int, before: Sequence[RunningStep]) -> list[str]:
+    """That guidance began after some steps; where a further call showed it, it came in the last one of these."""
+    fewer = max((step.branches for step in before), default=branches)
+    if branches <= fewer:
+        return []
+    began = next((step.index for step in before[-1:] if step.extra), len(before))
+    return [f"guidance began at step {began}: the steps before had {fewer} of {branches} branches"]
+
+
+def _steps_from(first: int, full_steps: str) -> str:
+    """The full steps from one on, counted from that one, which is full itself."""
+    return ",".join(map(str, sorted({0} | {step - first for step in parse_steps(full_steps) if step >= first})))
