@@ -13,6 +13,7 @@ from typing import Any
 from .agreement import agree_on_call, agree_on_setup
 from .config import ParallelConfig
 from .denoiser.adapters import DENOISERS
+from .denoiser.control import CONTROLS, ControlNets
 from .denoiser.hooks import AttachedHook, DenoiserHook
 from .denoiser.layout import GuidanceLayout
 from .distributed.comm import Comm, LocalComm
@@ -82,6 +83,7 @@ class ParallelPipeline:
         self._leave: Callable[[], None] = lambda: None
         self._hooks: list[DenoiserHook] = []
         self._attached = [AttachedHook(network, self._hooked(), _HOOK_NAME) for network in self._setup.networks]
+        self._control = ControlNets(pipe, self, _HOOK_NAME)
         self._layouts: dict[str, GuidanceLayout] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -102,7 +104,7 @@ class ParallelPipeline:
             for attached in self._attached:
                 attached.relink()
             self._answer_by(run.answer)
-            with run.watching():
+            with run.watching(), self._control.deferring():
                 output = self.pipe(**self._arguments_of_this_rank(arguments, run))
         except BaseException as error:  # Ctrl-C too: the other ranks must not wait for this one
             run.fail(error)
@@ -125,6 +127,7 @@ class ParallelPipeline:
         for attached in self._attached:
             attached.remove()
         self._attached = []
+        self._control.remove()
         self._leave()
 
     def __enter__(self) -> ParallelPipeline:
@@ -169,7 +172,7 @@ class ParallelPipeline:
 
 def _detach_earlier(pipe: Any) -> None:
     """Take the place of an earlier `parallelize` of the same network, such as one whose ranks are gone."""
-    for attribute in DENOISERS:
+    for attribute in (*DENOISERS, *CONTROLS):
         network = getattr(pipe, attribute, None)
         registry = getattr(getattr(network, "_orig_mod", network), "_diffusers_hook", None)
         earlier = registry.get_hook(_HOOK_NAME) if registry is not None else None

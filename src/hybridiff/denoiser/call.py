@@ -12,6 +12,7 @@ import torch
 
 from ..errors import UsageError
 from .adapters import DenoiserAdapter
+from .deferred import computed
 
 _SHARED = frozenset({"image_rotary_emb", "freqs_cis", "txt_ids", "img_ids", "img_shapes", "image_ids", "freqs_cis_img"})
 """Arguments that serve every row, though their length may by chance be that of the batch."""
@@ -71,8 +72,10 @@ class DenoiserCall:
     def run(self, rows: slice | None = None) -> torch.Tensor:
         """Evaluate the network, for some of the rows or all of them: (rows, ...)."""
         is_whole = rows is None or rows == slice(0, self.rows)
-        arguments = self.arguments if rows is None or is_whole else take_call_rows(self, rows)
-        answered = self.forward(**arguments | ({"return_dict": False} if self._takes_return_dict else {}))
+        arguments = self.arguments
+        if rows is not None and not is_whole:
+            arguments = take_argument_rows(arguments, self.rows, rows, self.is_list)
+        answered = self.forward(**computed(arguments) | ({"return_dict": False} if self._takes_return_dict else {}))
         return _prediction(answered, type(self.network).__name__)
 
     def wrap(self, prediction: torch.Tensor) -> Any:
@@ -99,13 +102,13 @@ def bind_arguments(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: M
     return dict(bound.arguments)
 
 
-def take_call_rows(call: DenoiserCall, wanted: slice) -> dict[str, Any]:
-    """Cut some rows out of the arguments of a call."""
+def take_argument_rows(arguments: Mapping[str, Any], rows: int, wanted: slice, is_list: bool) -> dict[str, Any]:
+    """Cut some rows out of the arguments of a call that has so many; `is_list`: its samples come as a list."""
     taken = {
-        name: value if name in _SHARED else take_rows(value, call.rows, wanted, name in _OF_FRAMES, call.is_list)
-        for name, value in call.arguments.items()
+        name: value if name in _SHARED else take_rows(value, rows, wanted, name in _OF_FRAMES, is_list)
+        for name, value in arguments.items()
     }
-    return taken | {name: call.arguments[name][:, wanted] for name in _ROWS_SECOND & taken.keys()}
+    return taken | {name: arguments[name][:, wanted] for name in _ROWS_SECOND & taken.keys()}
 
 
 def take_rows(value: Any, rows: int, wanted: slice, has_frames: bool = False, has_lists: bool = False) -> Any:

@@ -109,12 +109,12 @@ def can_be_evaluated_apart(recorded: Evaluation, parts: Sequence[slice]) -> bool
     whole = [slice(call * size, (call + 1) * size) for call in range(len(recorded.calls))]
     mixed = [part for part in parts if part.stop > part.start and part not in whole]
     try:
-        return all(_are_close(apart.run(part), recorded.run(part)) for part in mixed)
+        return all(are_close(apart.run(part), recorded.run(part)) for part in mixed)
     except (RuntimeError, ValueError, TypeError, IndexError):  # the network insists on all rows at once
         return False
 
 
-def _are_close(one: torch.Tensor, other: torch.Tensor) -> bool:
+def are_close(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two predictions are the same but for rounding: batches of other sizes round otherwise."""
     tolerated = 2e-3 if one.dtype is torch.float32 else 5e-2
     return float((one.float() - other.float()).norm()) <= tolerated * float(other.float().norm())

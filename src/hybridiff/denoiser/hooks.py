@@ -56,7 +56,7 @@ class AttachedHook:
 
 
 class DenoiserHook(ModelHook):
-    """The only door: answers each call of the denoiser through `answer`, while there is one.
+    """The only door: answers each call of a denoiser, or of its ControlNet, through `answer`, while there is one.
 
     Attributes:
         answer: Called as `answer(network, forward, args, kwargs)`; None lets calls through to the network untouched.

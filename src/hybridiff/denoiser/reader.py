@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from .call import DenoiserCall
+from .deferred import DeferredTensor
 from .evaluation import Evaluation, RecordedEvaluation
 from .layout import BATCHED, SINGLE, GuidanceLayout, find_layout
-from .replay import CallDifference, is_foreseen, snapshot, tensor_versions, unknown_things
+from .replay import CallDifference, is_foreseen, leaves, snapshot, tensor_versions, unknown_things
 
 _PLAIN_GUIDERS = frozenset(
     {
@@ -181,6 +182,9 @@ class WatchedStep:
             return ""
         if len({id(call.network) for call in self._calls}) > 1:
             return "it calls another network for each guidance branch"
+        later = (leaf for call in self._calls[1:] for leaf in leaves(call.arguments))
+        if any(isinstance(leaf, DeferredTensor) for leaf in later):  # the first call of a ControlNet is not deferred
+            return "it calls its ControlNet for each guidance branch"
         states = sorted({name for call in self._calls for name in unknown_things(call)})
         if states:
             return f"its calls share a state ({', '.join(states)})"

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from .call import DenoiserCall
+from .deferred import computed
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Generator, torch.Tensor)
 """Things that a call may be given which no call changes; that tensors stay as they are, is looked after."""
@@ -36,7 +37,7 @@ class CallDifference:
     def between(cls, first: DenoiserCall, later: DenoiserCall) -> CallDifference:
         """What tells a later call from the first one of its step."""
         own = {
-            name: snapshot(value)
+            name: snapshot(computed(value))
             for name, value in later.arguments.items()
             if name not in first.arguments or not same(first.arguments[name], value)
         }
