@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
 from .agreement import agree_on_call, agree_on_setup
 from .config import ParallelConfig
-from .denoiser.adapters import DENOISERS
+from .denoiser.adapters import DENOISERS, as_called
+from .denoiser.compiled import uncompiled
 from .denoiser.hooks import AttachedHook, DenoiserHook
 from .denoiser.layout import GuidanceLayout
 from .distributed.comm import Comm, LocalComm
@@ -26,6 +27,11 @@ _HOOK_NAME = "hybridiff"
 _ALONE = (
     "nothing is shared: this is the only rank; start more with torchrun --nproc-per-node 2, use hybridiff.Engine, or "
     "say devices=1"
+)
+
+_EAGER = (
+    "the network is compiled as a whole but split here, so it ran uncompiled; compile its blocks instead "
+    "(compile_repeated_blocks), or use cached steps or 'cfg'"
 )
 
 
@@ -102,7 +108,7 @@ class ParallelPipeline:
             for attached in self._attached:
                 attached.relink()
             self._answer_by(run.answer)
-            with run.watching():
+            with self._around_compiled() as notes, run.watching():
                 output = self.pipe(**self._arguments_of_this_rank(arguments, run))
         except BaseException as error:  # Ctrl-C too: the other ranks must not wait for this one
             run.fail(error)
@@ -112,6 +118,7 @@ class ParallelPipeline:
             if self._setup.staged is not None:
                 self._setup.staged.release()
         self.report = run.finish()
+        self.report.notes += notes
         if self._is_alone:
             self.report.notes.append(_ALONE)
         return output if self._returns_output else _without_images(output)
@@ -153,6 +160,23 @@ class ParallelPipeline:
     def _answer_by(self, answer: Callable[..., Any] | None) -> None:
         for hook in self._hooks:
             hook.answer = answer
+
+    @contextlib.contextmanager
+    def _around_compiled(self) -> Iterator[list[str]]:
+        """While this lasts, our hooks are not in what `torch.compile` made of their networks, but around it.
+
+        Yields:
+            What the user should know of it.
+        """
+        notes: list[str] = []
+        with contextlib.ExitStack() as stack:
+            for hook, network in zip(self._hooks, self._setup.networks, strict=True):
+                hook.compiled = stack.enter_context(uncompiled(as_called(self.pipe, network)))
+                stack.callback(setattr, hook, "compiled", None)
+                if hook.compiled is not None and self._setup.staged is not None:  # its hooks would break the graph
+                    hook.compiled = None
+                    notes.append(_EAGER)
+            yield notes
 
     def _arguments_of_this_rank(self, arguments: dict[str, Any], run: Run) -> dict[str, Any]:
         parameters = inspect.signature(self.pipe.__call__).parameters

@@ -12,6 +12,7 @@ import torch
 
 from ..errors import UsageError
 from .adapters import DenoiserAdapter
+from .signature import signature_of
 
 _SHARED = frozenset({"image_rotary_emb", "freqs_cis", "txt_ids", "img_ids", "img_shapes", "image_ids", "freqs_cis_img"})
 """Arguments that serve every row, though their length may by chance be that of the batch."""
@@ -72,13 +73,14 @@ class DenoiserCall:
         """Evaluate the network, for some of the rows or all of them: (rows, ...)."""
         is_whole = rows is None or rows == slice(0, self.rows)
         arguments = self.arguments if rows is None or is_whole else take_call_rows(self, rows)
-        answered = self.forward(**arguments | ({"return_dict": False} if self._takes_return_dict else {}))
+        takes_return_dict = signature_of(self.forward).takes_return_dict
+        answered = self.forward(**arguments | ({"return_dict": False} if takes_return_dict else {}))
         return _prediction(answered, type(self.network).__name__)
 
     def wrap(self, prediction: torch.Tensor) -> Any:
         """The prediction in the form in which the network returns its output to this call."""
         output = list(prediction.unbind()) if self.is_list else prediction
-        if self.arguments.get("return_dict", self._takes_return_dict):
+        if self.arguments.get("return_dict", signature_of(self.forward).takes_return_dict):
             return self.adapter.output(output)
         return (output,)
 
@@ -87,16 +89,13 @@ class DenoiserCall:
         name = self.adapter.sample or next(iter(self.arguments))
         return self.arguments[name]
 
-    @cached_property
-    def _takes_return_dict(self) -> bool:
-        parameters = inspect.signature(self.forward).parameters
-        return "return_dict" in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
-
 
 def bind_arguments(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of a call by name, as the signature of `forward` gives them."""
-    bound = inspect.signature(forward).bind(*args, **kwargs)
-    return dict(bound.arguments)
+    bound = signature_of(forward).bind(args, kwargs)
+    return (
+        dict(inspect.signature(forward).bind(*args, **kwargs).arguments) if bound is None else bound
+    )  # which says why
 
 
 def take_call_rows(call: DenoiserCall, wanted: slice) -> dict[str, Any]:
