@@ -6,15 +6,16 @@ import contextlib
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 from .agreement import agree_on_call, agree_on_setup
 from .config import ParallelConfig
-from .denoiser.adapters import DENOISERS, as_called
-from .denoiser.compiled import uncompiled
-from .denoiser.hooks import AttachedHook, DenoiserHook
+from .denoiser.adapters import DENOISERS
+from .denoiser.attached import AttachedHook
+from .denoiser.compiled import around_compiled
+from .denoiser.hooks import DenoiserHook
 from .denoiser.layout import GuidanceLayout
 from .distributed.comm import Comm, LocalComm
 from .distributed.placement import join_torchrun, leave_process_group
@@ -27,11 +28,6 @@ _HOOK_NAME = "hybridiff"
 _ALONE = (
     "nothing is shared: this is the only rank; start more with torchrun --nproc-per-node 2, use hybridiff.Engine, or "
     "say devices=1"
-)
-
-_EAGER = (
-    "the network is compiled as a whole but split here, so it ran uncompiled; compile its blocks instead "
-    "(compile_repeated_blocks), or use cached steps or 'cfg'"
 )
 
 
@@ -86,8 +82,8 @@ class ParallelPipeline:
         self.comm = comm
         self.report: RunReport | None = None
         self._leave: Callable[[], None] = lambda: None
-        self._hooks: list[DenoiserHook] = []
-        self._attached = [AttachedHook(network, self._hooked(), _HOOK_NAME) for network in self._setup.networks]
+        self._hooked = {network: self._new_hook() for network in self._setup.networks}
+        self._attached = [AttachedHook(network, hook, _HOOK_NAME) for network, hook in self._hooked.items()]
         self._layouts: dict[str, GuidanceLayout] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -108,7 +104,7 @@ class ParallelPipeline:
             for attached in self._attached:
                 attached.relink()
             self._answer_by(run.answer)
-            with self._around_compiled() as notes, run.watching():
+            with around_compiled(self.pipe, self._hooked, self._setup.staged is not None) as notes, run.watching():
                 output = self.pipe(**self._arguments_of_this_rank(arguments, run))
         except BaseException as error:  # Ctrl-C too: the other ranks must not wait for this one
             run.fail(error)
@@ -151,32 +147,14 @@ class ParallelPipeline:
     def _returns_output(self) -> bool:
         return self.config.outputs == "all" or self.comm.is_leader
 
-    def _hooked(self) -> DenoiserHook:
+    def _new_hook(self) -> DenoiserHook:
         hook = DenoiserHook()
         hook.owner = self
-        self._hooks.append(hook)
         return hook
 
     def _answer_by(self, answer: Callable[..., Any] | None) -> None:
-        for hook in self._hooks:
+        for hook in self._hooked.values():
             hook.answer = answer
-
-    @contextlib.contextmanager
-    def _around_compiled(self) -> Iterator[list[str]]:
-        """While this lasts, our hooks are not in what `torch.compile` made of their networks, but around it.
-
-        Yields:
-            What the user should know of it.
-        """
-        notes: list[str] = []
-        with contextlib.ExitStack() as stack:
-            for hook, network in zip(self._hooks, self._setup.networks, strict=True):
-                hook.compiled = stack.enter_context(uncompiled(as_called(self.pipe, network)))
-                stack.callback(setattr, hook, "compiled", None)
-                if hook.compiled is not None and self._setup.staged is not None:  # its hooks would break the graph
-                    hook.compiled = None
-                    notes.append(_EAGER)
-            yield notes
 
     def _arguments_of_this_rank(self, arguments: dict[str, Any], run: Run) -> dict[str, Any]:
         parameters = inspect.signature(self.pipe.__call__).parameters

@@ -4,12 +4,42 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
+from .adapters import as_called
+
 Forward = Callable[..., Any]
+
+_EAGER = (
+    "the network is compiled as a whole but split here, so it ran uncompiled; compile its blocks instead "
+    "(compile_repeated_blocks), or use cached steps or 'cfg'"
+)
+
+
+@contextlib.contextmanager
+def around_compiled(pipe: Any, hooks: Mapping[torch.nn.Module, Any], is_split: bool) -> Iterator[list[str]]:
+    """While this lasts, hooks are not in what `torch.compile` made of their networks, but around it.
+
+    Args:
+        pipe: The pipeline.
+        hooks: A `DenoiserHook` for each of its networks.
+        is_split: The network is split by hooks on its blocks, which would break a graph.
+
+    Yields:
+        What the user should know of it.
+    """
+    notes: list[str] = []
+    with contextlib.ExitStack() as stack:
+        for network, hook in hooks.items():
+            compiled = stack.enter_context(uncompiled(as_called(pipe, network)))
+            hook.compiled = None if is_split else compiled
+            stack.callback(setattr, hook, "compiled", None)
+            if is_split and compiled is not None:
+                notes.append(_EAGER)
+        yield notes
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The parameters of a network's forward, read once a function: `inspect.signature` takes longer than the rest of a call."""
+"""The parameters of a network's forward, read once a function, as reading them takes longer than the rest of a call."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ class ForwardSignature:
 
 def signature_of(forward: Callable[..., Any]) -> ForwardSignature:
     """The signature of a forward, of what hooks and compilers have wrapped around it too."""
-    function = forward
+    function: Any = forward
     while not isinstance(function, MethodType) and not hasattr(function, "__signature__"):
         if not hasattr(function, "__wrapped__"):
             break
         function = function.__wrapped__
-    is_bound = isinstance(function, MethodType)
-    kept = _KEPT.get(function.__func__ if is_bound else function)
+    owner = function.__func__ if isinstance(function, MethodType) else function
+    kept = _KEPT.get(owner)
     if kept is None:
-        kept = _KEPT[function.__func__ if is_bound else function] = _read(function)
+        kept = _KEPT[owner] = _read(function)
     return kept
 
 

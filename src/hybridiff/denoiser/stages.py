@@ -10,7 +10,7 @@ import torch
 from .adapters import DenoiserAdapter
 from .blocks import BlockHook, Boundary, Stage, StageDone, StageState
 from .evaluation import Evaluation
-from .hooks import AttachedHook
+from .attached import AttachedHook
 from .layers import Layer, measure_layers
 from .split import Split, SplitPoint, make_split
 

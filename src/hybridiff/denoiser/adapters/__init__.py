@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -48,5 +49,5 @@ def find_denoisers(pipe: Any) -> tuple[DenoiserAdapter, tuple[torch.nn.Module, .
 
 def as_called(pipe: Any, network: torch.nn.Module) -> torch.nn.Module:
     """A denoiser as the pipeline has it now: `torch.compile` may have wrapped it."""
-    modules = (getattr(pipe, attribute, None) for attribute in DENOISERS)
+    modules: Iterator[Any] = (getattr(pipe, attribute, None) for attribute in DENOISERS)
     return next((module for module in modules if getattr(module, "_orig_mod", module) is network), network)
