@@ -19,11 +19,13 @@ class ForwardSignature:
 
     Attributes:
         names: Of its parameters that can be given by name, in order.
+        required: Those without a default.
         positional: How many of the first ones can be given by place.
         takes_others: Whether it takes arguments of any name.
     """
 
     names: tuple[str, ...]
+    required: frozenset[str]
     positional: int
     takes_others: bool
 
@@ -39,6 +41,8 @@ class ForwardSignature:
         if not fits or not (self.takes_others or kwargs.keys() <= set(self.names)):
             return None
         given.update(kwargs)
+        if not self.required <= given.keys():
+            return None
         ordered = {name: given[name] for name in self.names if name in given}
         return ordered | given
 
@@ -62,6 +66,7 @@ def _read(function: Callable[..., Any]) -> ForwardSignature:
     named = [one for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)]
     return ForwardSignature(
         names=tuple(one.name for one in named),
+        required=frozenset(one.name for one in named if one.default is one.empty),
         positional=sum(one.kind is one.POSITIONAL_OR_KEYWORD for one in named),
         takes_others=any(one.kind is one.VAR_KEYWORD for one in parameters),
     )
