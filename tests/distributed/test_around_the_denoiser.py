@@ -13,7 +13,7 @@ from support.pipelines import denoiser_of
 from support.ranks import run_ranks
 from zoo import ZOO, run
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 CACHED: dict[str, Any] = {"strategy": "hybrid", "full_steps": "0-1,3,5"}
 
@@ -31,8 +31,7 @@ def on_ranks(name: str, config: dict[str, Any]) -> Generated:
     return generate_compiled(name, **config)
 
 
-@pytest.mark.parametrize("config", [{}, CACHED], ids=["cfg", "cached"])
-@pytest.mark.parametrize("name", ["WanPipeline", "StableDiffusion3Pipeline"])
+@pytest.mark.parametrize(("name", "config"), [("WanPipeline", CACHED), ("StableDiffusion3Pipeline", {})])
 def test_ranks_equal_their_simulation(name: str, config: dict[str, Any]) -> None:
     simulated = generate_compiled(name, simulate=True, devices=2, **config)
     for generated in run_ranks(on_ranks, 2, name, config):

@@ -78,7 +78,8 @@ def test_half_precision_is_that_of_the_stock_pipeline(name: str, dtype: torch.dt
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_several_images_a_prompt(name: str) -> None:
     films = {"LTXPipeline", "WanPipeline:two-transformers"}
-    require_stock(name, **{"num_videos_per_prompt" if name in films else "num_images_per_prompt": 2})
+    changes: dict[str, Any] = {"num_videos_per_prompt" if name in films else "num_images_per_prompt": 2}
+    require_stock(name, **changes)
 
 
 @pytest.mark.parametrize("name", ["StableDiffusionPipeline", "StableDiffusionXLPipeline", "LTXPipeline"])
@@ -181,7 +182,7 @@ def test_schedulers_of_second_order_and_with_noise(name: str, scheduler: str, ma
 
 
 def test_checkpoints_of_one_file(tmp_path: Path) -> None:
-    """Weights in the layout of the original checkpoints are diffusers' own affair; the pipeline is one like others."""
+    """A network that was read from one file and a configuration beside it is one like others."""
     name = "StableDiffusionPipeline"
     pipe = ZOO[name].build()
     pipe.unet.save_pretrained(tmp_path / "unet", safe_serialization=True)

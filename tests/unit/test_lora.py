@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hybridiff import ParallelConfig, ParallelPipeline, parallelize
+from hybridiff.distributed.consistency import describe_call
 from support.oracles import relative_difference
 from support.pipelines import denoiser_of
 from zoo import ZOO, run
@@ -57,7 +58,8 @@ def require_alike(result: torch.Tensor, expected: torch.Tensor, other: torch.Ten
 
 @pytest.mark.parametrize("name", SCALE)
 def test_loaded_before_and_scaled(name: str) -> None:
-    specimen, half = ZOO[name], {SCALE[name]: {"scale": 0.5}}
+    specimen = ZOO[name]
+    half: dict[str, Any] = {SCALE[name]: {"scale": 0.5}}
     stock, pipe = with_lora(name, 9), with_lora(name, 9)
     plain, adapted, halved = run(specimen, specimen.build()), run(specimen, stock), run(specimen, stock, **half)
     with simulate(pipe) as parallel:
@@ -98,3 +100,29 @@ def test_cached_steps_use_nothing_of_before(name: str) -> None:
         add_lora(pipe, "b", 10)
         denoiser_of(pipe).set_adapter("b")  # type: ignore[operator]
         require_alike(run(specimen, parallel), run(specimen, fresh), before)
+
+
+def test_ranks_with_other_adapters_in_force_are_told_apart() -> None:
+    pipe = ZOO["FluxPipeline"].build()
+
+    def described() -> str:
+        return describe_call(pipe, [pipe.transformer], {})["LoRA"]
+
+    seen = [described()]
+    add_lora(pipe, "a", 9)
+    seen.append(described())
+    add_lora(pipe, "b", 10)
+    seen.append(described())
+    pipe.transformer.set_adapter("a")
+    seen.append(described())
+    pipe.disable_lora()
+    seen.append(described())
+    pipe.enable_lora()
+    pipe.set_adapters(["a"], adapter_weights=[0.5])
+    seen.append(described())
+    pipe.fuse_lora(adapter_names=["a"])
+    seen.append(described())
+    assert len(set(seen)) == len(seen)
+    pipe.unfuse_lora()
+    pipe.delete_adapters(["a", "b"])
+    assert described() == seen[0] == "none"

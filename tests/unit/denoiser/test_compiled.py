@@ -103,7 +103,7 @@ def test_a_split_network_runs_uncompiled_and_the_report_says_so(compiled: Callab
 def test_an_error_leaves_a_network_compiled() -> None:
     network = torch.nn.Linear(2, 2)
     network.compile(backend="eager")
-    wrapped = torch.compile(network, backend="eager")
+    wrapped: Any = torch.compile(network, backend="eager")
     before = network._compiled_call_impl, wrapped.forward
     with uncompiled(wrapped) as compiled:
         assert compiled is before[1]
@@ -119,7 +119,8 @@ def test_a_forward_goes_through_the_compiled_network_without_its_hooks() -> None
     network, graphs, own = Doubling(), Graphs(), Doubling().forward
     network.compile(backend=graphs)
     assert network._compiled_call_impl is not None
-    hooked = network.forward = lambda _: None  # type: ignore[assignment,method-assign,return-value]
+    hooked: Any = lambda _: None  # noqa: E731
+    network.forward = hooked  # type: ignore[method-assign]
     assert torch.equal(through(network._compiled_call_impl, network, own)(torch.ones(2)), torch.full((2,), 2.0))
     assert graphs.made == 1
     assert network.forward is hooked
