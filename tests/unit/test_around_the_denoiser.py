@@ -112,6 +112,17 @@ def test_callbacks_that_change_things(name: str, change: Callable[..., dict[str,
     assert not any(step.extra_evaluations for step in report.steps[:2])
 
 
+@pytest.mark.parametrize("name", ["StableDiffusionPipeline", "LTXPipeline", "WanPipeline"])
+def test_a_promise_says_that_guidance_was_changed(name: str) -> None:
+    with simulate(ZOO[name].build(), "hybrid", fidelity=40) as parallel:
+        run(ZOO[name], parallel, steps=STEPS)
+        assert not any("guidance_scale went" in note for note in report_of(parallel).notes)
+        run(ZOO[name], parallel, steps=STEPS, callback_on_step_end=halve_guidance)
+        assert (
+            "guidance_scale went from 5.0 to 2.5: the promise was reckoned with the former" in report_of(parallel).notes
+        )
+
+
 def end_guidance(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
     if step != 2:
         return tensors
