@@ -13,8 +13,10 @@ from typing import Any
 from .agreement import agree_on_call, agree_on_setup
 from .config import ParallelConfig
 from .denoiser.adapters import DENOISERS
+from .denoiser.attached import AttachedHook
+from .denoiser.compiled import around_compiled
 from .denoiser.control import CONTROLS, ControlNets
-from .denoiser.hooks import AttachedHook, DenoiserHook
+from .denoiser.hooks import DenoiserHook
 from .denoiser.layout import GuidanceLayout
 from .distributed.comm import Comm, LocalComm
 from .distributed.placement import join_torchrun, leave_process_group
@@ -81,8 +83,8 @@ class ParallelPipeline:
         self.comm = comm
         self.report: RunReport | None = None
         self._leave: Callable[[], None] = lambda: None
-        self._hooks: list[DenoiserHook] = []
-        self._attached = [AttachedHook(network, self._hooked(), _HOOK_NAME) for network in self._setup.networks]
+        self._hooked = {network: self._new_hook() for network in self._setup.networks}
+        self._attached = [AttachedHook(network, hook, _HOOK_NAME) for network, hook in self._hooked.items()]
         self._control = ControlNets(pipe, self, _HOOK_NAME)
         self._layouts: dict[str, GuidanceLayout] = {}
 
@@ -104,7 +106,8 @@ class ParallelPipeline:
             for attached in self._attached:
                 attached.relink()
             self._answer_by(run.answer)
-            with run.watching(), self._control.deferring():
+            is_split = self._setup.staged is not None
+            with around_compiled(self.pipe, self._hooked, is_split) as notes, run.watching(), self._control.deferring():
                 output = self.pipe(**self._arguments_of_this_rank(arguments, run))
         except BaseException as error:  # Ctrl-C too: the other ranks must not wait for this one
             run.fail(error)
@@ -114,6 +117,7 @@ class ParallelPipeline:
             if self._setup.staged is not None:
                 self._setup.staged.release()
         self.report = run.finish()
+        self.report.notes += notes
         if self._is_alone:
             self.report.notes.append(_ALONE)
         return output if self._returns_output else _without_images(output)
@@ -147,14 +151,13 @@ class ParallelPipeline:
     def _returns_output(self) -> bool:
         return self.config.outputs == "all" or self.comm.is_leader
 
-    def _hooked(self) -> DenoiserHook:
+    def _new_hook(self) -> DenoiserHook:
         hook = DenoiserHook()
         hook.owner = self
-        self._hooks.append(hook)
         return hook
 
     def _answer_by(self, answer: Callable[..., Any] | None) -> None:
-        for hook in self._hooks:
+        for hook in self._hooked.values():
             hook.answer = answer
 
     def _arguments_of_this_rank(self, arguments: dict[str, Any], run: Run) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import torch
 from ..errors import UsageError
 from .adapters import DenoiserAdapter
 from .deferred import computed
+from .signature import signature_of
 
 _SHARED = frozenset({"image_rotary_emb", "freqs_cis", "txt_ids", "img_ids", "img_shapes", "image_ids", "freqs_cis_img"})
 """Arguments that serve every row, though their length may by chance be that of the batch."""
@@ -75,13 +76,14 @@ class DenoiserCall:
         arguments = self.arguments
         if rows is not None and not is_whole:
             arguments = take_argument_rows(arguments, self.rows, rows, self.is_list)
-        answered = self.forward(**computed(arguments) | ({"return_dict": False} if self._takes_return_dict else {}))
+        takes_return_dict = signature_of(self.forward).takes_return_dict
+        answered = self.forward(**computed(arguments) | ({"return_dict": False} if takes_return_dict else {}))
         return _prediction(answered, type(self.network).__name__)
 
     def wrap(self, prediction: torch.Tensor) -> Any:
         """The prediction in the form in which the network returns its output to this call."""
         output = list(prediction.unbind()) if self.is_list else prediction
-        if self.arguments.get("return_dict", self._takes_return_dict):
+        if self.arguments.get("return_dict", signature_of(self.forward).takes_return_dict):
             return self.adapter.output(output)
         return (output,)
 
@@ -90,16 +92,13 @@ class DenoiserCall:
         name = self.adapter.sample or next(iter(self.arguments))
         return self.arguments[name]
 
-    @cached_property
-    def _takes_return_dict(self) -> bool:
-        parameters = inspect.signature(self.forward).parameters
-        return "return_dict" in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
-
 
 def bind_arguments(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of a call by name, as the signature of `forward` gives them."""
-    bound = inspect.signature(forward).bind(*args, **kwargs)
-    return dict(bound.arguments)
+    bound = signature_of(forward).bind(args, kwargs)
+    return (
+        dict(inspect.signature(forward).bind(*args, **kwargs).arguments) if bound is None else bound
+    )  # which says why
 
 
 def take_argument_rows(arguments: Mapping[str, Any], rows: int, wanted: slice, is_list: bool) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
+from .attached import AttachedHook
 from .call import bind_arguments, take_argument_rows
 from .deferred import DeferredTensor, computed, mapped
 from .evaluation import are_close
-from .hooks import AttachedHook, DenoiserHook
+from .hooks import DenoiserHook
 from .replay import leaves, snapshot
 
 CONTROLS = ("controlnet",)

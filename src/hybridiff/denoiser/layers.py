@@ -11,8 +11,8 @@ import torch
 from diffusers.hooks import ModelHook
 from torch.utils.flop_counter import FlopCounterMode
 
+from .attached import AttachedHook
 from .blocks import tensors_of
-from .hooks import AttachedHook
 
 _REPEATS = 4
 

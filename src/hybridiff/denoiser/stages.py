@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import torch
 
 from .adapters import DenoiserAdapter
+from .attached import AttachedHook
 from .blocks import BlockHook, Boundary, Stage, StageDone, StageState
 from .evaluation import Evaluation
-from .hooks import AttachedHook
 from .layers import Layer, measure_layers
 from .split import Split, SplitPoint, make_split
 

@@ -40,7 +40,20 @@ def describe_call(pipe: Any, denoisers: Sequence[Any], arguments: Mapping[str, A
         "denoiser": ", ".join(
             f"{type(one).__name__} {one.dtype} {_digest(repr(_public(one.config)).encode())}" for one in denoisers
         ),
+        "LoRA": ", ".join(_adapters(one) for one in denoisers),
     }
+
+
+def _adapters(denoiser: Any) -> str:
+    """Which adapters of peft are in force in a network, and how strongly; their weights are not looked at."""
+    if not getattr(denoiser, "_hf_peft_config_loaded", False):
+        return "none"
+    layers = [layer for layer in denoiser.modules() if hasattr(layer, "disable_adapters") and hasattr(layer, "scaling")]
+    in_force = {
+        f"{[] if layer.disable_adapters else layer.active_adapters} of {layer.scaling}, fused {layer.merged_adapters}"
+        for layer in layers
+    }
+    return "; ".join(sorted(in_force)) or "none"
 
 
 def require_same(comm: Comm, description: Mapping[str, str] | Exception) -> None:

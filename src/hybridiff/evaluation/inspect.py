@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from ..denoiser.adapters import find_denoiser
+from ..denoiser.attached import AttachedHook
 from ..denoiser.call import DenoiserCall
 from ..denoiser.evaluation import Evaluation
-from ..denoiser.hooks import AttachedHook, DenoiserHook
+from ..denoiser.hooks import DenoiserHook
 from ..denoiser.rows import branch_rows
 from ..denoiser.split import Split, choose_balanced, choose_outer
 from ..denoiser.stages import StagedDenoiser

@@ -28,6 +28,7 @@ class HybridStrategy(SwitchingStrategy):
 
     def __init__(self, context: RunContext, first: Evaluation) -> None:
         super().__init__(context, first)
+        self._scale = _scale(context.pipe)
         self._plan = self._make_plan()
         self.policy = self._plan.policy
         self.between = self._make_executor(first)
@@ -43,7 +44,14 @@ class HybridStrategy(SwitchingStrategy):
             FixedPolicy(parse_steps(config.full_steps), order * (steps - 1) + 1)
 
     def notes(self) -> list[str]:
-        return [*self._plan.notes, *super().notes(), *self.between.notes()]
+        return [*self._plan.notes, *super().notes(), *self.between.notes(), *self._of_scale()]
+
+    def _of_scale(self) -> list[str]:
+        """What a callback that changed guidance did to a promise; where it ended, all steps were full."""
+        scale = _scale(self.context.pipe)
+        if self._plan.fidelity is None or scale == self._scale or scale <= 1:
+            return []
+        return [f"guidance_scale went from {self._scale} to {scale}: the promise was reckoned with the former"]
 
     def _make_plan(self) -> RunPlan:
         context = self.context
@@ -71,3 +79,9 @@ class HybridStrategy(SwitchingStrategy):
         share = self.context.settings.reuse_share
         staged = split_network(self.context, first, StepKind.REUSE, lambda splits: choose_outer(splits, share))
         return ReuseStep(self.evaluator, staged, plan.sensitivity.places)
+
+
+def _scale(pipe: Any) -> float:
+    """The pipeline's guidance scale now; 0 where it does not say, or has one for each frame."""
+    scale = getattr(pipe, "guidance_scale", None)
+    return float(scale) if isinstance(scale, (int, float)) else 0.0

@@ -9,7 +9,8 @@ import torch
 from diffusers.hooks import HookRegistry, ModelHook
 
 from hybridiff import ParallelConfig, parallelize
-from hybridiff.denoiser.hooks import AttachedHook, DenoiserHook
+from hybridiff.denoiser.attached import AttachedHook
+from hybridiff.denoiser.hooks import DenoiserHook
 from support.oracles import differences, state_of
 from support.pipelines import build, denoiser_of, generate
 

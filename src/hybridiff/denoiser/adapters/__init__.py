@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ ADAPTERS: tuple[DenoiserAdapter, ...] = (UNetAdapter(), SD3Adapter())
 DENOISERS = ("unet", "transformer", "transformer_2", "unconditional_transformer", "decoder")
 """Where pipelines keep the networks that they call at every step; the first one that there is decides the family."""
 
-__all__ = ["ADAPTERS", "DENOISERS", "DenoiserAdapter", "find_denoiser", "find_denoisers"]
+__all__ = ["ADAPTERS", "DENOISERS", "DenoiserAdapter", "as_called", "find_denoiser", "find_denoisers"]
 
 
 def find_denoiser(pipe: Any) -> tuple[DenoiserAdapter, torch.nn.Module]:
@@ -44,3 +45,9 @@ def find_denoisers(pipe: Any) -> tuple[DenoiserAdapter, tuple[torch.nn.Module, .
         raise UsageError(f"{type(pipe).__name__} has no denoiser: neither a unet nor a transformer")
     name = type(networks[0]).__name__
     return next((adapter for adapter in ADAPTERS if adapter.class_name == name), OtherAdapter()), networks
+
+
+def as_called(pipe: Any, network: torch.nn.Module) -> torch.nn.Module:
+    """A denoiser as the pipeline has it now: `torch.compile` may have wrapped it."""
+    modules: Iterator[Any] = (getattr(pipe, attribute, None) for attribute in DENOISERS)
+    return next((module for module in modules if getattr(module, "_orig_mod", module) is network), network)
