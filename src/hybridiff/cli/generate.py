@@ -35,6 +35,8 @@ TOGETHER = "How the ranks work together"
 STRATEGY = f"{HELP['strategy']} (default: the one whose settings are given, else cfg, or serial on one device)"
 QUALITY = HELP["quality"]
 SET = "\n".join(["any other setting; repeatable:\n\n\b", *(f"{name}: {text}" for name, text in SETTINGS.items())])
+OUTPUT = "a file, or a folder for image.png, video.mp4 or audio.wav; also .jpg, .webp, .gif, .safetensors for latents"
+FPS = "frames a second of a video (default: those of the pipeline, or 10)"
 CONFIG = "these options from a JSON or TOML file, set and arg as tables; flags beat it"
 OF_HYBRID = ("fidelity", "quality", "calibration", "step_kind", "tolerance", "full_steps")
 """Settings that mean the strategy `hybrid`."""
@@ -42,13 +44,14 @@ OF_HYBRID = ("fidelity", "quality", "calibration", "step_kind", "tolerance", "fu
 
 @dataclass(frozen=True, kw_only=True)
 class Generate(CallOptions):
-    """Generate images for a prompt, or for many."""
+    """Generate images, videos or sounds for a prompt, or for many."""
 
     prompt: Annotated[str | None, flag(WHAT, "what the image shows", "TEXT")] = None
     prompts: Annotated[str | None, flag(WHAT, PROMPTS, "FILE")] = None
     num_images: Annotated[int, number(WHAT, "images per prompt", least=1, most=MOST_IMAGES)] = 1
     seed: Annotated[int, number(WHAT, "of the noise", least=0, most=2**64 - 1)] = 0
-    output: Annotated[str, flag(WHAT, "an image, or a folder for image.png", "PATH")] = "out/image.png"
+    output: Annotated[str, flag(WHAT, OUTPUT, "PATH")] = "out/"
+    fps: Annotated[int | None, number(WHAT, FPS, least=1, most=1000)] = None
     trace: Annotated[str | None, flag(WHAT, f"{HELP['trace']}; for ui.perfetto.dev", "FILE.json")] = None
     config: Annotated[
         ConfigFile | None, flag(WHAT, CONFIG, "FILE", parser=ConfigFile, callback=apply_config, is_eager=True)
@@ -66,19 +69,19 @@ class Generate(CallOptions):
         from ..evaluation.workload import recommended
         from ..launch.engine import Engine
         from ..models.loading import find_model
-        from .output import Output, progress_bar
+        from .output import Output, check_suffix, progress_bar
+        from .target import Target
 
-        prompts = self.all_prompts()
-        output = Output.parse(self.output)
+        prompts, config = self.all_prompts(), self.parallel_config()
+        check_suffix(self.output)
         trace = None if self.trace is None else Output.file(self.trace, ".json")
-        config = self.parallel_config()
         call = recommended(self.model) | self.call_arguments(self._table("arg"))
-        if self.num_images > 1:
-            call["num_images_per_prompt"] = self.num_images
         # What cannot be had is refused before gigabytes of a model are downloaded.
         check_ranks(config, config.devices or Placement.resolve(device="cpu").world)
         Placement.resolve(config.devices, self.device, config.simulate)
         folder = find_model(self.model, self.variant)
+        target = Target.choose(folder, self.output, call, self.fps, self.num_images)
+        output, call = target.output, target.call
         folder.check_call(call)
         self._check_known(folder, call)
         output.prepare()
@@ -90,7 +93,7 @@ class Generate(CallOptions):
                     generation = engine.generate(prompt.prompt, seed=prompt.seed, on_step=on_step, **own)
                 if engine.is_leader:
                     facts = self._facts(engine, prompt, own)
-                    paths = output.numbered(number, len(prompts)).write(generation, facts)
+                    paths = output.numbered(number, len(prompts)).write(generation, facts, target.fps)
                     if trace is not None:
                         paths.append(trace.numbered(number, len(prompts)).write_trace(generation))
                     _tell(generation, paths)

@@ -55,17 +55,28 @@ class Call:
 
 @dataclass(frozen=True)
 class Generation:
-    """What one request gave.
+    """What one request gave; images, films and sounds are None where none was made, and on ranks other than 0.
 
     Attributes:
-        images: What the stock pipeline returns as images; None on ranks other than 0.
+        images: What the stock pipeline returns as images, one an entry.
         report: What the run did.
         seed: The seed of its noise.
+        frames: The films: the frames of one film an entry.
+        audios: The sounds: the samples of one an entry.
+        sampling_rate: Samples a second of the sounds, as far as the pipeline says.
     """
 
     images: Any
     report: RunReport
     seed: int
+    frames: Any = None
+    audios: Any = None
+    sampling_rate: int | None = None
+
+    def made(self) -> dict[str, Any]:
+        """What was made, by name."""
+        made = {"images": self.images, "frames": self.frames, "audios": self.audios}
+        return {name: value for name, value in made.items() if value is not None}
 
 
 @dataclass(frozen=True)

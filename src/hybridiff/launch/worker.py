@@ -66,16 +66,27 @@ class PipelineRank:
         """Call the pipeline; on_step(done, total) follows every step, in place of the stock progress bar."""
         import torch
 
+        from ..models.outputs import sampling_rate, take_output
+
         assert call.seed is not None
         generator = torch.Generator().manual_seed(call.seed)
         with _steps_told_to(self.parallel.pipe, on_step):
             output = self.parallel(**call.arguments, generator=generator)
         assert self.parallel.report is not None
-        if not hasattr(output, "images"):
-            made, name = ", ".join(vars(output)), type(self.parallel.pipe).__name__
-            raise UsageError(f"{name} makes {made}, not images: call it by hybridiff.parallelize, under torchrun")
-        images = output.images.cpu() if isinstance(output.images, torch.Tensor) else output.images
-        return Generation(images, self.parallel.report, call.seed)
+        made = take_output(output)
+        if not made:
+            found, name = ", ".join(vars(output)), type(self.parallel.pipe).__name__
+            raise UsageError(
+                f"{name} makes {found}, neither images, films nor sounds: call it by hybridiff.parallelize"
+            )
+        return Generation(
+            made.get("images"),
+            self.parallel.report,
+            call.seed,
+            frames=made.get("frames"),
+            audios=made.get("audios"),
+            sampling_rate=sampling_rate(self.parallel.pipe),
+        )
 
     def close(self) -> None:
         """Restore the stock pipeline."""

@@ -14,6 +14,7 @@ from ..arguments import MOST_PIXELS, SizeLimits, check_arguments
 from ..errors import UsageError
 from ..utils.names import require_known
 from . import tiny
+from .outputs import made_by
 from .schedulers import build_scheduler, check_scheduler
 
 if TYPE_CHECKING:
@@ -75,6 +76,21 @@ class ModelFolder:
         multiple = int(scale * (patch[-1] if isinstance(patch, list) else patch))
         positions = denoiser.get("pos_embed_max_size")
         return SizeLimits(multiple, MOST_PIXELS if positions is None else positions * multiple, self.name)
+
+    @cached_property
+    def pipeline_class(self) -> type | None:
+        """The pipeline's class, which takes seconds to import; None where diffusers has none of that name."""
+        import diffusers
+
+        found = getattr(diffusers, str(self.index.get("_class_name")), None)
+        return found if isinstance(found, type) else None
+
+    @cached_property
+    def makes(self) -> str:
+        """What the pipeline makes above all: `images`, `frames` or `audios`."""
+        if self.name in tiny.EMBEDDED:
+            return "images"
+        return next(iter(made_by(self.pipeline_class)), "images")
 
     def check_call(self, arguments: Mapping[str, Any]) -> None:
         """Refuse what needs no network to be refused.
