@@ -15,6 +15,7 @@ from ..utils.prompts import Prompt, read_prompts
 from .flags import choice, flag, number, setting
 from .options import (
     HELP,
+    HOW,
     PROMPTS,
     PUBLISHED,
     SETTINGS,
@@ -36,6 +37,7 @@ STRATEGY = f"{HELP['strategy']} (default: the one whose settings are given, else
 QUALITY = HELP["quality"]
 SET = "\n".join(["any other setting; repeatable:\n\n\b", *(f"{name}: {text}" for name, text in SETTINGS.items())])
 OUTPUT = "a file, or a folder for image.png, video.mp4 or audio.wav; also .jpg, .webp, .gif, .safetensors for latents"
+LORA = "a .safetensors file, a folder or a hub id, and how strongly it acts; repeatable"
 FPS = "frames a second of a video (default: those of the pipeline, or 10)"
 CONFIG = "these options from a JSON or TOML file, set and arg as tables; flags beat it"
 OF_HYBRID = ("fidelity", "quality", "calibration", "step_kind", "tolerance", "full_steps")
@@ -56,6 +58,7 @@ class Generate(CallOptions):
     config: Annotated[
         ConfigFile | None, flag(WHAT, CONFIG, "FILE", parser=ConfigFile, callback=apply_config, is_eager=True)
     ] = None
+    lora: Annotated[list[str] | None, flag(HOW, LORA, "PATH_OR_ID[:SCALE]")] = None
     devices: Annotated[int | None, setting(TOGETHER, "devices", "N")] = None
     strategy: Annotated[str | None, choice(TOGETHER, STRATEGY, STRATEGIES)] = None
     fidelity: Annotated[float | None, setting(TOGETHER, "fidelity", "DB")] = None
@@ -85,7 +88,8 @@ class Generate(CallOptions):
         folder.check_call(call)
         self._check_known(folder, call)
         output.prepare()
-        with Engine(folder, config=config, **self.given("device", "dtype", "scheduler", "variant")) as engine:
+        options = self.given("device", "dtype", "scheduler", "variant") | {"loras": self.lora or ()}
+        with Engine(folder, config=config, **options) as engine:
             for number, prompt in enumerate(prompts, start=1):
                 own = call if prompt.negative_prompt is None else call | {"negative_prompt": prompt.negative_prompt}
                 with progress_bar(engine.is_leader, smoothing=0.3) as show:
@@ -148,7 +152,11 @@ class Generate(CallOptions):
     def _facts(self, engine: "Engine", prompt: Prompt, call: dict[str, Any]) -> dict[str, Any]:
         """How an image was made; what is not told is the model's own."""
         facts = {"model": self.model, "prompt": prompt.prompt, "negative_prompt": call.get("negative_prompt")}
-        settings = {**engine.config.to_dict(), "device": engine.device, **self.given("dtype", "scheduler", "variant")}
+        settings = {
+            **engine.config.to_dict(),
+            "device": engine.device,
+            **self.given("dtype", "scheduler", "variant", "lora"),
+        }
         settings |= {name: value for name, value in call.items() if name not in facts}
         return {name: fact for name, fact in facts.items() if fact is not None} | {"settings": settings}
 

@@ -34,13 +34,31 @@ def describe_call(pipe: Any, denoisers: Sequence[Any], arguments: Mapping[str, A
         Texts by name; equal texts mean equal things (tensors, images and generators stand as digests).
     """
     call = {name: describe(value) for name, value in arguments.items() if name not in _UNCOMPARED}
-    return call | {
-        "pipeline": type(pipe).__name__,
-        "scheduler": f"{type(pipe.scheduler).__name__} {_public(pipe.scheduler.config)}",
-        "denoiser": ", ".join(
-            f"{type(one).__name__} {one.dtype} {_digest(repr(_public(one.config)).encode())}" for one in denoisers
-        ),
-    }
+    return (
+        call
+        | {
+            "pipeline": type(pipe).__name__,
+            "scheduler": f"{type(pipe.scheduler).__name__} {_public(pipe.scheduler.config)}",
+            "denoiser": ", ".join(
+                f"{type(one).__name__} {one.dtype} {_digest(repr(_public(one.config)).encode())}" for one in denoisers
+            ),
+        }
+        | _adapters(pipe)
+    )
+
+
+def _adapters(pipe: Any) -> dict[str, str]:
+    """The LoRAs that act in a pipeline's networks: their scales, and some of their weights; all would take too long."""
+    networks = [part for part in getattr(pipe, "components", {}).values() if hasattr(part, "peft_config")]
+    layers = [layer for network in networks for layer in network.modules() if hasattr(layer, "lora_A")]
+    active = [(layer, name) for layer in layers if not layer.disable_adapters for name in layer.active_adapters]
+    acting = [(layer, name) for layer, name in active if name in layer.scaling and name in layer.lora_A]
+    if not acting:
+        return {}
+    weights = [side[name].weight.detach() for layer, name in acting for side in (layer.lora_A, layer.lora_B)]
+    some = [weight.flatten()[:4].float() for weight in weights if not weight.is_meta]
+    scales = sorted({float(layer.scaling[name]) for layer, name in acting})
+    return {"LoRA": f"{len(acting)} layers, scales {scales}, {describe(torch.cat(some) if some else None)}"}
 
 
 def require_same(comm: Comm, description: Mapping[str, str] | Exception) -> None:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from ..config import ParallelConfig
 from ..distributed.placement import Placement
+from ..models.loras import Lora
 from ..report.report import RunReport
 
 OnStep = Callable[[int, int], None]
@@ -54,6 +55,13 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Swap:
+    """The LoRAs that the pipeline is to have from now on."""
+
+    loras: tuple[Lora, ...]
+
+
+@dataclass(frozen=True)
 class Generation:
     """What one request gave; images, films and sounds are None where none was made, and on ranks other than 0.
 
@@ -81,10 +89,10 @@ class Generation:
 
 @dataclass(frozen=True)
 class Request:
-    """A pickled `Call`, which a rank unpickles where an error is that of this request, not of the connection."""
+    """A pickled `Call` or `Swap`; a rank unpickles it where an error is that of this request, not of the connection."""
 
     id: int
-    call: bytes
+    content: bytes
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Started:
-    """A rank is ready for requests."""
+    """A rank is ready for requests, or for the next one."""
 
 
 @dataclass(frozen=True)

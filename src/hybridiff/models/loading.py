@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from ..arguments import MOST_PIXELS, SizeLimits, check_arguments
 from ..errors import UsageError
 from ..utils.names import require_known
 from . import tiny
+from .loras import Lora, put_loras
 from .outputs import made_by
 from .schedulers import build_scheduler, check_scheduler
 
@@ -131,6 +132,7 @@ def load_pipeline(
     scheduler: str | None = None,
     task: str = "text-to-image",
     variant: str | None = None,
+    loras: Sequence[Lora] = (),
 ) -> Any:
     """Load a stock diffusers pipeline.
 
@@ -141,9 +143,11 @@ def load_pipeline(
         scheduler: A name from `schedulers.SCHEDULERS`; None keeps the pipeline's own.
         task: `text-to-image`, `image-to-image` or `inpainting`.
         variant: Suffix of the weight files, such as `fp16`.
+        loras: See `loras.find_loras`.
 
     Raises:
-        UsageError: the model, dtype, scheduler or task is unknown, or the folder holds no complete pipeline.
+        UsageError: the model, dtype, scheduler or task is unknown, the folder holds no complete pipeline, or a LoRA
+            does not fit it.
     """
     require_known("task", task, TASKS)
     folder = find_model(name_or_path, variant)
@@ -153,6 +157,8 @@ def load_pipeline(
     pipe = _read_pipeline(folder, task, dtype=chosen, variant=variant).to(device)
     if scheduler is not None:
         pipe.scheduler = build_scheduler(scheduler, pipe.scheduler)
+    if loras:
+        put_loras(pipe, loras)
     return pipe
 
 
