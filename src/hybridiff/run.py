@@ -115,6 +115,7 @@ class Run:
             report.stages = self._strategy.stages()
             report.partition = self._strategy.partition
             report.branches = self._steps[0].branches if self._steps else 1
+            report.layout = self._reader.layout if self._reader is not None else None
             report.fidelity = self._strategy.fidelity()
         if self._setup.config.trace:
             report.spans = self._all_spans()

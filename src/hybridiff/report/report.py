@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..denoiser.layout import GuidanceLayout
 from ..schedule.kinds import Phase, StepKind
 from .speedup import BRANCH_EACH, HALVES, RowPartition, StageCosts, ideal_speedup
 from .timeline import Span
@@ -82,6 +83,7 @@ class RunReport:
         stages: The split in force and its measured costs; empty where the network was not split.
         partition: How the rows of guided steps were shared; None where none was partitioned.
         branches: Guidance branches; 1 without guidance.
+        layout: Where the branches are in the calls of a step; None where it is asked anew at every step.
         fidelity: What was promised and what is estimated of the worst image, in dB; empty where nothing was promised.
         spans: What each rank did when, where a trace was asked for.
     """
@@ -96,6 +98,7 @@ class RunReport:
     stages: dict[str, Any] = field(default_factory=dict)
     partition: RowPartition | None = None
     branches: int = 2
+    layout: GuidanceLayout | None = None
     fidelity: dict[str, float] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list, repr=False)
 
@@ -147,6 +150,7 @@ class RunReport:
             "kinds": self.kinds,
             "bytes_by_purpose": self.bytes_by_purpose,
             "stages": self.stages,
+            "layout": asdict(self.layout) if self.layout else None,
             "partition": asdict(self.partition) if self.partition else None,
             "fidelity": self.fidelity,
             "notes": self.notes,
