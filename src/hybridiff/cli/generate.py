@@ -30,16 +30,19 @@ from .options import (
 if TYPE_CHECKING:
     from ..launch.engine import Engine
     from ..launch.protocol import Generation
-    from ..models.loading import ModelFolder
 
 TOGETHER = "How the ranks work together"
 STRATEGY = f"{HELP['strategy']} (default: the one whose settings are given, else cfg, or serial on one device)"
 QUALITY = HELP["quality"]
 SET = "\n".join(["any other setting; repeatable:\n\n\b", *(f"{name}: {text}" for name, text in SETTINGS.items())])
 OUTPUT = "a file, or a folder for image.png, video.mp4 or audio.wav; also .jpg, .webp, .gif, .safetensors for latents"
+IMAGE = "an image to start from, to edit, or to make a video of; repeatable"
+CONTROLNET = "a folder or a hub id; repeatable; --arg controlnet_conditioning_scale=0.7 says how strongly it acts"
 LORA = "a .safetensors file, a folder or a hub id, and how strongly it acts; repeatable"
 FPS = "frames a second of a video (default: those of the pipeline, or 10)"
 CONFIG = "these options from a JSON or TOML file, set and arg as tables; flags beat it"
+PICTURES = ("image", "mask_image", "control_image")
+TASK = "text-to-image"
 OF_HYBRID = ("fidelity", "quality", "calibration", "step_kind", "tolerance", "full_steps")
 """Settings that mean the strategy `hybrid`."""
 
@@ -50,6 +53,9 @@ class Generate(CallOptions):
 
     prompt: Annotated[str | None, flag(WHAT, "what the image shows", "TEXT")] = None
     prompts: Annotated[str | None, flag(WHAT, PROMPTS, "FILE")] = None
+    image: Annotated[list[str] | None, flag(WHAT, IMAGE, "PATH")] = None
+    mask_image: Annotated[str | None, flag(WHAT, "white where that image is to be painted anew", "PATH")] = None
+    control_image: Annotated[list[str] | None, flag(WHAT, "what a ControlNet follows; repeatable", "PATH")] = None
     num_images: Annotated[int, number(WHAT, "images per prompt", least=1, most=MOST_IMAGES)] = 1
     seed: Annotated[int, number(WHAT, "of the noise", least=0, most=2**64 - 1)] = 0
     output: Annotated[str, flag(WHAT, OUTPUT, "PATH")] = "out/"
@@ -59,6 +65,7 @@ class Generate(CallOptions):
         ConfigFile | None, flag(WHAT, CONFIG, "FILE", parser=ConfigFile, callback=apply_config, is_eager=True)
     ] = None
     lora: Annotated[list[str] | None, flag(HOW, LORA, "PATH_OR_ID[:SCALE]")] = None
+    controlnet: Annotated[list[str] | None, flag(HOW, CONTROLNET, "PATH_OR_ID")] = None
     devices: Annotated[int | None, setting(TOGETHER, "devices", "N")] = None
     strategy: Annotated[str | None, choice(TOGETHER, STRATEGY, STRATEGIES)] = None
     fidelity: Annotated[float | None, setting(TOGETHER, "fidelity", "DB")] = None
@@ -73,6 +80,7 @@ class Generate(CallOptions):
         from ..launch.engine import Engine
         from ..models.loading import find_model
         from .output import Output, check_suffix, progress_bar
+        from .pictures import choose_task, read_pictures
         from .target import Target
 
         prompts, config = self.all_prompts(), self.parallel_config()
@@ -86,15 +94,21 @@ class Generate(CallOptions):
         target = Target.choose(folder, self.output, call, self.fps, self.num_images)
         output, call = target.output, target.call
         folder.check_call(call)
-        self._check_known(folder, call)
+        given = self.given(*PICTURES)
+        task = choose_task(folder, given, bool(self.controlnet))
+        pipeline, images = read_pictures(folder, task, given, bool(self.controlnet))
+        self._check_known(pipeline or (folder.pipeline_class if self._has_args and task == TASK else None), call)
         output.prepare()
-        options = self.given("device", "dtype", "scheduler", "variant") | {"loras": self.lora or ()}
+        options = self.given("device", "dtype", "scheduler", "variant") | {"task": task}
+        options |= {"loras": self.lora or (), "controlnets": self.controlnet or ()}
         with Engine(folder, config=config, **options) as engine:
             for number, prompt in enumerate(prompts, start=1):
                 own = call if prompt.negative_prompt is None else call | {"negative_prompt": prompt.negative_prompt}
                 with progress_bar(engine.is_leader, smoothing=0.3) as show:
                     on_step = partial(show, f"{number}/{len(prompts)}")
-                    generation = engine.generate(prompt.prompt, seed=prompt.seed, on_step=on_step, **own)
+                    generation = engine.generate(
+                        prompt.prompt or None, seed=prompt.seed, on_step=on_step, **own, **images
+                    )
                 if engine.is_leader:
                     facts = self._facts(engine, prompt, own)
                     paths = output.numbered(number, len(prompts)).write(generation, facts, target.fps)
@@ -109,6 +123,8 @@ class Generate(CallOptions):
             UsageError: there is none, or both a prompt and a file of prompts, or the file is malformed.
         """
         given = self.given("prompt", "prompts") or (self.config.entries if self.config else {})
+        if self.image and not given:  # some pipelines take no words
+            given = {"prompt": ""}
         if len(given.keys() & {"prompt", "prompts"}) != 1:
             raise UsageError("give either --prompt TEXT or --prompts FILE")
         file = given.get("prompts")
@@ -137,13 +153,12 @@ class Generate(CallOptions):
             **settings,
         )
 
-    def _check_known(self, folder: "ModelFolder", call: dict[str, Any]) -> None:
-        if not self.arg and not self._table("arg"):
-            return
-        import diffusers  # takes seconds
+    @property
+    def _has_args(self) -> bool:
+        return bool(self.arg or self._table("arg"))
 
-        pipeline = getattr(diffusers, folder.index["_class_name"], None)
-        if pipeline is not None:
+    def _check_known(self, pipeline: type | None, call: dict[str, Any]) -> None:
+        if pipeline is not None and self._has_args:
             check_known(pipeline, call)
 
     def _table(self, name: str) -> dict[str, Any]:

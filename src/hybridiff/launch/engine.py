@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from ..config import ParallelConfig, check_ranks
 from ..distributed.placement import DEFAULT_RANKS, Placement, leave_process_group
 from ..errors import EngineError, RankError, UsageError
+from ..models.controlnets import find_controlnets
 from ..models.loading import DTYPES, ModelFolder, find_model
 from ..models.loras import Lora, find_loras
 from ..models.schedulers import check_scheduler
@@ -51,6 +52,7 @@ class Engine:
         task: `text-to-image`, `image-to-image` or `inpainting`.
         variant: Suffix of the weight files, such as `fp16`.
         loras: `PATH_OR_ID[:SCALE]` each; see `set_loras`.
+        controlnets: A folder or a hub id each.
         timeout: Deadline: seconds without a finished step before a request counts as stuck; also every rank's
             deadline for another. None takes `config.timeout`.
         startup_timeout: Deadline in seconds for all ranks to have loaded the model, whenever they are started.
@@ -72,6 +74,7 @@ class Engine:
         task: str = "text-to-image",
         variant: str | None = None,
         loras: Sequence[str] = (),
+        controlnets: Sequence[str] = (),
         timeout: float | None = None,
         startup_timeout: float = 600.0,
     ) -> None:
@@ -91,7 +94,7 @@ class Engine:
         self._is_closed = False
         self._turns = _Turns()
         loading: dict[str, Any] = {"dtype": dtype, "scheduler": scheduler, "task": task, "variant": variant}
-        loading["loras"] = find_loras(loras)
+        loading |= {"loras": find_loras(loras), "controlnets": find_controlnets(controlnets)}
         spec = RankSpec(placement, self.config, str(self.folder.path), loading, startup_timeout)
         self._ranks: _Spawned | _Joined = _Joined(spec) if placement.under_torchrun else _Spawned(spec)
 
@@ -278,7 +281,7 @@ def _call(prompt: Any, seed: int | None, arguments: dict[str, Any]) -> Call:
             raise UsageError(f"{name} is not an argument of Engine.generate: {remedy}")
     if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**64):
         raise UsageError(f"seed must be an integer from 0 to 2**64 - 1, got {seed!r}")
-    return Call({"prompt": prompt} | arguments, seed)
+    return Call(({} if prompt is None else {"prompt": prompt}) | arguments, seed)
 
 
 def _draw_seed() -> int:

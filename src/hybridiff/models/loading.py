@@ -14,6 +14,7 @@ from ..arguments import MOST_PIXELS, SizeLimits, check_arguments
 from ..errors import UsageError
 from ..utils.names import require_known
 from . import tiny
+from .controlnets import controlled_class, load_controlnets
 from .loras import Lora, put_loras
 from .outputs import made_by
 from .schedulers import build_scheduler, check_scheduler
@@ -133,6 +134,7 @@ def load_pipeline(
     task: str = "text-to-image",
     variant: str | None = None,
     loras: Sequence[Lora] = (),
+    controlnets: Sequence[str] = (),
 ) -> Any:
     """Load a stock diffusers pipeline.
 
@@ -144,6 +146,7 @@ def load_pipeline(
         task: `text-to-image`, `image-to-image` or `inpainting`.
         variant: Suffix of the weight files, such as `fp16`.
         loras: See `loras.find_loras`.
+        controlnets: Folders of ControlNets.
 
     Raises:
         UsageError: the model, dtype, scheduler or task is unknown, the folder holds no complete pipeline, or a LoRA
@@ -154,7 +157,8 @@ def load_pipeline(
     chosen = choose_dtype(dtype, str(device), folder.denoiser)
     if scheduler is not None:
         check_scheduler(scheduler, folder.scheduler_config)
-    pipe = _read_pipeline(folder, task, dtype=chosen, variant=variant).to(device)
+    options = {"controlnet": load_controlnets(controlnets, chosen)} if controlnets else {}
+    pipe = _read_pipeline(folder, task, dtype=chosen, variant=variant, **options).to(device)
     if scheduler is not None:
         pipe.scheduler = build_scheduler(scheduler, pipe.scheduler)
     if loras:
@@ -215,8 +219,11 @@ def _download(name: str, variant: str | None) -> Path:
 def _read_pipeline(folder: ModelFolder, task: str, **options: Any) -> Any:
     import diffusers
 
-    plain = task == "text-to-image"  # any pipeline class, also those that AutoPipeline does not list
-    loader = diffusers.DiffusionPipeline if plain else getattr(diffusers, TASKS[task])
+    loader: Any = getattr(diffusers, TASKS[task])
+    if "controlnet" in options:
+        loader = controlled_class(folder.pipeline_class, task)
+    elif task == "text-to-image":  # any pipeline class, also those that AutoPipeline does not list
+        loader = diffusers.DiffusionPipeline
     # An SD3 saved without its T5 encoder can only be loaded by saying once more that there is none.
     absent = {part: None for part, value in folder.index.items() if value == [None, None]}
     try:

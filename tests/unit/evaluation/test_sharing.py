@@ -50,5 +50,5 @@ def test_what_is_not_shared_is_said_with_its_reason() -> None:
 
 
 def test_a_pipeline_that_wants_more_says_what() -> None:
-    with pytest.raises(UsageError, match="WanPipeline cannot be run with a short prompt and gray images: .*--arg"):
+    with pytest.raises(UsageError, match=r"WanPipeline cannot be run with a short prompt and gray images: .*--arg"):
         inspect_sharing(ZOO["WanPipeline"].build(), height=33)
