@@ -79,7 +79,7 @@ class Generate(CallOptions):
         from ..evaluation.workload import recommended
         from ..launch.engine import Engine
         from ..models.loading import find_model
-        from .output import Output, check_suffix, progress_bar
+        from .output import Output, check_suffix
         from .pictures import choose_task, read_pictures
         from .target import Target
 
@@ -104,11 +104,7 @@ class Generate(CallOptions):
         with Engine(folder, config=config, **options) as engine:
             for number, prompt in enumerate(prompts, start=1):
                 own = call if prompt.negative_prompt is None else call | {"negative_prompt": prompt.negative_prompt}
-                with progress_bar(engine.is_leader, smoothing=0.3) as show:
-                    on_step = partial(show, f"{number}/{len(prompts)}")
-                    generation = engine.generate(
-                        prompt.prompt or None, seed=prompt.seed, on_step=on_step, **own, **images
-                    )
+                generation = _generate(engine, prompt, own | images, f"{number}/{len(prompts)}")
                 if engine.is_leader:
                     facts = self._facts(engine, prompt, own)
                     paths = output.numbered(number, len(prompts)).write(generation, facts, target.fps)
@@ -174,6 +170,13 @@ class Generate(CallOptions):
         }
         settings |= {name: value for name, value in call.items() if name not in facts}
         return {name: fact for name, fact in facts.items() if fact is not None} | {"settings": settings}
+
+
+def _generate(engine: "Engine", prompt: Prompt, call: dict[str, Any], what: str) -> "Generation":
+    from .output import progress_bar
+
+    with progress_bar(engine.is_leader, smoothing=0.3) as show:
+        return engine.generate(prompt.prompt or None, seed=prompt.seed, on_step=partial(show, what), **call)
 
 
 def _tell(generation: "Generation", paths: Sequence[Path]) -> None:
