@@ -116,6 +116,7 @@ class Run:
             report.notes = list(dict.fromkeys([*self._notes, *self._strategy.notes()]))
             report.stages = self._strategy.stages()
             report.partition = self._strategy.partition
+            report.layout = self._learner.reader.layout if self._learner.reader is not None else None
             report.fidelity = self._strategy.fidelity()
         if self._setup.config.trace:
             report.spans = self._all_spans()

@@ -15,6 +15,7 @@ from ..utils.prompts import Prompt, read_prompts
 from .flags import choice, flag, number, setting
 from .options import (
     HELP,
+    HOW,
     PROMPTS,
     PUBLISHED,
     SETTINGS,
@@ -29,30 +30,42 @@ from .options import (
 if TYPE_CHECKING:
     from ..launch.engine import Engine
     from ..launch.protocol import Generation
-    from ..models.loading import ModelFolder
 
 TOGETHER = "How the ranks work together"
 STRATEGY = f"{HELP['strategy']} (default: the one whose settings are given, else cfg, or serial on one device)"
 QUALITY = HELP["quality"]
 SET = "\n".join(["any other setting; repeatable:\n\n\b", *(f"{name}: {text}" for name, text in SETTINGS.items())])
+OUTPUT = "a file, or a folder for image.png, video.mp4 or audio.wav; also .jpg, .webp, .gif, .safetensors for latents"
+IMAGE = "an image to start from, to edit, or to make a video of; repeatable"
+CONTROLNET = "a folder or a hub id; repeatable; --arg controlnet_conditioning_scale=0.7 says how strongly it acts"
+LORA = "a .safetensors file, a folder or a hub id, and how strongly it acts; repeatable"
+FPS = "frames a second of a video (default: those of the pipeline, or 10)"
 CONFIG = "these options from a JSON or TOML file, set and arg as tables; flags beat it"
+PICTURES = ("image", "mask_image", "control_image")
+TASK = "text-to-image"
 OF_HYBRID = ("fidelity", "quality", "calibration", "step_kind", "tolerance", "full_steps")
 """Settings that mean the strategy `hybrid`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generate(CallOptions):
-    """Generate images for a prompt, or for many."""
+    """Generate images, videos or sounds for a prompt, or for many."""
 
     prompt: Annotated[str | None, flag(WHAT, "what the image shows", "TEXT")] = None
     prompts: Annotated[str | None, flag(WHAT, PROMPTS, "FILE")] = None
+    image: Annotated[list[str] | None, flag(WHAT, IMAGE, "PATH")] = None
+    mask_image: Annotated[str | None, flag(WHAT, "white where that image is to be painted anew", "PATH")] = None
+    control_image: Annotated[list[str] | None, flag(WHAT, "what a ControlNet follows; repeatable", "PATH")] = None
     num_images: Annotated[int, number(WHAT, "images per prompt", least=1, most=MOST_IMAGES)] = 1
     seed: Annotated[int, number(WHAT, "of the noise", least=0, most=2**64 - 1)] = 0
-    output: Annotated[str, flag(WHAT, "an image, or a folder for image.png", "PATH")] = "out/image.png"
+    output: Annotated[str, flag(WHAT, OUTPUT, "PATH")] = "out/"
+    fps: Annotated[int | None, number(WHAT, FPS, least=1, most=1000)] = None
     trace: Annotated[str | None, flag(WHAT, f"{HELP['trace']}; for ui.perfetto.dev", "FILE.json")] = None
     config: Annotated[
         ConfigFile | None, flag(WHAT, CONFIG, "FILE", parser=ConfigFile, callback=apply_config, is_eager=True)
     ] = None
+    lora: Annotated[list[str] | None, flag(HOW, LORA, "PATH_OR_ID[:SCALE]")] = None
+    controlnet: Annotated[list[str] | None, flag(HOW, CONTROLNET, "PATH_OR_ID")] = None
     devices: Annotated[int | None, setting(TOGETHER, "devices", "N")] = None
     strategy: Annotated[str | None, choice(TOGETHER, STRATEGY, STRATEGIES)] = None
     fidelity: Annotated[float | None, setting(TOGETHER, "fidelity", "DB")] = None
@@ -66,31 +79,35 @@ class Generate(CallOptions):
         from ..evaluation.workload import recommended
         from ..launch.engine import Engine
         from ..models.loading import find_model
-        from .output import Output, progress_bar
+        from .output import Output, check_suffix
+        from .pictures import choose_task, read_pictures
+        from .target import Target
 
-        prompts = self.all_prompts()
-        output = Output.parse(self.output)
+        prompts, config = self.all_prompts(), self.parallel_config()
+        check_suffix(self.output)
         trace = None if self.trace is None else Output.file(self.trace, ".json")
-        config = self.parallel_config()
         call = recommended(self.model) | self.call_arguments(self._table("arg"))
-        if self.num_images > 1:
-            call["num_images_per_prompt"] = self.num_images
         # What cannot be had is refused before gigabytes of a model are downloaded.
         check_ranks(config, config.devices or Placement.resolve(device="cpu").world)
         Placement.resolve(config.devices, self.device, config.simulate)
         folder = find_model(self.model, self.variant)
+        target = Target.choose(folder, self.output, call, self.fps, self.num_images)
+        output, call = target.output, target.call
         folder.check_call(call)
-        self._check_known(folder, call)
+        given = self.given(*PICTURES)
+        task = choose_task(folder, given, bool(self.controlnet))
+        pipeline, images = read_pictures(folder, task, given, bool(self.controlnet))
+        self._check_known(pipeline or (folder.pipeline_class if self._has_args and task == TASK else None), call)
         output.prepare()
-        with Engine(folder, config=config, **self.given("device", "dtype", "scheduler", "variant")) as engine:
+        options = self.given("device", "dtype", "scheduler", "variant") | {"task": task}
+        options |= {"loras": self.lora or (), "controlnets": self.controlnet or ()}
+        with Engine(folder, config=config, **options) as engine:
             for number, prompt in enumerate(prompts, start=1):
                 own = call if prompt.negative_prompt is None else call | {"negative_prompt": prompt.negative_prompt}
-                with progress_bar(engine.is_leader, smoothing=0.3) as show:
-                    on_step = partial(show, f"{number}/{len(prompts)}")
-                    generation = engine.generate(prompt.prompt, seed=prompt.seed, on_step=on_step, **own)
+                generation = _generate(engine, prompt, own | images, f"{number}/{len(prompts)}")
                 if engine.is_leader:
                     facts = self._facts(engine, prompt, own)
-                    paths = output.numbered(number, len(prompts)).write(generation, facts)
+                    paths = output.numbered(number, len(prompts)).write(generation, facts, target.fps)
                     if trace is not None:
                         paths.append(trace.numbered(number, len(prompts)).write_trace(generation))
                     _tell(generation, paths)
@@ -102,6 +119,8 @@ class Generate(CallOptions):
             UsageError: there is none, or both a prompt and a file of prompts, or the file is malformed.
         """
         given = self.given("prompt", "prompts") or (self.config.entries if self.config else {})
+        if self.image and not given:  # some pipelines take no words
+            given = {"prompt": ""}
         if len(given.keys() & {"prompt", "prompts"}) != 1:
             raise UsageError("give either --prompt TEXT or --prompts FILE")
         file = given.get("prompts")
@@ -130,13 +149,12 @@ class Generate(CallOptions):
             **settings,
         )
 
-    def _check_known(self, folder: "ModelFolder", call: dict[str, Any]) -> None:
-        if not self.arg and not self._table("arg"):
-            return
-        import diffusers  # takes seconds
+    @property
+    def _has_args(self) -> bool:
+        return bool(self.arg or self._table("arg"))
 
-        pipeline = getattr(diffusers, folder.index["_class_name"], None)
-        if pipeline is not None:
+    def _check_known(self, pipeline: type | None, call: dict[str, Any]) -> None:
+        if pipeline is not None and self._has_args:
             check_known(pipeline, call)
 
     def _table(self, name: str) -> dict[str, Any]:
@@ -145,9 +163,20 @@ class Generate(CallOptions):
     def _facts(self, engine: "Engine", prompt: Prompt, call: dict[str, Any]) -> dict[str, Any]:
         """How an image was made; what is not told is the model's own."""
         facts = {"model": self.model, "prompt": prompt.prompt, "negative_prompt": call.get("negative_prompt")}
-        settings = {**engine.config.to_dict(), "device": engine.device, **self.given("dtype", "scheduler", "variant")}
+        settings = {
+            **engine.config.to_dict(),
+            "device": engine.device,
+            **self.given("dtype", "scheduler", "variant", "lora"),
+        }
         settings |= {name: value for name, value in call.items() if name not in facts}
         return {name: fact for name, fact in facts.items() if fact is not None} | {"settings": settings}
+
+
+def _generate(engine: "Engine", prompt: Prompt, call: dict[str, Any], what: str) -> "Generation":
+    from .output import progress_bar
+
+    with progress_bar(engine.is_leader, smoothing=0.3) as show:
+        return engine.generate(prompt.prompt or None, seed=prompt.seed, on_step=partial(show, what), **call)
 
 
 def _tell(generation: "Generation", paths: Sequence[Path]) -> None:

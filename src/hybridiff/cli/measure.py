@@ -9,7 +9,7 @@ from ..arguments import MOST_IMAGES
 from ..distributed.placement import Placement
 from ..models.tiny import EMBEDDED
 from .flags import flag, number
-from .options import PROMPTS, WHAT, CallOptions, ModelOptions, check_known
+from .options import PROMPTS, WHAT, CallOptions, check_known
 
 BATCH = "prompts at once where the schedule does not depend on them"
 METHODS = "methods to compare (default: all but solvers, or none with --settings)"
@@ -21,23 +21,31 @@ TYPICAL_PROMPTS = "prompts for typical schedules, none of --prompts; the embedde
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inspect(ModelOptions):
-    """Show where a model's denoiser is split, what the stages cost, what crosses."""
+class Inspect(CallOptions):
+    """Show how a pipeline does guidance, what ranks share of it, where its denoiser is split, and what crosses.
+
+    It runs a few steps on one device as two ranks would, with a short prompt and gray images where it takes some.
+    """
 
     all: Annotated[bool, flag(WHAT, "list every split point, not only the chosen ones", "", "--all")] = False
 
     def run(self) -> None:
         """Measure and tell."""
         from ..evaluation.inspect import format_inspection, inspect_denoiser
+        from ..evaluation.sharing import format_sharing, inspect_sharing, plain_call
         from ..models.loading import find_model, load_pipeline
 
         device = Placement.resolve(1, self.device, simulate=True).device
         folder = find_model(self.model, self.variant)
-        size = self.given("height", "width")
-        folder.check_call(size)
-        pipe = load_pipeline(folder.path, device, self.dtype, variant=self.variant)
+        call = self.call_arguments()
+        folder.check_call(call)
+        pipe = load_pipeline(folder.path, device, self.dtype, **self.given("scheduler", "variant"))
+        check_known(type(pipe), call)
         pipe.set_progress_bar_config(disable=True)
-        print(format_inspection(inspect_denoiser(pipe, **size), self.all))
+        found = inspect_sharing(pipe, **call)
+        print(format_sharing(found))
+        if not found.unsplit:
+            print(f"\n{format_inspection(inspect_denoiser(pipe, **plain_call(pipe, call)), self.all)}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Where results go: images, and next to them the report and the discrepancy curve of their run."""
+"""Where results go: images, films, sounds, and next to them the report and the discrepancy curve of their run."""
 
 from __future__ import annotations
 
@@ -6,22 +6,30 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from PIL.ExifTags import IFD, Base
-from PIL.Image import Exif, Image
-from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
-from .. import __version__
 from ..errors import UsageError
 from ..launch.protocol import Generation
 from ..report.plots import image_sheet, plot_discrepancy
 from ..report.timeline import write_chrome_trace
+from .media import (
+    LATENTS,
+    STEMS,
+    SUFFIXES,
+    USUAL_FPS,
+    USUAL_SAMPLING_RATE,
+    as_picture,
+    check_video_writer,
+    save,
+    save_image,
+    save_latents,
+)
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+CALLED = {"images": "an image", "frames": "a video", "audios": "a sound"}
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,7 @@ class Output:
     Attributes:
         folder: Where they go.
         stem: What their names begin with.
-        suffix: Of the images.
+        suffix: Of what was made.
     """
 
     folder: Path
@@ -41,17 +49,25 @@ class Output:
     suffix: str
 
     @staticmethod
-    def parse(path: str) -> Output:
-        """The output that a path names; a folder stands for `image.png` in it.
+    def parse(path: str, kind: str = "images", latents: bool = False) -> Output:
+        """The output that a path names; a folder stands for `image.png` in it, or what else the kind is called.
+
+        Args:
+            path: What the user gave.
+            kind: What is made: `images`, `frames` or `audios`.
+            latents: What is written are latents, which are named like no other.
 
         Raises:
-            UsageError: the suffix is not that of an image.
+            UsageError: the suffix is not that of the kind.
         """
         target = Path(path).expanduser()
+        suffixes, what = ((LATENTS,), "latents") if latents else (SUFFIXES[kind], CALLED[kind])
         if path.endswith("/") or target.is_dir() or not target.suffix:
-            return Output(target, "image", ".png")
-        if target.suffix.lower() not in SUFFIXES:
-            raise UsageError(f"cannot write an image as {target.name!r}; use one of {', '.join(SUFFIXES)}")
+            return Output(target, "latents" if latents else STEMS[kind], suffixes[0])
+        if target.suffix.lower() not in suffixes:
+            raise UsageError(f"cannot write {what} as {target.name!r}; use one of {', '.join(suffixes)}")
+        if target.suffix.lower() == ".mp4":
+            check_video_writer()
         return Output(target.parent, target.stem, target.suffix)
 
     @staticmethod
@@ -90,26 +106,41 @@ class Output:
         except OSError as error:
             raise UsageError(f"cannot write to the output folder {self.folder}: {error.strerror}") from error
 
-    def write(self, generation: Generation, facts: dict[str, Any]) -> list[Path]:
-        """Write images, report and curve; the paths written, the images first.
+    def write(self, generation: Generation, facts: dict[str, Any], fps: float = USUAL_FPS) -> list[Path]:
+        """Write what was made, report and curve; the paths written, what was made first.
 
         Args:
-            generation: Images and report.
-            facts: How they were made, for the images and the report: model, prompt, settings.
+            generation: What was made, and the report.
+            facts: How, for the images and the report: model, prompt, settings.
+            fps: Frames a second of films.
         """
         facts = {"seed": generation.seed, **facts}
-        images = list(generation.images)
-        paths = [self._path(f"-{number}" if number else "") for number in range(len(images))]
-        content = generation.report.to_dict() | {"images": [path.name for path in paths]}
-        if len(images) > 1:
-            images.append(image_sheet(images))
+        content, made, paths = generation.report.to_dict(), generation.made(), []
+        if self.suffix.lower() == LATENTS:
+            save_latents(made, self.path, facts)
+            content["latents"], paths, made = self.path.name, [self.path], {}
+        for kind, several in made.items():
+            rate = fps if kind == "frames" else generation.sampling_rate or USUAL_SAMPLING_RATE
+            written = self._of(kind)._write_each(several, facts, rate)
+            content[kind] = [path.name for path in written]
+            paths += written
+        if len(made.get("images", ())) > 1:
             paths.append(self._path("-sheet"))
-        for image, path in zip(images, paths, strict=True):
-            save_image(image, path, facts)
+            save_image(image_sheet([as_picture(image) for image in made["images"]]), paths[-1], facts)
         report, curve = self.folder / f"{self.stem}.json", self.folder / f"{self.stem}-discrepancy.png"
         report.write_text(json.dumps(content | facts, indent=2) + "\n", encoding="utf-8")
         plot_discrepancy(generation.report, curve, title=str(facts.get("prompt", "")))
         return [*paths, report, curve]
+
+    def _of(self, kind: str) -> Output:
+        """The same for what is made beside, such as the sound of a film."""
+        return self if self.suffix.lower() in SUFFIXES[kind] else replace(self, suffix=SUFFIXES[kind][0])
+
+    def _write_each(self, made: Any, facts: dict[str, Any], rate: float) -> list[Path]:
+        paths = [self._path(f"-{number}" if number else "") for number in range(len(made))]
+        for one, path in zip(made, paths, strict=True):
+            save(one, path, facts, rate)
+        return paths
 
     def write_trace(self, generation: Generation) -> Path:
         """Write what each rank did when; the path written. See `write_chrome_trace`."""
@@ -120,19 +151,16 @@ class Output:
         return self.folder / f"{self.stem}{ending}{self.suffix}"
 
 
-def save_image(image: Image, path: Path, facts: dict[str, Any]) -> None:
-    """Write an image that carries how it was made: in PNG text, or as JSON in the EXIF comment of other formats."""
-    texts = {name: fact if isinstance(fact, str) else json.dumps(fact) for name, fact in facts.items()}
-    texts["hybridiff"] = __version__
-    if path.suffix.lower() == ".png":
-        info = PngInfo()
-        for name, text in texts.items():
-            info.add_text(name, text)
-        image.save(path, pnginfo=info)
-    else:
-        exif = Exif()
-        exif.get_ifd(IFD.Exif)[Base.UserComment] = b"ASCII\0\0\0" + json.dumps(texts).encode()
-        image.save(path, exif=exif)
+def check_suffix(path: str) -> None:
+    """Refuse a file that nothing is written as, whatever the model makes.
+
+    Raises:
+        UsageError: with the suffixes that there are.
+    """
+    suffix = Path(path).suffix.lower()
+    known = [*(suffix for suffixes in SUFFIXES.values() for suffix in suffixes), LATENTS]
+    if suffix and suffix not in known and not (path.endswith("/") or Path(path).expanduser().is_dir()):
+        raise UsageError(f"cannot write {Path(path).name!r}; use one of {', '.join(known)}")
 
 
 @contextmanager

@@ -40,20 +40,23 @@ def describe_call(pipe: Any, denoisers: Sequence[Any], arguments: Mapping[str, A
         "denoiser": ", ".join(
             f"{type(one).__name__} {one.dtype} {_digest(repr(_public(one.config)).encode())}" for one in denoisers
         ),
-        "LoRA": ", ".join(_adapters(one) for one in denoisers),
+        "LoRA": _loras(pipe),
     }
 
 
-def _adapters(denoiser: Any) -> str:
-    """Which adapters of peft are in force in a network, and how strongly; their weights are not looked at."""
-    if not getattr(denoiser, "_hf_peft_config_loaded", False):
+def _loras(pipe: Any) -> str:
+    """Which LoRAs are in force in a pipeline's networks, how strongly, and some of their weights; all take too long."""
+    networks = [part for part in getattr(pipe, "components", {}).values() if hasattr(part, "peft_config")]
+    layers = [layer for network in networks for layer in network.modules() if hasattr(layer, "lora_A")]
+    if not layers:
         return "none"
-    layers = [layer for layer in denoiser.modules() if hasattr(layer, "disable_adapters") and hasattr(layer, "scaling")]
     in_force = {
         f"{[] if layer.disable_adapters else layer.active_adapters} of {layer.scaling}, fused {layer.merged_adapters}"
         for layer in layers
     }
-    return "; ".join(sorted(in_force)) or "none"
+    weights = [side.weight for layer in layers for part in (layer.lora_A, layer.lora_B) for side in part.values()]
+    some = [weight.detach().flatten()[:4].float() for weight in weights if not weight.is_meta]
+    return f"{'; '.join(sorted(in_force))}, weights {describe(torch.cat(some) if some else None)}"
 
 
 def require_same(comm: Comm, description: Mapping[str, str] | Exception) -> None:

@@ -90,7 +90,7 @@ def first_evaluation(pipe: Any, **call: Any) -> Evaluation:
 
     def catch(module: Any, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         call = DenoiserCall.bind(adapter, module, forward, args, kwargs)
-        caught.append(Evaluation((call,), (0, 1) if pipe.do_classifier_free_guidance else (0,)))
+        caught.append(Evaluation((call,), (0, 1) if getattr(pipe, "do_classifier_free_guidance", False) else (0,)))
         raise _CaughtError
 
     hook = DenoiserHook()

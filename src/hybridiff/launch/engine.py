@@ -9,7 +9,7 @@ import random
 import threading
 import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, ClassVar
@@ -17,11 +17,13 @@ from typing import Any, ClassVar
 from ..config import ParallelConfig, check_ranks
 from ..distributed.placement import DEFAULT_RANKS, Placement, leave_process_group
 from ..errors import EngineError, RankError, UsageError
+from ..models.controlnets import find_controlnets
 from ..models.loading import DTYPES, ModelFolder, find_model
+from ..models.loras import Lora, find_loras
 from ..models.schedulers import check_scheduler
 from ..utils.names import require_known
 from .launcher import RankGroup
-from .protocol import Call, Generation, OnStep, RankSpec, pack
+from .protocol import Call, Generation, OnStep, RankSpec, Swap, pack
 
 logger = logging.getLogger("hybridiff")
 
@@ -49,6 +51,8 @@ class Engine:
         scheduler: A name from `schedulers.SCHEDULERS`; None keeps the model's own.
         task: `text-to-image`, `image-to-image` or `inpainting`.
         variant: Suffix of the weight files, such as `fp16`.
+        loras: `PATH_OR_ID[:SCALE]` each; see `set_loras`.
+        controlnets: A folder or a hub id each.
         timeout: Deadline: seconds without a finished step before a request counts as stuck; also every rank's
             deadline for another. None takes `config.timeout`.
         startup_timeout: Deadline in seconds for all ranks to have loaded the model, whenever they are started.
@@ -69,6 +73,8 @@ class Engine:
         scheduler: str | None = None,
         task: str = "text-to-image",
         variant: str | None = None,
+        loras: Sequence[str] = (),
+        controlnets: Sequence[str] = (),
         timeout: float | None = None,
         startup_timeout: float = 600.0,
     ) -> None:
@@ -87,7 +93,8 @@ class Engine:
         self.device = placement.device_type
         self._is_closed = False
         self._turns = _Turns()
-        loading = {"dtype": dtype, "scheduler": scheduler, "task": task, "variant": variant}
+        loading: dict[str, Any] = {"dtype": dtype, "scheduler": scheduler, "task": task, "variant": variant}
+        loading |= {"loras": find_loras(loras), "controlnets": find_controlnets(controlnets)}
         spec = RankSpec(placement, self.config, str(self.folder.path), loading, startup_timeout)
         self._ranks: _Spawned | _Joined = _Joined(spec) if placement.under_torchrun else _Spawned(spec)
 
@@ -125,6 +132,22 @@ class Engine:
             if self._is_closed:
                 raise EngineError("this engine was closed; make a new one")
             return self._ranks.generate(call, on_step)
+
+    def set_loras(self, loras: Sequence[str]) -> None:
+        """Let the pipeline have these LoRAs and no others from the next request on; waits for its turn.
+
+        Args:
+            loras: `PATH_OR_ID[:SCALE]` each: a .safetensors file, a folder that holds one, or a hub id.
+
+        Raises:
+            UsageError: one cannot be had, or does not fit; all ranks keep those that they had.
+            EngineError: a rank failed, died or was silent for too long; or the engine was closed.
+        """
+        found = find_loras(loras)
+        with self._turns.wait():
+            if self._is_closed:
+                raise EngineError("this engine was closed; make a new one")
+            self._ranks.swap(found)
 
     def close(self) -> None:
         """End the ranks once the call that is running has been answered; calls after it raise EngineError."""
@@ -181,13 +204,25 @@ class _Spawned:
 
     def generate(self, call: Call, on_step: OnStep | None) -> Generation:
         packed = _packed(call.seeded(_draw_seed()))
+        with self._usable() as group:
+            return group.generate(packed, on_step)
+
+    def swap(self, loras: tuple[Lora, ...]) -> None:
+        with self._usable() as group:
+            group.swap(pack(Swap(loras)))
+        # Should the ranks have to be started again.
+        self._spec = replace(self._spec, loading=self._spec.loading | {"loras": loras})
+
+    @contextlib.contextmanager
+    def _usable(self) -> Iterator[RankGroup]:
+        """The ranks, started again where one of them is gone."""
         self._group.drain()
         if not self._group.is_usable:
             self.close()
             logger.warning("starting all ranks again: one of them is gone")
             self._start()
         try:
-            return self._group.generate(packed, on_step)
+            yield self._group
         finally:
             if not self._group.is_usable:
                 self.close()
@@ -223,6 +258,10 @@ class _Joined:
             seeds = self._rank.parallel.comm.all_gather_object(_draw_seed())
             return self._rank.generate(call.seeded(seeds[0]), on_step if self.is_leader else None)
 
+    def swap(self, loras: tuple[Lora, ...]) -> None:
+        with _as_engine_error():
+            self._rank.put_loras(loras)
+
     def close(self) -> None:
         self._undo.close()
 
@@ -242,7 +281,7 @@ def _call(prompt: Any, seed: int | None, arguments: dict[str, Any]) -> Call:
             raise UsageError(f"{name} is not an argument of Engine.generate: {remedy}")
     if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**64):
         raise UsageError(f"seed must be an integer from 0 to 2**64 - 1, got {seed!r}")
-    return Call({"prompt": prompt} | arguments, seed)
+    return Call(({} if prompt is None else {"prompt": prompt}) | arguments, seed)
 
 
 def _draw_seed() -> int:

@@ -166,12 +166,13 @@ class RankGroup:
             ValueError: all ranks refuse the request alike; UsageError if it is the user's mistake.
             EngineError: a rank failed, died or is silent.
         """
-        self._request += 1
-        self._replies, self._progress = {}, ""
-        self._send(Request(self._request, call))
-        generation = self._answers("generating", self._timeout, on_step)[0]
+        generation = self._ask(call, "generating", on_step)
         assert isinstance(generation, Generation)
         return generation
+
+    def swap(self, loras: bytes) -> None:
+        """Let the ranks have other LoRAs, given as a packed `Swap`; raises as `generate` does."""
+        self._ask(loras, "loading LoRAs")
 
     def drain(self) -> None:
         """Wait until the ranks are done with a request that was cancelled."""
@@ -186,6 +187,13 @@ class RankGroup:
         for rank in self.ranks:
             rank.end(deadline)
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _ask(self, content: bytes, doing: str, on_step: OnStep | None = None) -> Any:
+        """What rank 0 answers to a request."""
+        self._request += 1
+        self._replies, self._progress = {}, ""
+        self._send(Request(self._request, content))
+        return self._answers(doing, self._timeout, on_step)[0]
 
     def _send(self, message: Any) -> None:
         self._is_whole = False  # should Ctrl-C come between

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from ..config import ParallelConfig
 from ..distributed.placement import Placement
+from ..models.loras import Lora
 from ..report.report import RunReport
 
 OnStep = Callable[[int, int], None]
@@ -54,26 +55,44 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Swap:
+    """The LoRAs that the pipeline is to have from now on."""
+
+    loras: tuple[Lora, ...]
+
+
+@dataclass(frozen=True)
 class Generation:
-    """What one request gave.
+    """What one request gave; images, films and sounds are None where none was made, and on ranks other than 0.
 
     Attributes:
-        images: What the stock pipeline returns as images; None on ranks other than 0.
+        images: What the stock pipeline returns as images, one an entry.
         report: What the run did.
         seed: The seed of its noise.
+        frames: The films: the frames of one film an entry.
+        audios: The sounds: the samples of one an entry.
+        sampling_rate: Samples a second of the sounds, as far as the pipeline says.
     """
 
     images: Any
     report: RunReport
     seed: int
+    frames: Any = None
+    audios: Any = None
+    sampling_rate: int | None = None
+
+    def made(self) -> dict[str, Any]:
+        """What was made, by name."""
+        made = {"images": self.images, "frames": self.frames, "audios": self.audios}
+        return {name: value for name, value in made.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Request:
-    """A pickled `Call`, which a rank unpickles where an error is that of this request, not of the connection."""
+    """A pickled `Call` or `Swap`; a rank unpickles it where an error is that of this request, not of the connection."""
 
     id: int
-    call: bytes
+    content: bytes
 
 
 @dataclass(frozen=True)
@@ -93,7 +112,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Started:
-    """A rank is ready for requests."""
+    """A rank is ready for requests, or for the next one."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from ..errors import RankError, UsageError
+from ..models.loras import Lora
 from .protocol import (
     Call,
     Cancel,
@@ -32,6 +33,7 @@ from .protocol import (
     Request,
     Started,
     StepDone,
+    Swap,
     Warned,
     receive,
     send,
@@ -46,6 +48,7 @@ class PipelineRank:
         from ..pipeline import parallelize
 
         pipe = load_pipeline(spec.model, spec.placement.device, **spec.loading)
+        self._loras: tuple[Lora, ...] = tuple(spec.loading.get("loras", ()))
         self.parallel = parallelize(pipe, spec.config)
         self.is_leader = spec.placement.rank == 0
         pipe.set_progress_bar_config(disable=not self.is_leader)
@@ -66,16 +69,48 @@ class PipelineRank:
         """Call the pipeline; on_step(done, total) follows every step, in place of the stock progress bar."""
         import torch
 
+        from ..models.outputs import sampling_rate, take_output
+
         assert call.seed is not None
         generator = torch.Generator().manual_seed(call.seed)
         with _steps_told_to(self.parallel.pipe, on_step):
             output = self.parallel(**call.arguments, generator=generator)
         assert self.parallel.report is not None
-        if not hasattr(output, "images"):
-            made, name = ", ".join(vars(output)), type(self.parallel.pipe).__name__
-            raise UsageError(f"{name} makes {made}, not images: call it by hybridiff.parallelize, under torchrun")
-        images = output.images.cpu() if isinstance(output.images, torch.Tensor) else output.images
-        return Generation(images, self.parallel.report, call.seed)
+        made = take_output(output)
+        if not made:
+            found, name = ", ".join(vars(output)), type(self.parallel.pipe).__name__
+            raise UsageError(
+                f"{name} makes {found}, neither images, films nor sounds: call it by hybridiff.parallelize"
+            )
+        return Generation(
+            made.get("images"),
+            self.parallel.report,
+            call.seed,
+            frames=made.get("frames"),
+            audios=made.get("audios"),
+            sampling_rate=sampling_rate(self.parallel.pipe),
+        )
+
+    def put_loras(self, loras: tuple[Lora, ...]) -> None:
+        """Let the pipeline have these LoRAs on all ranks, or those that it had where they do not fit one of them.
+
+        Raises:
+            UsageError: they do not fit; on every rank.
+        """
+        from ..distributed.consistency import require_same
+        from ..models.loras import put_loras
+
+        description: dict[str, str] | Exception = {"LoRAs": str([(lora.name, lora.scale) for lora in loras])}
+        try:
+            put_loras(self.parallel.pipe, loras)
+        except Exception as error:  # told to all ranks, raised by require_same
+            description = error
+        try:
+            require_same(self.parallel.comm, description)
+        except Exception:
+            put_loras(self.parallel.pipe, self._loras)
+            raise
+        self._loras = loras
 
     def close(self) -> None:
         """Restore the stock pipeline."""
@@ -199,21 +234,26 @@ def _serve(rank: PipelineRank, parent: _Parent) -> None:
     while True:
         request = parent.next_request()
         try:
-            parent.tell(rank.generate(_unpack(request), on_step))
+            content = _unpack(request)
+            if isinstance(content, Swap):
+                rank.put_loras(content.loras)
+                parent.tell(Started())
+            else:
+                parent.tell(rank.generate(content, on_step))
         except Exception as error:
             parent.tell(_failure(error, rank.is_lost))
         gc.collect()
 
 
-def _unpack(request: Request) -> Call:
+def _unpack(request: Request) -> Call | Swap:
     try:
-        call: Call = pickle.loads(request.call)
+        content: Call | Swap = pickle.loads(request.content)
     except Exception as error:  # unpickling runs what it likes
         raise UsageError(
             f"an argument cannot be read by the ranks ({type(error).__name__}: {error}); callbacks must be functions "
             "of a module that they can import"
         ) from error
-    return call
+    return content
 
 
 def _failure(error: Exception, is_lost: bool) -> Failed:

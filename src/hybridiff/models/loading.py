@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,9 @@ from ..arguments import MOST_PIXELS, SizeLimits, check_arguments
 from ..errors import UsageError
 from ..utils.names import require_known
 from . import tiny
+from .controlnets import controlled_class, load_controlnets
+from .loras import Lora, put_loras
+from .outputs import made_by
 from .schedulers import build_scheduler, check_scheduler
 
 if TYPE_CHECKING:
@@ -76,6 +79,21 @@ class ModelFolder:
         positions = denoiser.get("pos_embed_max_size")
         return SizeLimits(multiple, MOST_PIXELS if positions is None else positions * multiple, self.name)
 
+    @cached_property
+    def pipeline_class(self) -> type | None:
+        """The pipeline's class, which takes seconds to import; None where diffusers has none of that name."""
+        import diffusers
+
+        found = getattr(diffusers, str(self.index.get("_class_name")), None)
+        return found if isinstance(found, type) else None
+
+    @cached_property
+    def makes(self) -> str:
+        """What the pipeline makes above all: `images`, `frames` or `audios`."""
+        if self.name in tiny.EMBEDDED:
+            return "images"
+        return next(iter(made_by(self.pipeline_class)), "images")
+
     def check_call(self, arguments: Mapping[str, Any]) -> None:
         """Refuse what needs no network to be refused.
 
@@ -115,6 +133,8 @@ def load_pipeline(
     scheduler: str | None = None,
     task: str = "text-to-image",
     variant: str | None = None,
+    loras: Sequence[Lora] = (),
+    controlnets: Sequence[str] = (),
 ) -> Any:
     """Load a stock diffusers pipeline.
 
@@ -125,18 +145,24 @@ def load_pipeline(
         scheduler: A name from `schedulers.SCHEDULERS`; None keeps the pipeline's own.
         task: `text-to-image`, `image-to-image` or `inpainting`.
         variant: Suffix of the weight files, such as `fp16`.
+        loras: See `loras.find_loras`.
+        controlnets: Folders of ControlNets.
 
     Raises:
-        UsageError: the model, dtype, scheduler or task is unknown, or the folder holds no complete pipeline.
+        UsageError: the model, dtype, scheduler or task is unknown, the folder holds no complete pipeline, or a LoRA
+            does not fit it.
     """
     require_known("task", task, TASKS)
     folder = find_model(name_or_path, variant)
     chosen = choose_dtype(dtype, str(device), folder.denoiser)
     if scheduler is not None:
         check_scheduler(scheduler, folder.scheduler_config)
-    pipe = _read_pipeline(folder, task, dtype=chosen, variant=variant).to(device)
+    options = {"controlnet": load_controlnets(controlnets, chosen)} if controlnets else {}
+    pipe = _read_pipeline(folder, task, dtype=chosen, variant=variant, **options).to(device)
     if scheduler is not None:
         pipe.scheduler = build_scheduler(scheduler, pipe.scheduler)
+    if loras:
+        put_loras(pipe, loras)
     return pipe
 
 
@@ -193,8 +219,11 @@ def _download(name: str, variant: str | None) -> Path:
 def _read_pipeline(folder: ModelFolder, task: str, **options: Any) -> Any:
     import diffusers
 
-    plain = task == "text-to-image"  # any pipeline class, also those that AutoPipeline does not list
-    loader = diffusers.DiffusionPipeline if plain else getattr(diffusers, TASKS[task])
+    loader: Any = getattr(diffusers, TASKS[task])
+    if "controlnet" in options:
+        loader = controlled_class(folder.pipeline_class, task)
+    elif task == "text-to-image":  # any pipeline class, also those that AutoPipeline does not list
+        loader = diffusers.DiffusionPipeline
     # An SD3 saved without its T5 encoder can only be loaded by saying once more that there is none.
     absent = {part: None for part, value in folder.index.items() if value == [None, None]}
     try:

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..denoiser.layout import GuidanceLayout
 from ..schedule.kinds import Phase, StepKind
 from .speedup import BRANCH_EACH, HALVES, RowPartition, StageCosts, ideal_speedup
 from .timeline import Span
@@ -84,6 +85,7 @@ class RunReport:
         notes: Sentences the user should read: what was not done, and why.
         stages: The split in force and its measured costs; empty where the network was not split.
         partition: How the rows of guided steps were shared; None where none was partitioned.
+        layout: Where the branches are in the calls of a step; None where it is asked anew at every step.
         fidelity: What was promised and what is estimated of the worst image, in dB; empty where nothing was promised.
         spans: What each rank did when, where a trace was asked for.
     """
@@ -97,6 +99,7 @@ class RunReport:
     notes: list[str] = field(default_factory=list)
     stages: dict[str, Any] = field(default_factory=dict)
     partition: RowPartition | None = None
+    layout: GuidanceLayout | None = None
     fidelity: dict[str, float] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list, repr=False)
 
@@ -152,6 +155,7 @@ class RunReport:
             "kinds": self.kinds,
             "bytes_by_purpose": self.bytes_by_purpose,
             "stages": self.stages,
+            "layout": asdict(self.layout) if self.layout else None,
             "partition": asdict(self.partition) if self.partition else None,
             "fidelity": self.fidelity,
             "notes": self.notes,

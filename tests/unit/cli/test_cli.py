@@ -363,12 +363,13 @@ def test_python_m_is_the_command() -> None:
     assert (done.returncode, done.stderr) == (2, "hybridiff: No such command 'draw'; see hybridiff --help\n")
 
 
-def test_generate_has_25_flags() -> None:
+def test_generate_has_31_flags() -> None:
     fields = dataclasses.fields(Generate)
     names = "model prompt prompts negative_prompt num_images seed height width num_inference_steps guidance_scale"
     names += " scheduler arg devices strategy fidelity quality calibration set device dtype variant timeout output"
+    names += " fps image mask_image control_image lora controlnet"
     assert {field.name for field in fields} == {*names.split(), "trace", "config"}
-    assert len(fields) == 25
+    assert len(fields) == 31
 
 
 def test_every_field_of_the_config_can_be_given() -> None:

@@ -23,7 +23,7 @@ def test_flags_beat_the_file_which_beats_defaults(tmp_path: Path) -> None:
     assert (command.model, command.seed, command.num_images) == ("tiny-sd3", 8, 2)
     assert [(prompt.prompt, prompt.seed) for prompt in command.all_prompts()] == [("-- a ring", 8)]
     assert command.parallel_config() == ParallelConfig(strategy="cfg", devices=4, simulate=True)
-    assert command.output == "out/image.png"
+    assert command.output == "out/"
 
 
 def test_tables_hold_settings_and_arguments_which_flags_beat_one_by_one(tmp_path: Path) -> None:
