@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,7 @@ class FrontierRow:
             "prompts": len(self.results),
             "ideal_speedup": round(self.ideal_speedup, 4),
             **_mean_and_worst("psnr", [result.psnr for result in self.results]),
+            "psnr_pooled": round(pooled_psnr([result.psnr for result in self.results]), 3),
             **_mean_and_worst("psnr_converged", [result.psnr_converged for result in self.results]),
             "ssim": round(statistics.mean(ssims), 5) if ssims else None,
             "right": share_right(result.is_right for result in self.results),
@@ -93,6 +95,11 @@ def mean_evaluations(row: Mapping[str, Any]) -> float:
     """
     counts: dict[str, int] = row["schedules"]
     return sum(schedule.count("f") * count for schedule, count in counts.items()) / sum(counts.values())
+
+
+def pooled_psnr(values: Sequence[float]) -> float:
+    """The PSNR in dB of all images as one: of their mean squared error, which images without any cannot lift."""
+    return -10 * math.log10(statistics.mean(10 ** (-value / 10) for value in values))
 
 
 def share_right(verdicts: Iterable[bool | None]) -> float | None:

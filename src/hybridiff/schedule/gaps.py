@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-_PRICES = torch.logspace(-4, 8, 121, dtype=torch.float64)
+_PRICES = [2.0**octave * (1 + quarter / 4) for octave in range(-14, 27) for quarter in range(4)]
 """What a squared error costs in full steps, where the largest gap of one step leaves an error of 1."""
 
 
@@ -23,20 +23,27 @@ class GapPlan:
     """
 
     def __init__(self, expect: Callable[[int, int], float], steps: int, longest: int) -> None:
+        prices = torch.tensor(_PRICES, dtype=torch.float64)
         self._unit = max((expect(step, 2) for step in range(steps - 3)), default=0.0) ** 2 or 1.0
-        costs = torch.zeros(steps, len(_PRICES), dtype=torch.float64)  # squared errors from a step on, in that unit
+        costs = torch.zeros(steps, len(prices), dtype=torch.float64)  # squared errors from a step on, in that unit
         values, rooms = torch.zeros_like(costs), torch.ones(costs.shape, dtype=torch.long)
         for step in range(steps - 2, -1, -1):
             distances = range(1, max(1, min(longest, steps - 2 - step)) + 1)
             squares = [expect(step, distance) ** 2 / self._unit if distance > 1 else 0.0 for distance in distances]
             own = torch.tensor(squares, dtype=torch.float64)[:, None]
             following = slice(step + 1, step + 1 + len(distances))
-            values[step], best = (1 + _PRICES * own + values[following]).min(0)
+            values[step], best = (1 + prices * own + values[following]).min(0)
             costs[step] = (own + costs[following]).gather(0, best[None])[0]
             rooms[step] = best + 1
         self._costs, self._rooms = costs.tolist(), rooms.tolist()
 
-    def room(self, step: int, left: float) -> int:
-        """How far the next full step is from a full step, if squared errors may add up to what is left."""
+    def room(self, step: int, scale: float, left: float) -> int:
+        """How far the next full step is from a full step.
+
+        Args:
+            step: The full step.
+            scale: What changes in between, in units.
+            left: To what squared errors may add up from here on.
+        """
         pairs = zip(self._costs[step], self._rooms[step], strict=True)
-        return next((room for cost, room in pairs if cost * self._unit <= left), 1)
+        return next((room for cost, room in pairs if cost * self._unit * scale**2 <= left), 1)

@@ -83,8 +83,8 @@ class PromisedPolicy(Policy):
 
     def _smoothed(self, speeds: Sequence[float]) -> list[float]:
         """Geometric means with those before: what two neighbouring steps show of a speed is mostly noise."""
-        before = self._speeds or speeds
-        return [math.sqrt(old * new) or max(old, new) for old, new in zip(before, speeds, strict=True)]
+        products = [old * new for old, new in zip(self._speeds or speeds, speeds, strict=True)]
+        return [math.sqrt(two) if 0 < two < math.inf else new for two, new in zip(products, speeds, strict=True)]
 
     def _learn(self, spent: list[float], step: int) -> None:
         """Compare what the gap before a step left with what was expected of it, which may have been cut short."""
@@ -108,7 +108,7 @@ class PromisedPolicy(Policy):
         """The same as far as one image decides."""
         left = max(0.0, self.bound**2 - self.spent_before**2 - self._spent[row] ** 2)
         scale = self._factor[row] * self._speeds[row]
-        room = min(limit, self._plan.room(step, left / scale**2)) if scale else limit
+        room = min(limit, self._plan.room(step, scale, left))
         while room > 1 and (scale * self._expect(1.0, step, room)) ** 2 > left * self._stake(step, room):
             room -= 1
         return room

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hybridiff.numerics.extrapolation import NOISE, Extrapolation, lagrange_weights, smoothing_weights
+from hybridiff.numerics.extrapolation import BENDS, NOISE, Extrapolation, lagrange_weights, smoothing_weights
 from support.splines import spline_weights
 
 
@@ -164,7 +164,7 @@ def test_smoothing_weights_are_those_of_the_smoothing_spline(count: int, gaps: l
     places = list(itertools.accumulate(gaps[:count]))
     where = places[0] + share * (places[-1] - places[0])
     found = smoothing_weights(tuple(places), where)
-    expected = spline_weights([place - places[0] for place in places], where - places[0], NOISE)
+    expected = spline_weights([place - places[0] for place in places], where - places[0], NOISE, BENDS)
     assert found == pytest.approx(expected.tolist(), abs=1e-6)
 
 

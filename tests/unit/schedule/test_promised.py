@@ -60,18 +60,14 @@ def shown_in(run: dict[str, Any]) -> tuple[list[Shown], PromisedPolicy, Promised
 
 @settings(deadline=None)
 @given(runs())
-def test_never_more_than_its_share_is_spent_on_what_is_expected(run: dict[str, Any]) -> None:
-    """Nor is a gap shorter than the rule allows, but where the two sums round in other ways."""
+def test_gaps_are_those_of_the_cheapest_plan_that_fits(run: dict[str, Any]) -> None:
+    """But where two sums round in other ways."""
     shown, _, by_hand = shown_in(run)
     for place, distance in enumerate(gaps(shown)):
-        so_far, (step, speeds, _) = shown[: place + 1], shown[place]
-        for row in range(len(speeds)):
-            for gap in range(2, distance + 1):
-                assert by_hand.share(so_far, row, gap) <= 1 + 1e-6
-        expected = by_hand.next_full(so_far)
-        if step + distance != expected:
-            longer = min(distance, expected - step) + 1
-            assert any(by_hand.share(so_far, row, longer) == pytest.approx(1) for row in range(len(speeds)))
+        so_far = shown[: place + 1]
+        step = so_far[-1][0]
+        if step + distance != by_hand.next_full(so_far):
+            assert step + distance in {by_hand.next_full(so_far, tolerance) for tolerance in (-1e-9, 1e-9)}
 
 
 @settings(deadline=None)
@@ -127,16 +123,6 @@ def test_a_tighter_bound_has_no_fewer_full_steps(
         return len(shown)
 
     assert count(bound / tighter) >= count(bound)
-
-
-@given(runs(), st.floats(1.01, 100))
-@settings(deadline=None)
-def test_at_the_same_step_a_tighter_bound_leaves_no_more_room(run: dict[str, Any], tighter: float) -> None:
-    loose, tight = (shown_in(run | {"bound": bound})[0] for bound in (run["bound"], run["bound"] / tighter))
-    before = [one == other for one, other in zip(full_steps(loose), full_steps(tight), strict=False)]
-    if False in before:
-        first = before.index(False)
-        assert full_steps(tight)[first] < full_steps(loose)[first]
 
 
 @pytest.mark.parametrize("images", [2, 4])
