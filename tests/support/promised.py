@@ -122,7 +122,7 @@ class PromisedByHand:
 
 Speeds = Callable[[int], Sequence[float]]
 Left = Callable[[int, int, Sequence[float]], Sequence[float]]
-"""What a gap from one full step to another leaves, given the speeds before it."""
+"""What a gap from one full step to another leaves, given the speeds expected before it."""
 
 
 def run_policy(policy: PromisedPolicy, steps: int, speeds: Speeds, left: Left) -> list[Shown]:
@@ -137,7 +137,7 @@ def run_policy(policy: PromisedPolicy, steps: int, speeds: Speeds, left: Left) -
             continue
         now: Sequence[float] = ()
         if shown:
-            latest, before, _ = shown[-1]
+            latest, before = shown[-1][0], list(policy._speeds)
             now = speeds(step)
             spent = spent or [0.0] * len(now)
             if step > latest + 1:

@@ -35,8 +35,9 @@ def full_steps(shown: Sequence[Shown]) -> list[int]:
 def runs(draw: st.DrawFn) -> dict[str, Any]:
     """Runs of some images: sensitivities of any sign, speeds that change, gaps that leave anything."""
     steps, images = draw(st.integers(4, 40)), draw(st.integers(1, 3))
-    final = draw(st.lists(st.floats(-2, 2), min_size=steps, max_size=steps))
-    rates = st.lists(st.floats(0, 3), min_size=images, max_size=images)
+    sizes = st.just(0.0) | st.floats(1e-3, 2) | st.floats(-2, -1e-3)
+    final = draw(st.lists(sizes, min_size=steps, max_size=steps))
+    rates = st.lists(st.just(0.0) | st.floats(1e-3, 3), min_size=images, max_size=images)
     speeds = draw(st.lists(rates, min_size=steps, max_size=steps))
     shares = draw(st.lists(st.floats(0.05, 9), min_size=steps, max_size=steps))
     return {
