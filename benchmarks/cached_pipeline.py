@@ -40,8 +40,9 @@ from diffusers.hooks import (
 from diffusers.models.cache_utils import CacheMixin
 
 from hybridiff.denoiser.adapters import find_denoiser
+from hybridiff.denoiser.attached import AttachedHook
 from hybridiff.denoiser.call import DenoiserCall
-from hybridiff.denoiser.hooks import AttachedHook, DenoiserHook
+from hybridiff.denoiser.hooks import DenoiserHook
 from hybridiff.evaluation.simulation import RunSummary
 from hybridiff.schedule.presets import scaled_steps
 
