@@ -33,7 +33,7 @@ PUBLISHED = capped(8, 2, 3, split_point=1)
         pytest.param(2, {}, {}, 1, "outer", 3, "warm-up, step 3", id="cfg"),
         pytest.param(2, {}, {}, 1, "outer", 7, "warm-up, step 7", id="cfg, last step"),
         pytest.param(4, {}, TWO, 2, "outer", 3, "warm-up, step 3", id="cfg, four ranks"),
-        pytest.param(4, {}, {}, 3, "outer", 3, "warm-up, step 3", id="cfg, four ranks, two of them idle"),
+        pytest.param(4, {}, {}, 2, "outer", 3, "warm-up, step 3", id="cfg, four ranks, two of them idle"),
         pytest.param(2, {}, UNGUIDED, 1, "outer", 3, "warm-up, step 3", id="cfg without guidance"),
         pytest.param(2, {}, UNGUIDED | TWO, 1, "outer", 3, "warm-up, step 3", id="cfg without guidance, two images"),
         pytest.param(2, SERIAL, {}, 1, "outer", 3, "warm-up, step 3", id="serial"),

@@ -45,18 +45,23 @@ def describe_call(pipe: Any, denoisers: Sequence[Any], arguments: Mapping[str, A
 
 
 def _loras(pipe: Any) -> str:
-    """Which LoRAs are in force in a pipeline's networks, how strongly, and some of their weights; all take too long."""
+    """How strongly which LoRAs act in a pipeline's networks, and some of their weights; all would take too long."""
     networks = [part for part in getattr(pipe, "components", {}).values() if hasattr(part, "peft_config")]
     layers = [layer for network in networks for layer in network.modules() if hasattr(layer, "lora_A")]
-    if not layers:
-        return "none"
-    in_force = {
-        f"{[] if layer.disable_adapters else layer.active_adapters} of {layer.scaling}, fused {layer.merged_adapters}"
+    acting = [
+        (layer, name)
         for layer in layers
-    }
-    weights = [side.weight for layer in layers for part in (layer.lora_A, layer.lora_B) for side in part.values()]
-    some = [weight.detach().flatten()[:4].float() for weight in weights if not weight.is_meta]
-    return f"{'; '.join(sorted(in_force))}, weights {describe(torch.cat(some) if some else None)}"
+        for name in ([] if layer.disable_adapters else layer.active_adapters)
+        if name in layer.lora_A
+    ]
+    fused = sum(len(layer.merged_adapters) for layer in layers)
+    if not acting and not fused:
+        return "none"
+    scales = sorted({float(layer.scaling[name]) for layer, name in acting})
+    weights = [side[name].weight.detach() for layer, name in acting for side in (layer.lora_A, layer.lora_B)]
+    some = [weight.flatten()[:4].float() for weight in weights if not weight.is_meta]
+    sample = describe(torch.cat(some) if some else None)
+    return f"{len(acting)} layers, scales {scales}, {fused} fused, weights {sample}"
 
 
 def require_same(comm: Comm, description: Mapping[str, str] | Exception) -> None:

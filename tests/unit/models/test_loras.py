@@ -117,6 +117,6 @@ def test_ranks_with_other_loras_are_told_apart(tmp_path: Path) -> None:
 
     texts = [described(), described(Lora("a", paths[0])), described(Lora("a", paths[1]))]
     texts.append(described(Lora("a", paths[0], 0.5)))
-    assert texts[0] is None
+    assert texts[0] == "none"
     assert len(set(texts)) == 4
     assert described(Lora("b", paths[0])) == texts[1]
