@@ -86,3 +86,44 @@ def test_a_lora_through_the_command_line(tmp_path: Path, capsys: pytest.CaptureF
     assert f"the LoRA {stranger} does not fit StableDiffusionXLPipeline" in capsys.readouterr().err
     assert generate(model, "--lora", "/nowhere", "--output", tmp_path / "3.png") == 2
     assert "no LoRA '/nowhere'" in capsys.readouterr().err
+
+
+def test_an_edit_by_qwen_image_edit(tmp_path: Path) -> None:
+    """Its processor of words and images needs torchvision: embeddings take the place of words."""
+    specimen = ZOO["QwenImageEditPipeline"]
+    model, call = saved("QwenImageEditPipeline", tmp_path), specimen.call()
+    stock = specimen.build()(
+        **call, num_inference_steps=3, generator=torch.Generator().manual_seed(1), output_type="np"
+    )
+    with Engine(model, 2, ParallelConfig(strategy="cfg"), device="cpu") as engine:
+        edited = engine.generate(**call, num_inference_steps=3, seed=1, output_type="np")
+    assert edited.report.branches == 2
+    np.testing.assert_allclose(edited.images, stock.images, atol=1e-3)
+
+
+def test_an_image_through_the_command_line(tmp_path: Path) -> None:
+    for number, colour in enumerate(("red", "blue")):
+        Image.new("RGB", (128, 128), colour).save(tmp_path / f"{colour}.png")
+        output = tmp_path / f"{number}.jpg"
+        assert (
+            generate("tiny-sdxl", "--image", tmp_path / f"{colour}.png", "--arg", "strength=0.4", "--output", output)
+            == 0
+        )
+    red, blue = (np.asarray(Image.open(tmp_path / f"{number}.jpg"), dtype=float) for number in range(2))
+    assert (red - blue)[..., 0].mean() > 20, "what one starts from is seen"
+
+
+def test_a_controlnet_through_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, controlled = saved("QwenImagePipeline", tmp_path), ZOO["QwenImageControlNetPipeline"].build()
+    controlled.controlnet.save_pretrained(tmp_path / "controlnet")
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    words = ["--negative-prompt", "blurred", "--height", 32, "--width", 32, "--arg", "true_cfg_scale=4"]
+    control = ["--controlnet", tmp_path / "controlnet", "--control-image", tmp_path / "red.png"]
+    assert generate(model, *words, "--output", tmp_path / "0.png") == 0
+    assert generate(model, *words, *control, "--output", tmp_path / "1.png") == 0
+    images = [np.asarray(Image.open(tmp_path / f"{number}.png")) for number in range(2)]
+    assert not np.array_equal(*images)
+    assert json.loads((tmp_path / "1.json").read_text())["settings"]["controlnet"] == [str(tmp_path / "controlnet")]
+    capsys.readouterr()
+    assert generate(model, *words, "--controlnet", model, "--output", tmp_path / "2.png") == 2
+    assert "is not a ControlNet" in capsys.readouterr().err

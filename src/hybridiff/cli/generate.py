@@ -166,7 +166,7 @@ class Generate(CallOptions):
         settings = {
             **engine.config.to_dict(),
             "device": engine.device,
-            **self.given("dtype", "scheduler", "variant", "lora"),
+            **self.given("dtype", "scheduler", "variant", "lora", "controlnet"),
         }
         settings |= {name: value for name, value in call.items() if name not in facts}
         return {name: fact for name, fact in facts.items() if fact is not None} | {"settings": settings}
