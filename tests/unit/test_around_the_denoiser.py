@@ -75,6 +75,21 @@ def test_half_precision_is_that_of_the_stock_pipeline(name: str, dtype: torch.dt
         assert run(ZOO[name], cached).isfinite().all()
 
 
+@pytest.mark.parametrize(
+    "name", ["StableDiffusion3Pipeline", "StableDiffusionXLPipeline", "FluxPipeline", "WanPipeline"]
+)
+def test_quantised_weights(name: str) -> None:
+    quantization = pytest.importorskip("torchao.quantization")
+
+    def build() -> Any:
+        pipe = ZOO[name].build()
+        network = getattr(pipe, "transformer", None) or pipe.unet
+        quantization.quantize_(network, quantization.Int8WeightOnlyConfig())
+        return pipe
+
+    require_stock(name, build)
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_several_images_a_prompt(name: str) -> None:
     films = {"LTXPipeline", "WanPipeline:two-transformers"}
