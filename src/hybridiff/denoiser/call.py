@@ -96,9 +96,9 @@ class DenoiserCall:
 def bind_arguments(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of a call by name, as the signature of `forward` gives them."""
     bound = signature_of(forward).bind(args, kwargs)
-    return (
-        dict(inspect.signature(forward).bind(*args, **kwargs).arguments) if bound is None else bound
-    )  # which says why
+    if bound is None:  # which says why
+        return dict(inspect.signature(forward).bind(*args, **kwargs).arguments)
+    return bound
 
 
 def take_argument_rows(arguments: Mapping[str, Any], rows: int, wanted: slice, is_list: bool) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +14,8 @@ from .call import bind_arguments, take_argument_rows
 from .deferred import DeferredTensor, computed, mapped
 from .evaluation import are_close
 from .hooks import DenoiserHook
-from .replay import leaves, snapshot
+from .replay import leaves, snapshot, tensor_versions, tensors_in
+from .signature import signature_of
 
 CONTROLS = ("controlnet",)
 """Where pipelines keep the networks that tell the denoiser more at every step; several are one module there."""
@@ -51,7 +51,7 @@ class ControlCall:
         samples = next((arguments[name] for name in _SAMPLES if name in arguments), None)
         has_rows = isinstance(samples, list) or (isinstance(samples, torch.Tensor) and samples.ndim > 0)
         rows = len(samples) if has_rows and samples is not None else 0
-        return cls(forward, arguments, rows, isinstance(samples, list), _versions=_versions(arguments))
+        return cls(forward, arguments, rows, isinstance(samples, list), _versions=tensor_versions(arguments))
 
     def run(self, rows: slice | None = None) -> Any:
         """Evaluate the network, for some of the rows or all of them; its output.
@@ -59,7 +59,7 @@ class ControlCall:
         Raises:
             RuntimeError: what the network was given has changed since.
         """
-        if _versions(self.arguments) != self._versions:
+        if tensor_versions(self.arguments) != self._versions:
             raise RuntimeError("what a ControlNet was given was changed in place before the denoiser used its output")
         arguments = self.arguments
         if rows is not None and rows != slice(0, self.rows):
@@ -74,7 +74,7 @@ class ControlCall:
             place = next(places)
             if leaf is None:
                 return None
-            lines, device = len(leaf) // self.rows, next(one.device for one in _tensors(self.arguments))
+            lines, device = len(leaf) // self.rows, next(one.device for one in tensors_in(self.arguments))
             return DeferredTensor(leaf, device, lambda start, stop: self._lines(place, lines, start, stop))
 
         return mapped(form, deferred)
@@ -87,16 +87,16 @@ class ControlCall:
         """Whether some rows, evaluated apart, are what they are in the output of the whole call."""
         half = self.rows // 2
         try:
-            apart = _tensors(self.run(slice(half, self.rows)))
+            apart = tensors_in(self.run(slice(half, self.rows)))
         except (RuntimeError, ValueError, TypeError, IndexError):  # the network insists on all rows at once
             return False
-        whole = [leaf[half * (len(leaf) // self.rows) :] for leaf in _tensors(output)]
+        whole = [leaf[half * (len(leaf) // self.rows) :] for leaf in tensors_in(output)]
         return [one.shape for one in apart] == [one.shape for one in whole] and all(map(are_close, apart, whole))
 
     def form_of(self, output: Any) -> Any:
         """The output on the meta device; None where it is more than tensors whose dim 0 is that of the rows."""
-        found, tensors = list(leaves(output)), _tensors(output)
-        device = next((one.device for one in _tensors(self.arguments)), None)
+        found, tensors = list(leaves(output)), tensors_in(output)
+        device = next((one.device for one in tensors_in(self.arguments)), None)
         if not tensors or len(tensors) + found.count(None) < len(found):
             return None
         if any(not one.ndim or not len(one) or len(one) % self.rows or one.device != device for one in tensors):
@@ -160,7 +160,7 @@ class ControlNets:
     def _answer(self, network: Any, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._forget()
         # What others have wrapped around since, such as the move to the device, is there only during the call.
-        if network.forward is not self._forwards[id(network)] or not _has_names(forward):
+        if network.forward is not self._forwards[id(network)] or not signature_of(forward).is_named:
             return forward(*args, **kwargs)
         call = ControlCall.bind(forward, args, kwargs)
         kind = id(network), _kind_of(call.arguments)
@@ -191,11 +191,6 @@ def _networks(pipe: Any) -> list[torch.nn.Module]:
     return [getattr(module, "_orig_mod", module) for module in found if isinstance(module, torch.nn.Module)]
 
 
-def _has_names(forward: Callable[..., Any]) -> bool:
-    parameters = inspect.signature(forward).parameters.values()
-    return all(one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in parameters)
-
-
 def _kind_of(value: Any) -> Any:
     """What decides the form of an output: shapes and flags, and which numbers are 0, as some networks skip those."""
     if isinstance(value, torch.Tensor):
@@ -207,12 +202,3 @@ def _kind_of(value: Any) -> Any:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return type(value), value == 0
     return value if isinstance(value, (bool, str, type(None))) else type(value)
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in leaves(value) if isinstance(leaf, torch.Tensor)]
-
-
-def _versions(arguments: dict[str, Any]) -> list[int]:
-    """How often the tensors of a call have been changed in place."""
-    return [0 if one.is_inference() else one._version for one in _tensors(arguments)]  # those do not count

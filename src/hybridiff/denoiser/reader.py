@@ -68,7 +68,7 @@ class CallReader:
     def answer(self, evaluation: Evaluation, prediction: torch.Tensor) -> Any:
         """What the first call is answered; the rest is kept for the calls to come."""
         self._open, self._prediction, self._calls = evaluation, prediction, [evaluation.calls[0]]
-        self._versions = [tensor_versions(call) for call in evaluation.calls]
+        self._versions = [tensor_versions(call.arguments) for call in evaluation.calls]
         return evaluation.answer(prediction)
 
     def answer_later(self, call: DenoiserCall) -> Any | None:

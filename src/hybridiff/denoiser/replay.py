@@ -57,15 +57,14 @@ def is_foreseen(foreseen: DenoiserCall, versions: Sequence[int], call: DenoiserC
         versions: Its `tensor_versions` when it was evaluated.
         call: What was called.
     """
-    if call.network is not foreseen.network or versions != tensor_versions(foreseen):
+    if call.network is not foreseen.network or versions != tensor_versions(foreseen.arguments):
         return False
     return same(foreseen.arguments, call.arguments)
 
 
-def tensor_versions(call: DenoiserCall) -> list[int]:
+def tensor_versions(arguments: Mapping[str, Any]) -> list[int]:
     """How often the tensors that a call is given have been changed in place."""
-    tensors = (leaf for leaf in leaves(call.arguments) if isinstance(leaf, torch.Tensor))
-    return [0 if tensor.is_inference() else tensor._version for tensor in tensors]  # those do not count
+    return [0 if one.is_inference() else one._version for one in tensors_in(arguments)]  # those do not count
 
 
 def unknown_things(call: DenoiserCall) -> list[str]:
@@ -100,6 +99,11 @@ def same(one: Any, other: Any) -> bool:
     if type(one) is not type(other):
         return False
     return bool(np.array_equal(one, other)) if hasattr(one, "__array__") else bool(one == other)
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """The tensors that lie in an argument, however deep in its containers."""
+    return [leaf for leaf in leaves(value) if isinstance(leaf, torch.Tensor)]
 
 
 def leaves(value: Any) -> Iterator[Any]:

@@ -22,12 +22,14 @@ class ForwardSignature:
         required: Those without a default.
         positional: How many of the first ones can be given by place.
         takes_others: Whether it takes arguments of any name.
+        is_named: Whether it takes nothing but what it has a name for.
     """
 
     names: tuple[str, ...]
     required: frozenset[str]
     positional: int
     takes_others: bool
+    is_named: bool
 
     @property
     def takes_return_dict(self) -> bool:
@@ -69,4 +71,5 @@ def _read(function: Callable[..., Any]) -> ForwardSignature:
         required=frozenset(one.name for one in named if one.default is one.empty),
         positional=sum(one.kind is one.POSITIONAL_OR_KEYWORD for one in named),
         takes_others=any(one.kind is one.VAR_KEYWORD for one in parameters),
+        is_named=all(one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in parameters),
     )

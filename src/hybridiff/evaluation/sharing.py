@@ -16,6 +16,7 @@ from ..denoiser.layout import GuidanceLayout
 from ..errors import UsageError
 from ..pipeline import parallelize
 from ..report.report import RunReport
+from ..utils.text import one_line
 
 RANKS, STEPS, PIXELS, FRAMES = 2, 4, 256, 9
 
@@ -59,9 +60,8 @@ def inspect_sharing(pipe: Any, **call: Any) -> Sharing:
     try:
         parallel(**plain_call(pipe, call))
     except Exception as error:  # of the pipeline, which may want what is not known here
-        text = " ".join(str(error).split())[:200]
         what = f"{type(pipe).__name__} cannot be run with a short prompt and gray images"
-        raise UsageError(f"{what}: {text}; what else it needs goes by --arg NAME=VALUE") from error
+        raise UsageError(f"{what}: {one_line(error, 200)}; what else it needs goes by --arg NAME=VALUE") from error
     finally:
         parallel.detach()
     assert parallel.report is not None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from ..utils.text import one_line
 
 ENDINGS = {
     "text-to-image": "ControlNetPipeline",
@@ -63,7 +64,7 @@ def _load(folder: str, dtype: Any) -> Any:
     try:
         return network.from_pretrained(folder, torch_dtype=dtype, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot load a ControlNet from {folder}: {' '.join(str(error).split())[:200]}") from error
+        raise UsageError(f"cannot load a ControlNet from {folder}: {one_line(error, 200)}") from error
 
 
 def _find(name: str) -> str:

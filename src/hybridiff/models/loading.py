@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..arguments import MOST_PIXELS, SizeLimits, check_arguments
 from ..errors import UsageError
 from ..utils.names import require_known
+from ..utils.text import one_line
 from . import tiny
 from .controlnets import controlled_class, load_controlnets
 from .loras import Lora, put_loras
@@ -212,7 +213,7 @@ def _download(name: str, variant: str | None) -> Path:
     except (OSError, ValueError) as error:
         raise UsageError(
             f"unknown model {name!r}: not an embedded model ({embedded}), no such folder, and the hub gave no pipeline "
-            f"of that id ({_first_sentence(error).split(' (')[0]})"
+            f"of that id ({one_line(error).split(' (')[0]})"
         ) from error
 
 
@@ -229,19 +230,14 @@ def _read_pipeline(folder: ModelFolder, task: str, **options: Any) -> Any:
     try:
         return loader.from_pretrained(folder.path, local_files_only=True, **absent, **options)
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot load a pipeline from {folder.path}: {_first_sentence(error)}") from error
+        raise UsageError(f"cannot load a pipeline from {folder.path}: {one_line(error)}") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {path}: {_first_sentence(error)}") from error
+        raise UsageError(f"cannot read {path}: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise UsageError(f"{path} does not hold a JSON object")
     return content
-
-
-def _first_sentence(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text[:240] + " ..." if len(text) > 240 else text

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UsageError
+from ..utils.text import one_line
 
 SUFFIX = ".safetensors"
 
@@ -73,7 +74,7 @@ def _load(pipe: Any, lora: Lora, name: str) -> None:
     try:
         pipe.load_lora_weights(lora.path, adapter_name=name, local_files_only=True, use_safetensors=True)
     except Exception as error:  # of diffusers, peft, safetensors and torch, whatever does not fit
-        raise UsageError(f"the LoRA {lora.name} does not fit {type(pipe).__name__}: {_short(error)}") from error
+        raise UsageError(f"the LoRA {lora.name} does not fit {type(pipe).__name__}: {one_line(error, 160)}") from error
     if not any(name in adapters for adapters in pipe.get_list_adapters().values()):
         raise UsageError(f"the LoRA {lora.name} does not fit {type(pipe).__name__}: it has nothing for its networks")
 
@@ -110,10 +111,5 @@ def _download(name: str) -> str:
         return str(snapshot_download(f"{owner}/{repository}", allow_patterns=[f"*{SUFFIX}"]))
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"no LoRA {name!r}: no such file or folder, and the hub gave none ({_short(error)})"
+            f"no LoRA {name!r}: no such file or folder, and the hub gave none ({one_line(error, 160)})"
         ) from error
-
-
-def _short(error: Exception, longest: int = 160) -> str:
-    text = " ".join(str(error).split())
-    return text[:longest] + " ..." if len(text) > longest else text

@@ -38,9 +38,8 @@ class PromisedPolicy(Policy):
     What the last gaps really left, as estimated in hindsight, corrects the expectation, as an integral controller does.
     What is left of the (squared) bound is spent where it buys most (`gaps.GapPlan`), planned anew at every full step as
     if changes went on at that speed; but no gap may be expected to spend more than half of it, or than twice its part
-    of the steps that are left. The worst image of a batch decides. The
-    last two steps are full: what networks predict at the very end is unlike all before, and no hindsight can be had
-    from it.
+    of the steps that are left. The worst image of a batch decides. The last two steps are full: what networks predict
+    at the very end is unlike all before, and no hindsight can be had from it.
 
     Args:
         bound: Root mean square that the final sample may be off.

@@ -130,12 +130,12 @@ def test_a_later_call_of_the_next_step_is_foreseen(first: dict[str, Any], later:
     difference = CallDifference.between(call_of(first), call_of(later))
     foreseen = difference.foresee(call_of(rebuild(first), sample=1.0))
     assert foreseen.sample.tolist() == [[1.0, 1.0]]
-    assert is_foreseen(foreseen, tensor_versions(foreseen), call_of(rebuild(later), sample=1.0))
-    assert not is_foreseen(foreseen, tensor_versions(foreseen), call_of(rebuild(later), sample=2.0))
+    assert is_foreseen(foreseen, tensor_versions(foreseen.arguments), call_of(rebuild(later), sample=1.0))
+    assert not is_foreseen(foreseen, tensor_versions(foreseen.arguments), call_of(rebuild(later), sample=2.0))
     assert not is_foreseen(
-        foreseen, tensor_versions(foreseen), call_of(rebuild(later), sample=1.0, network=torch.nn.Identity())
+        foreseen, tensor_versions(foreseen.arguments), call_of(rebuild(later), sample=1.0, network=torch.nn.Identity())
     )
-    assert not is_foreseen(foreseen, tensor_versions(foreseen), call_of(later | {"more": 1}, sample=1.0))
+    assert not is_foreseen(foreseen, tensor_versions(foreseen.arguments), call_of(later | {"more": 1}, sample=1.0))
 
 
 @given(first=ARGUMENTS, later=ARGUMENTS)
@@ -158,9 +158,9 @@ def test_a_dict_that_the_pipeline_changes_between_its_calls_is_kept_as_it_was() 
     settings["image"] = ours
     foreseen = difference.foresee(call_of({"attention": settings}, sample=1.0))
     assert foreseen.arguments["attention"]["image"] is theirs
-    assert not is_foreseen(foreseen, tensor_versions(foreseen), call_of({"attention": settings}, sample=1.0))
+    assert not is_foreseen(foreseen, tensor_versions(foreseen.arguments), call_of({"attention": settings}, sample=1.0))
     settings["image"] = theirs
-    assert is_foreseen(foreseen, tensor_versions(foreseen), call_of({"attention": settings}, sample=1.0))
+    assert is_foreseen(foreseen, tensor_versions(foreseen.arguments), call_of({"attention": settings}, sample=1.0))
 
 
 def test_arguments_of_one_call_only() -> None:
