@@ -20,6 +20,7 @@ from .distributed.comm import Comm
 from .distributed.consistency import describe_call, require_same, share_random_state
 from .errors import UsageError
 from .schedule.presets import ModelSettings
+from .sharding.ranks import RankGroups
 from .strategies import STRATEGIES
 
 _CHANGES_STEPS = {"strength", "timesteps", "sigmas", "denoising_end", "denoising_start"}
@@ -42,6 +43,7 @@ class Setup:
         settings: What holds for the model.
         comm: The ranks.
         staged: The denoiser, ready to be split, for strategies that do so.
+        groups: The ranks as groups that share rows.
     """
 
     pipe: Any
@@ -52,6 +54,7 @@ class Setup:
     settings: ModelSettings
     comm: Comm
     staged: StagedDenoiser | None
+    groups: RankGroups
 
 
 def agree_on_setup(pipe: Any, config: ParallelConfig, comm: Comm) -> Setup:
@@ -78,7 +81,8 @@ def agree_on_setup(pipe: Any, config: ParallelConfig, comm: Comm) -> Setup:
     require_same(comm, description)
     if settings.may_promise(config):  # decoders of heterogeneous devices differ in the last bits
         settings = replace(settings, decoder_gain=comm.all_gather_object(settings.decoder_gain)[0])
-    return Setup(pipe, adapter, networks, is_known(pipe, adapter), config, settings, comm, staged)
+    groups = RankGroups(comm, networks, config.shards if staged is None else 1)
+    return Setup(pipe, adapter, networks, is_known(pipe, adapter), config, settings, comm, staged, groups)
 
 
 def agree_on_call(setup: Setup, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -63,6 +63,7 @@ class Beginning:
             steps=max(1, total - step),
             pipe=setup.pipe,
             staged=setup.staged,
+            groups=setup.groups,
             heterogeneous=self.heterogeneous,
             extra_steps=frozenset(later - step for later in extra),
             eta=argument(setup.pipe, self.arguments, "eta"),
@@ -84,24 +85,27 @@ class Beginning:
         setup, rows = self.setup, evaluation.rows
         notes = late_notes(evaluation.branches, before)
         if evaluation.branches == 1:
-            notes.append(self._unguided_note(rows))
+            notes.append(self._unguided_note(evaluation))
         if evaluation.is_whole:
             notes.append("images of a batch and its branches depend on each other: every rank evaluates all")
         if why_alone:
             notes.append(f"{type(setup.pipe).__name__}: {why_alone}; every rank evaluates everything")
         if evaluation.is_whole or why_alone or setup.config.strategy == "serial":
             return notes
-        idle = [own for own in split_rows(rows, evaluation.branches, setup.comm.size) or () if own.start == own.stop]
+        groups = setup.comm.size // setup.groups.count(evaluation)
+        idle = [own for own in split_rows(rows, evaluation.branches, groups) or () if own.start == own.stop]
         if idle:
             notes.append(
-                f"{len(idle)} of {setup.comm.size} ranks have nothing to do: a step has {rows} rows, one an image and "
-                "guidance branch; use fewer ranks, or more images at a time"
+                f"{len(idle) * setup.comm.size // groups} of {setup.comm.size} ranks have nothing to do: a step has "
+                f"{rows} rows, one an image and guidance branch; use fewer ranks, more images at a time, or shards"
             )
         return notes
 
-    def _unguided_note(self, images: int) -> str:
+    def _unguided_note(self, evaluation: Evaluation) -> str:
         scale = getattr(self.setup.pipe, "guidance_scale", None)
-        remedy = "the images of the batch are split instead" if images > 1 else "every rank computes the image"
+        remedy = "the images of the batch are split instead" if evaluation.rows > 1 else "every rank computes the image"
+        if self.setup.groups.count(evaluation) > 1:
+            remedy = "ranks share the picture instead"
         return f"guidance is off (guidance_scale {scale}): there is one branch only, nothing to partition; {remedy}"
 
     def _coefficients(self, evaluation: Evaluation, layout: GuidanceLayout) -> tuple[float, ...]:

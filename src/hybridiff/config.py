@@ -97,6 +97,13 @@ class ParallelConfig:
     devices: int | None = _setting(
         None, "number of ranks; those that were started unless given, else 2", least=1, most=4096
     )
+    shards: int | None = _setting(
+        None,
+        "ranks that share one picture's part of a guidance branch, each a part of the picture; chosen unless given: "
+        "pictures first, then branches, then parts of pictures from 512 x 512 on",
+        least=1,
+        most=4096,
+    )
     fidelity: float | None = _setting(
         None,
         "promise of hybrid in decibels: the image's PSNR against that of one device, kept by measuring; needs no "
@@ -211,6 +218,11 @@ def check_ranks(config: ParallelConfig, ranks: int) -> None:
         raise UsageError(
             f"strategy 'published' needs {BRANCHES} ranks, got {ranks}; use --devices {BRANCHES}, or strategy 'hybrid'"
         )
+    if config.shards is not None and ranks % config.shards:
+        raise UsageError(f"{ranks} ranks cannot be grouped by shards of {config.shards}; use a divisor of {ranks}")
+    if config.shards not in (None, 1) and (config.strategy in ("serial", "published") or config.step_kind == "reuse"):
+        which = "reuse steps" if config.step_kind == "reuse" else f"strategy {config.strategy!r}"
+        raise UsageError(f"{which} cannot share a picture between ranks; use shards=1, or cached steps or 'cfg'")
 
 
 def field_types(documented: type) -> dict[str, tuple[type, ...]]:

@@ -15,5 +15,9 @@ class CommError(RankError):
     """A message did not arrive: a rank died, or the deadline passed. The process group is of no further use."""
 
 
+class ShardError(CommError):
+    """A rank that shares an evaluation left in the middle of it; what happened there, all ranks tell each other."""
+
+
 class EngineError(RuntimeError):
     """A request to an Engine, or the start of its ranks, failed; the message names the rank."""

@@ -94,6 +94,8 @@ class LayoutLearner:
         if why:
             self.watched = WatchedStep(self._setup.pipe)
             return Learned(evaluation, layout, watched.extra_calls, why)
+        if is_new and not why:
+            self._setup.groups.can_share(evaluation, self._channel.consensus)
         self.reader, self._calls = watched.reader(layout), max(self._calls, step.calls)
         if layout.calls == 1 and layout.branches > 1 and not watched.extra_calls and not step.index:
             self._layouts[self._kind_of_call(watched.rows)] = layout

@@ -21,7 +21,7 @@ from .denoiser.layout import GuidanceLayout
 from .distributed.comm import Comm, LocalComm
 from .distributed.placement import join_torchrun, leave_process_group
 from .distributed.process import world_comm
-from .errors import UsageError
+from .errors import ShardError, UsageError
 from .report.report import RunReport
 from .run import Run
 
@@ -109,7 +109,11 @@ class ParallelPipeline:
             is_split = self._setup.staged is not None
             with around_compiled(self.pipe, self._hooked, is_split) as notes, run.watching(), self._control.deferring():
                 output = self.pipe(**self._arguments_of_this_rank(arguments, run))
+        except ShardError as error:
+            self._setup.groups.drop()
+            run.follow(error)
         except BaseException as error:  # Ctrl-C too: the other ranks must not wait for this one
+            self._setup.groups.drop()
             run.fail(error)
             raise
         finally:
@@ -132,6 +136,7 @@ class ParallelPipeline:
             attached.remove()
         self._attached = []
         self._control.remove()
+        self._setup.groups.remove()
         self._leave()
 
     def __enter__(self) -> ParallelPipeline:

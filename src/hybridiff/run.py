@@ -8,7 +8,7 @@ import inspect
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -22,7 +22,7 @@ from .denoiser.watch import SchedulerWatch
 from .distributed.channel import Channel
 from .distributed.consistency import device_identity
 from .distributed.status import Status
-from .errors import RankError
+from .errors import RankError, ShardError
 from .learner import LayoutLearner
 from .report.report import RunReport
 from .report.timeline import Span, Timeline
@@ -121,6 +121,15 @@ class Run:
         if self._setup.config.trace:
             report.spans = self._all_spans()
         return report
+
+    def follow(self, error: ShardError) -> NoReturn:
+        """End the run because a rank that shares rows with this one did so.
+
+        Raises:
+            RankError: what happened there.
+        """
+        self._channel.follow()
+        raise error
 
     def fail(self, error: BaseException) -> None:
         """End the run because of an error of this rank, and tell the other ranks."""

@@ -54,7 +54,7 @@ def test_batches_equal_one_branch_after_the_other(name: str, changes: dict[str, 
     assert relative_difference(latents, generate(build(name), name, **changes)) < 1e-4
 
 
-FOUR_ROWS = {"rows": 4, "largest": 1, "largest_extra": None, "branches": 2}
+FOUR_ROWS = {"rows": 4, "largest": 1, "largest_extra": None, "branches": 2, "shards": 1}
 
 
 @pytest.mark.parametrize("name", ["sdxl two levels", "sd3"])

@@ -26,6 +26,7 @@ ROOMS = [
     "running_step",
     "agreement",
     "strategies",
+    "sharding",
     "distributed",
     "report",
     "schedule",

@@ -111,7 +111,13 @@ def test_the_ideal_speedup_counts_the_partition_of_the_images(ranks: int, images
     parallel = simulate("sd3", devices=ranks)
     generate(parallel, "sd3", num_images_per_prompt=images)
     assert report_of(parallel).ideal_speedup == pytest.approx(speedup)
-    partition = {"rows": 2 * images, "largest": 2 * images // speedup, "largest_extra": None, "branches": 2}
+    partition = {
+        "rows": 2 * images,
+        "largest": 2 * images // speedup,
+        "largest_extra": None,
+        "branches": 2,
+        "shards": 1,
+    }
     assert json.loads(report_of(parallel).to_json())["partition"] == partition
 
 

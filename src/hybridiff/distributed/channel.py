@@ -162,6 +162,15 @@ class Channel:
         except RankError:
             pass  # this rank's own error is the one to raise
 
+    def follow(self) -> None:
+        """Leave the run because another rank left it in the middle of a network, where no status is told.
+
+        Raises:
+            RankError: what happened to that one.
+        """
+        self._leave(Status.FAILED)
+        self._raise_together(None)
+
     def _next_full(self) -> tuple[int, StepKind]:
         return self.step + 1, StepKind.FULL
 
@@ -202,7 +211,7 @@ class Channel:
         failed = [
             f"rank {rank} failed in {where}: {cause}"
             for rank, (status, where, cause) in enumerate(stories)
-            if status is Status.FAILED
+            if status is Status.FAILED and cause is not None
         ]
         left = [
             f"rank {rank} left the denoising loop in {where}" if status is Status.FINISHED else f"rank {rank} goes on"

@@ -33,22 +33,24 @@ class RowPartition:
         largest: Most rows that one device evaluates; the others wait for it.
         largest_extra: The same of an extra evaluation, which has the rows of one branch; None where it was not split.
         branches: Guidance branches of the step.
+        shards: Devices that evaluate the same rows together, each a part of the picture.
     """
 
     rows: int
     largest: int
     largest_extra: int | None = None
     branches: int = 2
+    shards: int = 1
 
     @property
     def is_whole(self) -> bool:
         """Whether one device evaluates all branches as one batch."""
-        return self.largest == self.rows
+        return self.largest == self.rows and self.shards == 1
 
     @property
     def evaluations(self) -> float:
-        """The largest share, in evaluations of one branch by all images: less than 1 where images are split."""
-        return self.branches * self.largest / self.rows
+        """The largest share, in evaluations of one branch by all images: less than 1 where images are split or cut."""
+        return self.branches * self.largest / (self.rows * self.shards)
 
     @property
     def extra_branches(self) -> float:

@@ -17,6 +17,7 @@ from ..report.speedup import RowPartition
 from ..report.timeline import Timeline
 from ..schedule.kinds import Phase, StepKind
 from ..schedule.presets import ModelSettings
+from ..sharding.ranks import RankGroups
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class RunContext:
         steps: Number of denoising steps of the strategy.
         pipe: The stock pipeline, to be read only.
         staged: The denoiser, ready to be split; None where it need not be.
+        groups: The ranks as groups that share rows; None where each rank has rows of its own.
         heterogeneous: The ranks' devices are not alike, and may differ in the last bit of what they compute.
         extra_steps: Steps in which the pipeline evaluates the network once more (skip-layer guidance).
         eta: How much noise the pipeline has schedulers add that ask for it; None where it does not say.
@@ -61,6 +63,7 @@ class RunContext:
     steps: int
     pipe: Any
     staged: StagedDenoiser | None = None
+    groups: RankGroups | None = None
     heterogeneous: bool = False
     extra_steps: frozenset[int] = frozenset()
     eta: float | None = None

@@ -19,7 +19,7 @@ class CfgStrategy(Strategy):
 
     def __init__(self, context: RunContext, first: Evaluation) -> None:
         super().__init__(context, first)
-        self.evaluator = BranchEvaluator(context.channel, context.timeline, context.steps)
+        self.evaluator = BranchEvaluator(context.channel, context.timeline, context.steps, context.groups)
         self.full = FullStep(self.evaluator, self.measures_drift)
 
     @property

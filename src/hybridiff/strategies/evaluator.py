@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,9 +15,7 @@ from ..distributed.reading import Reading
 from ..report.speedup import RowPartition
 from ..report.timeline import Timeline
 from ..schedule.kinds import StepKind
-
-Forward = Callable[[Evaluation, int, slice], torch.Tensor]
-"""Evaluates some rows of a call for a rank: (rows, C, H, W)."""
+from ..sharding.ranks import Forward, RankGroups
 
 
 class BranchEvaluator:
@@ -27,16 +25,18 @@ class BranchEvaluator:
         channel: The messages of the run.
         timeline: Where work is recorded.
         steps: Number of steps of the run.
+        groups: The ranks as groups that share rows; None where each rank has rows of its own.
 
     Attributes:
         partition: How the rows of guided calls are shared; None before the first.
     """
 
-    def __init__(self, channel: Channel, timeline: Timeline, steps: int) -> None:
+    def __init__(self, channel: Channel, timeline: Timeline, steps: int, groups: RankGroups | None = None) -> None:
         self.partition: RowPartition | None = None
         self.channel = channel
         self.timeline = timeline
         self._steps = steps
+        self._groups = groups or RankGroups(channel.comm, (), wanted=1)
         self._messages: GatherMessages | None = None
         self._dtype: torch.dtype | None = None  # of predictions, for ranks without rows
         self._row_shape: torch.Size | None = None  # of the prediction of one row
@@ -51,12 +51,13 @@ class BranchEvaluator:
         if evaluation.is_whole:
             self.partition = RowPartition(evaluation.rows, evaluation.rows, branches=evaluation.branches)
             return self.replicate(evaluation)
-        rows = split_rows(evaluation.rows, evaluation.branches, self.channel.comm.size)
+        shards = self._groups.count(evaluation)
+        rows = split_rows(evaluation.rows, evaluation.branches, self.channel.comm.size // shards)
         if rows is None:
             return self.replicate(evaluation)
         if self.partition is None:
-            self.partition = RowPartition(evaluation.rows, most_rows(rows), branches=evaluation.branches)
-        return self._gather(evaluation, rows, forward or self.run)
+            self.partition = RowPartition(evaluation.rows, most_rows(rows), None, evaluation.branches, shards)
+        return self._gather(evaluation, rows, forward or self.run, shards)
 
     def evaluate_extra(self, evaluation: Evaluation) -> torch.Tensor:
         """The same for a further call of a step, which has the rows of one branch."""
@@ -88,22 +89,23 @@ class BranchEvaluator:
         with self.timeline.span(rank, "whole network, own branch", "stage"):
             return evaluation.run(rows)
 
-    def _gather(self, evaluation: Evaluation, rows: Sequence[slice], forward: Forward) -> torch.Tensor:
-        pieces = {
-            rank: forward(evaluation, rank, rows[rank])
-            for rank in self.channel.comm.local_ranks
-            if rows[rank].stop > rows[rank].start
-        }
-        dtype, row_shape = self._agree_on_rows(pieces)
-        elements = most_rows(rows) * row_shape.numel()
+    def _gather(self, evaluation: Evaluation, rows: Sequence[slice], forward: Forward, shards: int = 1) -> torch.Tensor:
+        """The prediction of all rows; ranks that share some each say a part of what they predict."""
+        predictions = self._groups.evaluate(evaluation, rows, shards, forward)
+        dtype, row_shape = self._agree_on_rows(predictions)
+        elements = -(-most_rows(rows) * row_shape.numel() // shards)
         if self._messages is None:
             self._open(elements, evaluation.sample)
         assert self._messages is not None
         assert elements <= self._messages.room, f"{evaluation.rows} rows do not fit"
-        gathered = self._messages.all_gather(pieces)
+        pieces = {
+            rank: prediction.reshape(-1)[rank % shards * elements :][:elements]
+            for rank, prediction in predictions.items()
+        }
+        said = self._messages.all_gather(pieces)[:, :elements].reshape(len(rows), shards * elements)
         parts = [
-            buffer[: (own.stop - own.start) * row_shape.numel()].view(-1, *row_shape)
-            for buffer, own in zip(gathered, rows, strict=True)
+            group[: (own.stop - own.start) * row_shape.numel()].view(-1, *row_shape)
+            for group, own in zip(said, rows, strict=True)
         ]
         return torch.cat(parts).to(dtype)
 

@@ -71,7 +71,13 @@ def test_what_steps_were_of_is_counted_by_name() -> None:
 def test_the_partition_stands_in_json() -> None:
     assert report([0.5]).to_dict()["partition"] is None
     shared = report([0.5], partition=RowPartition(rows=4, largest=2))
-    assert json.loads(shared.to_json())["partition"] == {"rows": 4, "largest": 2, "largest_extra": None, "branches": 2}
+    assert json.loads(shared.to_json())["partition"] == {
+        "rows": 4,
+        "largest": 2,
+        "largest_extra": None,
+        "branches": 2,
+        "shards": 1,
+    }
 
 
 def test_a_promise_stands_in_json() -> None:

@@ -8,8 +8,9 @@ import torch
 
 from ...denoiser.evaluation import Evaluation
 from ...numerics.guidance import discrepancy, drift
+from ...sharding.ranks import Forward
 from ..base import Answer
-from ..evaluator import BranchEvaluator, Forward
+from ..evaluator import BranchEvaluator
 
 Learn = Callable[[torch.Tensor], Sequence[torch.Tensor]]
 

@@ -1,0 +1,185 @@
+"""The ranks that share one evaluation, and how they talk in the middle of a network."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+
+from ..distributed.comm import Comm
+
+T = TypeVar("T")
+
+
+class ShardGroup(ABC):
+    """Ranks that evaluate the same rows together, each on its part of the picture.
+
+    All of them come by the same places in the same order. What a place says has one form on all ranks, or differs in
+    length only, along one dimension.
+
+    Args:
+        index: Which part this rank has.
+        count: Number of parts.
+
+    Attributes:
+        received: Bytes that this rank received from the others so far.
+        messages: Messages so far.
+    """
+
+    def __init__(self, index: int, count: int) -> None:
+        self.index, self.count = index, count
+        self.received = self.messages = 0
+        self._form: object = None
+        self._lengths: dict[str, tuple[int, ...]] = {}
+
+    @property
+    def is_first(self) -> bool:
+        """Whether nothing of the picture comes before this part."""
+        return self.index == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing of the picture comes after this part."""
+        return self.index == self.count - 1
+
+    def begin(self, form: object) -> None:
+        """An evaluation begins; lengths learned at places hold as long as its form is the same.
+
+        Args:
+            form: What decides all lengths, such as the shape of the sample; the same on all ranks.
+        """
+        if form != self._form:
+            self._form, self._lengths = form, {}
+
+    def part(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
+        """This rank's part of a tensor that all ranks have; parts differ by at most one in length."""
+        return tensor.tensor_split(self.count, dim)[self.index]
+
+    def concatenate(self, place: str, tensor: torch.Tensor, dim: int) -> torch.Tensor:
+        """The parts of all ranks, one after the other.
+
+        Args:
+            place: Names the place in the network.
+            tensor: This rank's part.
+            dim: The dimension along which parts may differ in length.
+        """
+        lengths = self._lengths_at(place, tensor.shape[dim])
+        front = tensor.movedim(dim, 0)
+        padded = front.new_empty(max(lengths), *front.shape[1:])
+        padded[: len(front)] = front
+        parts = self.all_gather(padded)
+        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)]).movedim(0, dim)
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What all ranks say at a place, of one form: (count, ...)."""
+        self.messages += 1
+        self.received += (self.count - 1) * tensor.nbytes
+        return self._all_gather(tensor.contiguous())
+
+    def _lengths_at(self, place: str, mine: int) -> tuple[int, ...]:
+        if place not in self._lengths:
+            told = self.all_gather(torch.tensor([mine]))
+            self._lengths[place] = tuple(int(length) for length in told.flatten())
+        return self._lengths[place]
+
+    @abstractmethod
+    def _all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        """See `all_gather`; the tensor is contiguous."""
+
+
+class ProcessGroup(ShardGroup):
+    """One rank in a process of its own.
+
+    Args:
+        comm: The ranks of the group.
+        device: Where messages have to be.
+    """
+
+    def __init__(self, comm: Comm, device: torch.device) -> None:
+        super().__init__(comm.rank, comm.size)
+        self._comm, self._device = comm, device
+
+    def _all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        mine = tensor.to(self._device)
+        out = mine.new_empty(self.count, mine.numel())
+        self._comm.all_gather({self.index: mine.view(-1)}, out)
+        return out.view(self.count, *tensor.shape)
+
+
+class _Table:
+    """Where threads meet: each puts down what it has to say, and takes what all have said."""
+
+    def __init__(self, count: int) -> None:
+        self._said: dict[int, torch.Tensor] = {}
+        self._barrier = threading.Barrier(count)
+
+    def exchange(self, index: int, tensor: torch.Tensor) -> torch.Tensor:
+        self._said[index] = tensor
+        self._barrier.wait()
+        said = torch.stack([self._said[other] for other in sorted(self._said)])
+        self._barrier.wait()
+        return said
+
+    def leave(self) -> None:
+        """Let nobody wait for this thread any more."""
+        self._barrier.abort()
+
+
+class ThreadGroup(ShardGroup):
+    """One rank of several that a process plays, in a thread of its own (`play`)."""
+
+    table: _Table
+
+    def _all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self.table.exchange(self.index, tensor)
+
+
+def play(ranks: Sequence[ThreadGroup], work: Callable[[ThreadGroup], T]) -> list[T]:
+    """What every rank makes of some work, in order, with the caller's settings of torch; raises what a rank raises."""
+    table, results, errors = _Table(len(ranks)), {}, []
+    settings = _ThreadSettings()
+
+    def run(rank: ThreadGroup) -> None:
+        try:
+            with settings.taken_over():
+                results[rank.index] = work(rank)
+        except threading.BrokenBarrierError:
+            pass  # another thread failed
+        except BaseException as error:
+            errors.append(error)
+            table.leave()
+
+    for rank in ranks:
+        rank.table = table
+    threads = [threading.Thread(target=run, args=(rank,), name=f"shard {rank.index}") for rank in ranks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return [results[rank.index] for rank in ranks]
+
+
+class _ThreadSettings:
+    """What torch keeps for each thread: the number of its own threads, grad and inference mode, autocast, device."""
+
+    def __init__(self) -> None:
+        self._threads = torch.get_num_threads()
+        self._grad, self._inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        kinds = ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",)
+        self._autocast = [(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) for kind in kinds]
+
+    @contextlib.contextmanager
+    def taken_over(self) -> Iterator[None]:
+        torch.set_num_threads(self._threads)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(self._inference))
+            stack.enter_context(torch.set_grad_enabled(self._grad))
+            for kind, dtype, enabled in self._autocast:
+                stack.enter_context(torch.autocast(kind, dtype, enabled))
+            yield

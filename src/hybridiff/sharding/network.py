@@ -1,0 +1,210 @@
+"""A network that ranks evaluate together: how it is cut, and its hooks."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from diffusers.hooks import ModelHook
+from diffusers.models.downsampling import Downsample2D, KDownsample2D
+from diffusers.models.upsampling import KUpsample2D
+from torch import nn
+
+from ..denoiser.attached import AttachedHook
+from ..denoiser.signature import signature_of
+from .attention import ATTENTIONS, AttentionHook
+from .group import ShardGroup
+from .place import in_parts
+from .rows import ConvolutionHook, DownsampleHook, GroupNormHook, rows_of_part
+from .tokens import ModuleCuts, TokensHook, known_cuts
+
+_HOOK_NAME = "hybridiff shards"
+
+Forward = Callable[..., Any]
+
+
+class ShardedNetwork(ABC):
+    """A network with hooks that let ranks evaluate it together; without a group it runs as ever.
+
+    Args:
+        network: The network.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self._attached = [
+            AttachedHook(module, hook, f"{_HOOK_NAME} {type(hook).__name__}")
+            for module, hook in self._hooks()
+            if module is not network
+        ]
+
+    @abstractmethod
+    def most_parts(self, arguments: Mapping[str, Any]) -> int:
+        """Into how many parts a call can be cut."""
+
+    @abstractmethod
+    def run(self, group: ShardGroup, forward: Forward, arguments: dict[str, Any]) -> Any:
+        """What a rank has to do of a call.
+
+        Args:
+            group: The ranks.
+            forward: The network's forward, hooks on inner modules included.
+            arguments: Of the call, by name, whole.
+
+        Returns:
+            The output of the whole network.
+        """
+
+    def shared_by(self, group: ShardGroup, forward: Forward) -> Forward:
+        """The network's forward for a rank of a group; the same arguments, the same answer."""
+
+        @functools.wraps(forward)
+        def shared(*args: Any, **kwargs: Any) -> Any:
+            arguments = signature_of(forward).bind(args, kwargs) or kwargs
+            group.begin({name: _form(value) for name, value in arguments.items()})
+            with in_parts(group):
+                return self.run(group, forward, arguments)
+
+        return shared
+
+    def remove(self) -> None:
+        """Restore the network."""
+        for attached in reversed(self._attached):
+            attached.remove()
+        self._attached = []
+
+    @abstractmethod
+    def _hooks(self) -> Iterator[tuple[nn.Module, ModelHook]]:
+        """A hook for each module that needs one."""
+
+    def _attention_hooks(self, text_is_cut: bool = False) -> Iterator[tuple[nn.Module, ModelHook]]:
+        for name, module in self.network.named_modules():
+            if isinstance(module, ATTENTIONS):
+                yield module, AttentionHook(name, text_is_cut)
+
+
+class RowShards(ShardedNetwork):
+    """A network of convolutions, by rows of the picture: U-Nets, and decoders and encoders of VAEs.
+
+    Args:
+        network: The network.
+        unit: Parts begin at multiples of so many rows, as the network halves its rows on the way.
+        scale: Rows of the output for one of the input.
+    """
+
+    def __init__(self, network: nn.Module, unit: int, scale: int = 1) -> None:
+        super().__init__(network)
+        self._unit, self._scale = unit, scale
+
+    def most_parts(self, arguments: Mapping[str, Any]) -> int:
+        return -(-int(self._picture(arguments).shape[2]) // self._unit)
+
+    def run(self, group: ShardGroup, forward: Forward, arguments: dict[str, Any]) -> Any:
+        rows = int(self._picture(arguments).shape[2])
+        own = rows_of_part(rows, self._unit, group)
+        part = {name: _rows_of(value, rows, own, name in _PICTURES) for name, value in arguments.items()}
+        name = next(iter(arguments))
+        part[name] = arguments[name][:, :, own]
+        return _joined(forward(**part), lambda output: group.concatenate("output", output, 2))
+
+    def _picture(self, arguments: Mapping[str, Any]) -> torch.Tensor:
+        picture: torch.Tensor = next(iter(arguments.values()))
+        return picture
+
+    def _hooks(self) -> Iterator[tuple[nn.Module, ModelHook]]:
+        inside = set()
+        for module in self.network.modules():
+            if isinstance(module, Downsample2D) and module.use_conv and module.padding == 0:
+                inside.add(module.conv)
+                yield module, DownsampleHook()
+            elif isinstance(module, nn.Conv2d) and module not in inside:
+                yield module, ConvolutionHook()
+            elif isinstance(module, nn.GroupNorm):
+                yield module, GroupNormHook()
+        yield from self._attention_hooks()
+
+
+class TokenShards(ShardedNetwork):
+    """A transformer, by tokens of all its streams.
+
+    Args:
+        network: The network.
+        cuts: Where the streams are cut and come together, by name of module.
+    """
+
+    def __init__(self, network: nn.Module, cuts: Mapping[str, ModuleCuts]) -> None:
+        self._cuts = cuts
+        super().__init__(network)
+
+    def most_parts(self, arguments: Mapping[str, Any]) -> int:
+        return 4096
+
+    def run(self, group: ShardGroup, forward: Forward, arguments: dict[str, Any]) -> Any:
+        whole = self._cuts.get("", ModuleCuts())
+        return forward(**whole.cut_arguments(arguments, group))
+
+    def _hooks(self) -> Iterator[tuple[nn.Module, ModelHook]]:
+        for name, cuts in self._cuts.items():
+            yield self.network.get_submodule(name), TokensHook(name, cuts)
+        yield from self._attention_hooks(any("encoder_hidden_states" in cuts.arguments for cuts in self._cuts.values()))
+
+
+_PICTURES = frozenset(
+    {"down_block_additional_residuals", "mid_block_additional_residual", "down_intrablock_additional_residuals"}
+)
+"""Arguments of a U-Net that are pictures of features, at one of its scales."""
+
+
+def shard_network(network: Any) -> ShardedNetwork | None:
+    """A network with the hooks that it needs; None where it is not known how it can be cut."""
+    if type(network).__name__ == "UNet2DConditionModel":
+        return RowShards(network, 2 ** (len(network.config.block_out_channels) - 1)) if _is_plain(network) else None
+    cuts = known_cuts(network)
+    return None if cuts is None else TokenShards(network, cuts)
+
+
+def _is_plain(network: nn.Module) -> bool:
+    """Whether all layers are such as the hooks know."""
+    for module in network.modules():
+        if isinstance(module, ATTENTIONS) and getattr(module, "add_k_proj", None) is not None:
+            return False  # keys of picture and text in one attention
+        if isinstance(module, nn.Conv2d):
+            if module.padding_mode != "zeros" or isinstance(module.padding, str) or module.dilation != (1, 1):
+                return False
+        elif isinstance(module, (nn.Conv1d, nn.Conv3d, KDownsample2D, KUpsample2D)):
+            return False
+    return True
+
+
+def _rows_of(value: Any, rows: int, own: slice, is_picture: bool) -> Any:
+    """The rows of a part in features of whatever scale."""
+    if not is_picture:
+        return value
+    if isinstance(value, (list, tuple)):
+        return type(value)(_rows_of(item, rows, own, True) for item in value)
+    if not isinstance(value, torch.Tensor):
+        return value
+    scale = round(rows / value.shape[2])
+    return value[:, :, own.start // scale : -(-own.stop // scale)]
+
+
+def _joined(answer: Any, join: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """An answer whose one tensor is put together from all parts."""
+    if isinstance(answer, torch.Tensor):
+        return join(answer)
+    if isinstance(answer, tuple):
+        return (join(answer[0]), *answer[1:])
+    answer.sample = join(answer.sample)
+    return answer
+
+
+def _form(value: Any) -> Any:
+    """What of an argument decides lengths inside of the network."""
+    if isinstance(value, torch.Tensor):
+        return tuple(value.shape)
+    if isinstance(value, (list, tuple)):
+        return tuple(_form(item) for item in value)
+    return None

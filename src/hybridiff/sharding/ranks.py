@@ -1,0 +1,213 @@
+"""The ranks of a pipeline as groups, each of which evaluates its rows together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..denoiser.evaluation import Evaluation, RecordedEvaluation, are_close
+from ..denoiser.rows import split_rows
+from ..distributed.comm import Comm
+from ..errors import CommError, ShardError, UsageError
+from .group import ProcessGroup, ShardGroup, ThreadGroup, play
+from .network import ShardedNetwork, shard_network
+
+LEAST_PIXELS = 4096
+"""A latent is cut unasked from so many pixels on, 64 x 64: below, ranks wait for messages more than they compute."""
+
+_GAIN = 0.9
+"""So many ranks are taken to be `shards ** _GAIN` times as fast as one, where their number is chosen."""
+
+Forward = Callable[[Evaluation, int, slice], torch.Tensor]
+"""Evaluates some rows of a call for a rank: (rows, ...)."""
+
+
+class RankGroups:
+    """Divides ranks into groups of shards; groups and hooks are made once they are needed.
+
+    Args:
+        comm: The ranks.
+        networks: The pipeline's denoisers.
+        wanted: Shards of each group; None chooses.
+
+    Attributes:
+        why_whole: Why no evaluation is shared by ranks; empty where it may be.
+    """
+
+    def __init__(self, comm: Comm, networks: Sequence[torch.nn.Module], wanted: int | None) -> None:
+        self.why_whole = ""
+        self._comm, self._networks, self._wanted = comm, networks, wanted
+        self._sharded: dict[torch.nn.Module, ShardedNetwork | None] = {}
+        self._groups: dict[int, list[ShardGroup]] = {}
+        self._comms: list[Comm] = []
+
+    def count(self, evaluation: Evaluation) -> int:
+        """How many ranks share the rows of an evaluation: 1 where each has rows of its own.
+
+        Raises:
+            UsageError: as many as were asked for cannot share it.
+        """
+        if self._wanted == 1 or self._comm.size == 1 or evaluation.is_whole or self.why_whole:
+            return 1
+        if self._wanted is None and not self._is_large(evaluation):
+            return 1
+        most = self._most_parts(evaluation)
+        if self._wanted is not None:
+            self._check(most)
+            return self._wanted
+        return choose_shards(self._comm.size, evaluation.rows, most)
+
+    def evaluate(
+        self, evaluation: Evaluation, rows: Sequence[slice], shards: int, forward: Forward
+    ) -> dict[int, torch.Tensor]:
+        """The prediction of the rows of each local rank's group.
+
+        Args:
+            evaluation: The call.
+            rows: Of each group of ranks.
+            shards: Ranks of a group.
+            forward: What a rank runs on its rows.
+
+        Raises:
+            ShardError: another rank of the group left in the middle.
+        """
+        local = self._comm.local_ranks
+        if shards == 1:
+            return {rank: forward(evaluation, rank, rows[rank]) for rank in local if rows[rank].stop > rows[rank].start}
+        predictions: dict[int, torch.Tensor] = {}
+        for number, own in enumerate(rows):
+            members = [rank for rank in local if rank // shards == number]
+            if members and own.stop > own.start:
+                work = self._work(evaluation, number * shards, own, forward)
+                made = self._run(self._of(shards, members, evaluation.sample.device), work)
+                predictions |= dict(zip(members, made, strict=True))
+        return predictions
+
+    def can_share(self, recorded: RecordedEvaluation, consensus: Callable[[bool, str], list[bool]]) -> bool:
+        """Whether parts of pictures, evaluated apart, are what they are in whole calls; on every rank, or none.
+
+        Args:
+            recorded: What whole calls predicted.
+            consensus: Tells what all ranks found (`Channel.consensus`).
+
+        Raises:
+            UsageError: they are not, and shards were asked for.
+        """
+        shards = self.count(recorded)
+        if shards == 1:
+            return True
+        rows = split_rows(recorded.rows, recorded.branches, self._comm.size // shards) or []
+        apart = Evaluation(recorded.calls, recorded.order)
+        try:
+            made = self.evaluate(apart, rows, shards, lambda evaluation, _, own: evaluation.run(own))
+            fits = all(are_close(made[rank], recorded.run(rows[rank // shards])) for rank in made)
+        except (RuntimeError, ValueError, TypeError, IndexError):  # of the network, or of a rank that had such an error
+            fits = False
+        if all(consensus(fits, "agree whether pictures can be cut")):
+            return True
+        self.drop()
+        self.why_whole = f"parts of a picture that {type(self._networks[0]).__name__} is given differ from the whole"
+        if self._wanted is not None:
+            raise UsageError(f"{self.why_whole}: it cannot be shared between ranks; use shards=1")
+        return False
+
+    def drop(self) -> None:
+        """Give groups up after a run that failed; all ranks alike, they are made anew."""
+        for comm in self._comms:
+            comm.close()
+        self._comms, self._groups = [], {}
+
+    def remove(self) -> None:
+        """Restore the networks."""
+        self.drop()
+        for sharded in self._sharded.values():
+            if sharded is not None:
+                sharded.remove()
+        self._sharded = {}
+
+    def _work(
+        self, evaluation: Evaluation, first: int, rows: slice, forward: Forward
+    ) -> Callable[[ShardGroup], torch.Tensor]:
+        def work(group: ShardGroup) -> torch.Tensor:
+            calls = tuple(
+                replace(call, forward=self._known(call.network).shared_by(group, call.forward))
+                for call in evaluation.calls
+            )
+            return forward(replace(evaluation, calls=calls), first + group.index, rows)
+
+        return work
+
+    def _run(self, group: Sequence[ShardGroup], work: Callable[[Any], torch.Tensor]) -> list[torch.Tensor]:
+        """What the local ranks of a group make of some work; one that fails lets the others know."""
+        if isinstance(group[0], ThreadGroup):
+            return play(group, work)  # type: ignore[arg-type]
+        try:
+            return [work(group[0])]
+        except CommError as error:
+            raise ShardError(
+                f"a rank that shares this one's rows left in the middle of the network: {error}"
+            ) from error
+        except BaseException:
+            self.drop()  # closes the connections, which ends the waits of the others
+            raise
+
+    def _of(self, shards: int, members: Sequence[int], device: torch.device) -> Sequence[ShardGroup]:
+        """The groups that local ranks are in."""
+        if shards not in self._groups:
+            size = self._comm.size
+            if len(self._comm.local_ranks) == size:
+                self._groups[shards] = [ThreadGroup(rank % shards, shards) for rank in range(size)]
+            else:
+                comms = self._comm.split([range(first, first + shards) for first in range(0, size, shards)])
+                self._comms += [comm for comm in comms if comm is not None]
+                self._groups[shards] = [ProcessGroup(self._comms[-1], device)]
+        groups = self._groups[shards]
+        return groups if len(groups) == 1 else [groups[rank] for rank in members]
+
+    def _most_parts(self, evaluation: Evaluation) -> int:
+        """Into how many parts all calls can be cut."""
+        sharded = [self._shard(call.network) for call in evaluation.calls]
+        return min(
+            1 if one is None else one.most_parts(call.arguments)
+            for one, call in zip(sharded, evaluation.calls, strict=True)
+        )
+
+    def _shard(self, network: torch.nn.Module) -> ShardedNetwork | None:
+        if network not in self._sharded:
+            self._sharded[network] = shard_network(network)
+        return self._sharded[network]
+
+    def _known(self, network: torch.nn.Module) -> ShardedNetwork:
+        sharded = self._shard(network)
+        assert sharded is not None
+        return sharded
+
+    def _check(self, most: int) -> None:
+        if most == 1:
+            name = type(self._networks[0]).__name__
+            raise UsageError(f"it is not known how {name} can be cut into parts of a picture; use shards=1")
+        if self._wanted is not None and self._wanted > most:
+            raise UsageError(f"shards {self._wanted} requested, this picture can be cut into {most} at most")
+
+    @staticmethod
+    def _is_large(evaluation: Evaluation) -> bool:
+        sample = evaluation.sample
+        packed = 4 if sample.ndim == 3 else 1  # tokens of 2 x 2 pixels
+        channels = sample.shape[-1] if sample.ndim == 3 else sample.shape[1]
+        return sample.numel() // (sample.shape[0] * channels) * packed >= LEAST_PIXELS
+
+
+def choose_shards(ranks: int, rows: int, most: int) -> int:
+    """How many ranks should share rows so that the slowest group is done earliest: images first, then branches.
+
+    Args:
+        ranks: Number of ranks.
+        rows: Rows of the evaluation.
+        most: Shards that there can be.
+    """
+    possible = [shards for shards in range(1, min(ranks, most) + 1) if ranks % shards == 0]
+    return min(possible, key=lambda shards: (math.ceil(rows / (ranks // shards)) / shards**_GAIN, shards))

@@ -1,0 +1,111 @@
+"""Convolutional networks by rows of the picture: rows of the neighbours, and statistics of the whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.hooks import ModelHook
+
+from .group import ShardGroup
+from .place import current_group
+
+
+def rows_of_part(rows: int, unit: int, group: ShardGroup) -> slice:
+    """Which rows of a picture a rank has: parts begin at multiples of a unit, the last one takes the rest."""
+    units = torch.arange(-(-rows // unit)).tensor_split(group.count)[group.index]
+    return slice(int(units[0]) * unit, min(rows, (int(units[-1]) + 1) * unit))
+
+
+class ConvolutionHook(ModelHook):
+    """A 2-D convolution with zeros around the picture; parts begin at multiples of its stride."""
+
+    def new_forward(self, module: Any, picture: torch.Tensor) -> torch.Tensor:
+        """Replaces the layer's forward (see `diffusers.hooks.ModelHook`)."""
+        group = current_group()
+        if group is None or module.kernel_size[0] == 1:
+            answer: torch.Tensor = self.fn_ref.original_forward(picture)
+            return answer
+        above, aside = module.padding
+        extended = with_neighbours(group, picture, module.kernel_size[0] - module.stride[0], (above, above))
+        return _convolve(module, extended, aside)
+
+
+class DownsampleHook(ModelHook):
+    """A downsampler that adds a row below and a column at the right, as encoders of VAEs have it."""
+
+    def new_forward(self, module: Any, picture: torch.Tensor) -> torch.Tensor:
+        """Replaces the layer's forward (see `diffusers.hooks.ModelHook`)."""
+        group, convolution = current_group(), module.conv
+        if group is None:
+            answer: torch.Tensor = self.fn_ref.original_forward(picture)
+            return answer
+        extended = with_neighbours(group, picture, convolution.kernel_size[0] - convolution.stride[0], (0, 1))
+        return _convolve(convolution, F.pad(extended, (0, 1)), 0)
+
+
+class GroupNormHook(ModelHook):
+    """Group normalization by the statistics of all parts together."""
+
+    def new_forward(self, module: Any, features: torch.Tensor) -> torch.Tensor:
+        """Replaces the layer's forward (see `diffusers.hooks.ModelHook`)."""
+        group = current_group()
+        if group is None:
+            answer: torch.Tensor = self.fn_ref.original_forward(features)
+            return answer
+        images, channels = features.shape[:2]
+        exact = features if features.dtype is torch.float64 else features.float()
+        mean, variance = (
+            value.repeat_interleave(channels // module.num_groups, 1).flatten()
+            for value in _statistics(group, exact.reshape(images, module.num_groups, -1))
+        )
+        weight, bias = (
+            None if parameter is None else parameter.to(exact.dtype).repeat(images)
+            for parameter in (module.weight, module.bias)
+        )
+        # Channels of all images, side by side, as one image: a single operation that applies given statistics.
+        stacked = exact.reshape(1, images * channels, -1)
+        normal = F.batch_norm(stacked, mean, variance, weight, bias, eps=module.eps)
+        return normal.view(features.shape).to(features.dtype)
+
+
+def with_neighbours(group: ShardGroup, picture: torch.Tensor, overlap: int, padding: tuple[int, int]) -> torch.Tensor:
+    """A part with the rows around it that a convolution looks at.
+
+    Args:
+        group: The ranks.
+        picture: This rank's part, (..., rows, columns).
+        overlap: Rows that two neighbouring parts both look at: size of the kernel less stride.
+        padding: Rows of zeros above and below the whole picture.
+    """
+    rows, above = picture.shape[-2], min(padding[0], overlap)
+    below = overlap - above
+    said = group.all_gather(torch.cat((picture[..., rows - above :, :], picture[..., :below, :]), -2))
+    top = _blank(picture, padding[0]) if group.is_first else said[group.index - 1][..., :above, :]
+    bottom = _blank(picture, padding[1]) if group.is_last else said[group.index + 1][..., above:, :]
+    return torch.cat((top, picture, bottom), -2)
+
+
+def _blank(picture: torch.Tensor, rows: int) -> torch.Tensor:
+    return picture.new_zeros(*picture.shape[:-2], rows, picture.shape[-1])
+
+
+def _convolve(convolution: Any, picture: torch.Tensor, aside: int) -> torch.Tensor:
+    weight, bias, groups = convolution.weight, convolution.bias, convolution.groups
+    return F.conv2d(picture, weight, bias, convolution.stride, (0, aside), convolution.dilation, groups)
+
+
+def _statistics(group: ShardGroup, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance of the values of all ranks together, (images, groups) each.
+
+    Args:
+        group: The ranks.
+        values: This rank's, (images, groups, values).
+    """
+    variance, mean = torch.var_mean(values, 2, correction=0)
+    sizes = torch.full_like(mean, values.shape[2])
+    means, variances, sizes = group.all_gather(torch.stack((mean, variance, sizes))).unbind(1)
+    shares = sizes / sizes.sum(0)
+    mean = (shares * means).sum(0)
+    return mean, (shares * (variances + (means - mean).square())).sum(0)
