@@ -143,7 +143,7 @@ def test_folders_that_hold_no_pipeline_are_refused(tmp_path: Path) -> None:
         find_model(tmp_path)
     file = tmp_path / "weights.safetensors"
     file.touch()
-    with pytest.raises(UsageError, match="is a file; a folder"):
+    with pytest.raises(UsageError, match=r"cannot read .*weights\.safetensors"):
         find_model(file)
     with pytest.raises(UsageError, match="StableAudioUpscaler without a unet or transformer"):
         find_model(write_pipeline(tmp_path / "a", _class_name="StableAudioUpscaler"))
