@@ -45,14 +45,14 @@ def controlled_class(pipeline: type | None, task: str = "text-to-image") -> type
     return found
 
 
-def load_controlnets(folders: Sequence[str], dtype: Any) -> Any:
-    """One ControlNet, or a list of several.
+def load_controlnets(folders: Sequence[str], dtype: Any) -> dict[str, Any]:
+    """One ControlNet, or a list of several, as an argument of a pipeline; without folders no argument.
 
     Raises:
         UsageError: a folder holds none.
     """
     nets = [_load(folder, dtype) for folder in folders]
-    return nets[0] if len(nets) == 1 else nets
+    return {"controlnet": nets[0] if len(nets) == 1 else nets} if nets else {}
 
 
 def _load(folder: str, dtype: Any) -> Any:

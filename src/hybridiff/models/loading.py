@@ -85,24 +85,21 @@ def load_pipeline(
         dtype: Of the networks. None takes float32 on the CPU, on CUDA the half type of the model's family.
         scheduler: A name from `schedulers.SCHEDULERS`; None keeps the pipeline's own.
         task: `text-to-image`, `image-to-image` or `inpainting`.
-        variant: Suffix of the weight files, such as `fp16`.
-        model_config: See `find_model`.
+        variant: See `find_model`.
+        model_config: Likewise.
         loras: See `loras.find_loras`.
         controlnets: Folders of ControlNets.
 
     Raises:
-        UsageError: the model, dtype, scheduler or task is unknown, the folder holds no complete pipeline, or a LoRA
-            does not fit it.
+        UsageError: the model, dtype, scheduler or task is unknown, the pipeline not complete, or a LoRA does not fit.
     """
     require_known("task", task, TASKS)
     folder = find_model(name_or_path, variant, model_config)
     chosen = choose_dtype(dtype, str(device), folder.denoiser)
     if scheduler is not None:
         check_scheduler(scheduler, folder.scheduler_config)
-    options = folder.read_networks(chosen)
-    if controlnets:
-        options["controlnet"] = load_controlnets(controlnets, chosen)
-    pipe = _read_pipeline(folder, task, dtype=chosen, variant=variant, **options).to(device)
+    networks = folder.read_networks(chosen) | load_controlnets(controlnets, chosen)
+    pipe = _read_pipeline(folder, task, dtype=chosen, variant=variant, **networks).to(device)
     if scheduler is not None:
         pipe.scheduler = build_scheduler(scheduler, pipe.scheduler)
     if loras:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 CONFIGS = ("*.json", "*.jinja", "*.model", "*.txt")
 """What a repository has beside weights."""
 
+LIBRARIES = ("diffusers", "transformers")
 CHECKER = "safety_checker"
 
 ENCODERS = {
@@ -139,14 +141,11 @@ def _known_as(name: str, shapes: Mapping[str, list[int]]) -> str:
     from diffusers.loaders import single_file_utils as known
 
     weights = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
-    unknown = UsageError(f"cannot tell what model {name} is of: give a model config, a folder or a hub id")
-    try:
+    with contextlib.suppress(LookupError, NameError, ValueError):  # of what it had not expected
         # Whatever is unknown is called Stable Diffusion 1 there.
-        if known.infer_diffusers_model_type(weights) == "v1" and known.CHECKPOINT_KEY_NAMES["v1"] not in weights:
-            raise unknown
-        return str(known.fetch_diffusers_config(weights)["pretrained_model_name_or_path"])
-    except (LookupError, NameError, ValueError) as error:
-        raise unknown from error
+        if known.infer_diffusers_model_type(weights) != "v1" or known.CHECKPOINT_KEY_NAMES["v1"] in weights:
+            return str(known.fetch_diffusers_config(weights)["pretrained_model_name_or_path"])
+    raise UsageError(f"cannot tell what model {name} is of: give a model config, a folder or a hub id")
 
 
 def _networks(folder: ModelFolder) -> list[str]:
@@ -156,12 +155,14 @@ def _networks(folder: ModelFolder) -> list[str]:
 
 
 def _is_held(part: str, folder: ModelFolder, names: Iterable[str]) -> bool:
+    library, kind = folder.index[part]
     if part in DENOISERS and part != folder.denoiser:
-        raise UsageError(
-            f"a file cannot hold both {folder.denoiser} and {part}: load the folder or hub id {folder.name}"
-        )
-    prefixes = PREFIXES.get(part) or PREFIXES.get(folder.index[part][1], ())
-    return part == folder.denoiser or any(name.startswith(prefixes) for name in names)
+        raise UsageError(f"no file holds both {folder.denoiser} and {part}: load the folder or hub id {folder.name}")
+    if part == folder.denoiser and _converter(library, kind) is None:
+        raise UsageError(f"diffusers reads no {kind} from a file: load the folder or hub id {folder.name}")
+    prefixes = PREFIXES.get(part) or PREFIXES.get(kind, ())
+    has_weights = part == folder.denoiser or any(name.startswith(prefixes) for name in names)
+    return has_weights and _converter(library, kind) is not None
 
 
 def _download(hub_id: str, found: SingleFile, variant: str | None) -> None:
@@ -175,12 +176,10 @@ def _download(hub_id: str, found: SingleFile, variant: str | None) -> None:
 
 
 def _converter(library: str, kind: str) -> Any:
-    """What makes a network of a checkpoint."""
+    """What makes a network of a checkpoint; None where diffusers makes none of that class."""
     from diffusers.loaders import single_file_utils as known
 
-    network = getattr(importlib.import_module(library), kind)
+    network = getattr(importlib.import_module(library), kind, None) if library in LIBRARIES else None
     if kind in ENCODERS:
         return partial(getattr(known, ENCODERS[kind]), network)
-    if not hasattr(network, "from_single_file"):
-        raise TypeError(f"diffusers reads no {kind} from a checkpoint")
-    return network.from_single_file
+    return getattr(network, "from_single_file", None)

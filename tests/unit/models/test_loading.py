@@ -19,6 +19,7 @@ from hybridiff.models.schedulers import (
     scheduler_kind,
 )
 from hybridiff.models.tiny import EMBEDDED
+from zoo import ZOO
 
 CLASSES = {"tiny-sdxl": "StableDiffusionXLPipeline", "tiny-sd3": "StableDiffusion3Pipeline"}
 
@@ -150,6 +151,11 @@ def test_folders_that_hold_no_pipeline_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a" / "model_index.json").write_text("{")
     with pytest.raises(UsageError, match=r"cannot read .*model_index.json"):
         find_model(tmp_path / "a")
+
+
+def test_a_denoiser_may_have_other_names(tmp_path: Path) -> None:
+    ZOO["StableCascadeDecoderPipeline"].build().save_pretrained(tmp_path)
+    assert find_model(tmp_path).denoiser == "decoder"
 
 
 def test_an_incomplete_folder_is_one_sentence(tmp_path: Path) -> None:
