@@ -146,6 +146,8 @@ def test_folders_that_hold_no_pipeline_are_refused(tmp_path: Path) -> None:
     file.touch()
     with pytest.raises(UsageError, match=r"cannot read .*weights\.safetensors"):
         find_model(file)
+    with pytest.raises(UsageError, match=r"weights\.ckpt is a file; a folder .* or a \.safetensors file is needed"):
+        find_model(file.rename(tmp_path / "weights.ckpt"))
     with pytest.raises(UsageError, match="StableAudioUpscaler without a unet or transformer"):
         find_model(write_pipeline(tmp_path / "a", _class_name="StableAudioUpscaler"))
     (tmp_path / "a" / "model_index.json").write_text("{")
