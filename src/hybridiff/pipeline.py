@@ -12,7 +12,7 @@ from typing import Any
 
 from .agreement import agree_on_call, agree_on_setup
 from .config import ParallelConfig
-from .denoiser.adapters import DENOISERS
+from .denoiser import DENOISERS
 from .denoiser.attached import AttachedHook
 from .denoiser.compiled import around_compiled
 from .denoiser.control import CONTROLS, ControlNets

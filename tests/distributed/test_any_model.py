@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from hybridiff import Engine, ParallelConfig, UsageError, load_pipeline
 from hybridiff.cli.main import main
+from hybridiff.models.loading import find_model
+from support.checkpoints import save_checkpoint
 from support.engines import wait_for_end
 from support.loras import save_lora
 from zoo import ZOO
@@ -127,3 +131,43 @@ def test_a_controlnet_through_the_command_line(tmp_path: Path, capsys: pytest.Ca
     capsys.readouterr()
     assert generate(model, *words, "--controlnet", model, "--output", tmp_path / "2.png") == 2
     assert "is not a ControlNet" in capsys.readouterr().err
+
+
+def test_a_checkpoint_through_the_command_line_and_an_engine(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, pipe = saved("StableDiffusionPipeline", tmp_path), ZOO["StableDiffusionPipeline"].build()
+    lora = save_lora(pipe, tmp_path / "lora", 1, 0.3)
+    file = save_checkpoint(pipe, tmp_path / "all.safetensors", ["unet", "vae", "text_encoder"])
+    shutil.copytree(model, config := tmp_path / "config", ignore=shutil.ignore_patterns("*.safetensors"))
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    call = ["--height", 32, "--width", 32, "--image", tmp_path / "red.png", "--lora", lora, "--scheduler", "euler"]
+    assert generate(model, *call, "--output", tmp_path / "0.png") == 0
+    assert generate(file, *call, "--model-config", config, "--output", tmp_path / "1.png") == 0
+    of_folder, of_file = (np.asarray(Image.open(tmp_path / f"{number}.png")) for number in range(2))
+    assert np.array_equal(of_folder, of_file)
+    assert json.loads((tmp_path / "1.json").read_text())["settings"]["model_config"] == str(config)
+    capsys.readouterr()
+    assert generate(model, "--model-config", config) == 2
+    assert "is no .safetensors file" in capsys.readouterr().err
+    small = save_checkpoint(pipe, tmp_path / "unet.safetensors", ["unet"])
+    assert generate(small, "--model-config", config) == 2
+    assert "holds weights for text_encoder, vae: give as model config" in capsys.readouterr().err
+    broken = load_file(file)
+    del broken["first_stage_model.decoder.conv_in.weight"]
+    save_file(broken, tmp_path / "broken.safetensors")
+    with pytest.raises(UsageError, match=r"cannot read the vae in .*broken\.safetensors .*weights are missing"):
+        Engine(tmp_path / "broken.safetensors", 2, device="cpu", model_config=str(config))
+
+
+def test_a_checkpoint_is_inspected_and_simulated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = load_pipeline("tiny-sdxl")
+    file = save_checkpoint(pipe, tmp_path / "xl.safetensors", ["unet", "vae"])
+    flags = ["--model", file, "--model-config", str(find_model("tiny-sdxl").path), "--device", "cpu"]
+    flags += ["--num-inference-steps", "4"]
+    assert main(["inspect", *flags]) == 0
+    assert "StableDiffusionXLPipeline" in capsys.readouterr().out
+    (tmp_path / "prompts.txt").write_text("a red ring\n")
+    some = ["--prompts", str(tmp_path / "prompts.txt"), "--methods", "exact", "--output", str(tmp_path / "a.json")]
+    assert main(["simulate", *flags, *some]) == 0
+    assert json.loads((tmp_path / "a.json").read_text())["run"]["model"] == file

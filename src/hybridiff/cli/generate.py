@@ -90,7 +90,7 @@ class Generate(CallOptions):
         # What cannot be had is refused before gigabytes of a model are downloaded.
         check_ranks(config, config.devices or Placement.resolve(device="cpu").world)
         Placement.resolve(config.devices, self.device, config.simulate)
-        folder = find_model(self.model, self.variant)
+        folder = find_model(self.model, self.variant, self.model_config)
         target = Target.choose(folder, self.output, call, self.fps, self.num_images)
         output, call = target.output, target.call
         folder.check_call(call)
@@ -166,7 +166,7 @@ class Generate(CallOptions):
         settings = {
             **engine.config.to_dict(),
             "device": engine.device,
-            **self.given("dtype", "scheduler", "variant", "lora", "controlnet"),
+            **self.given("dtype", "scheduler", "variant", "model_config", "lora", "controlnet"),
         }
         settings |= {name: value for name, value in call.items() if name not in facts}
         return {name: fact for name, fact in facts.items() if fact is not None} | {"settings": settings}

@@ -36,10 +36,10 @@ class Inspect(CallOptions):
         from ..models.loading import find_model, load_pipeline
 
         device = Placement.resolve(1, self.device, simulate=True).device
-        folder = find_model(self.model, self.variant)
+        folder = find_model(self.model, self.variant, self.model_config)
         call = self.call_arguments()
         folder.check_call(call)
-        pipe = load_pipeline(folder.path, device, self.dtype, **self.given("scheduler", "variant"))
+        pipe = load_pipeline(folder, device, self.dtype, **self.given("scheduler", "variant"))
         check_known(type(pipe), call)
         pipe.set_progress_bar_config(disable=True)
         found = inspect_sharing(pipe, **call)
@@ -56,7 +56,7 @@ class _ManyPrompts(CallOptions):
         """The model and how it is called."""
         from ..evaluation.workload import Workload
 
-        machine = self.given("device", "dtype", "scheduler", "variant")
+        machine = self.given("device", "dtype", "scheduler", "variant", "model_config")
         workload = Workload.load(self.model, self.call_arguments(), **machine)
         check_known(type(workload.pipe), workload.call)
         return workload

@@ -23,6 +23,8 @@ from .flags import choice, dashes, flag, number
 
 WHAT, HOW, WHERE = "What", "How to denoise (default: as the model does)", "On what"
 PROMPTS = "one prompt per line, as text or as JSON with prompt, seed and negative_prompt"
+MODEL = f"{', '.join(EMBEDDED)}, a local folder, a hub id, or a .safetensors file"
+MODEL_CONFIG = "configuration of a .safetensors file: a folder or a hub id (default: told by what the file holds)"
 ARG = "any further argument of the pipeline, such as guidance_rescale=0.7; repeatable"
 
 HELP: dict[str, str] = {entry.name: entry.metadata["help"] for entry in fields(ParallelConfig)}
@@ -41,12 +43,13 @@ Pixels = Annotated[int | None, number(WHAT, "of an image", "PIXELS", least=1, mo
 class ModelOptions:
     """The model, the size of its images, and where it runs."""
 
-    model: Annotated[str, flag(WHAT, f"{', '.join(EMBEDDED)}, a local folder, or a hub id", "MODEL", names=EMBEDDED)]
+    model: Annotated[str, flag(WHAT, MODEL, "MODEL", names=EMBEDDED)]
     height: Pixels = None
     width: Pixels = None
     device: Device = "auto"
     dtype: Dtype = None
     variant: Annotated[str | None, flag(WHERE, "weight files to take, such as fp16", "NAME")] = None
+    model_config: Annotated[str | None, flag(WHERE, MODEL_CONFIG, "PATH_OR_ID")] = None
 
     def given(self, *names: str) -> dict[str, Any]:
         """Those of some options that were given, by name."""

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ..errors import UsageError
 from ..models.controlnets import controlled_class
-from ..models.loading import ModelFolder
+from ..models.folder import ModelFolder
 from .target import parameters
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UsageError
-from ..models.loading import ModelFolder
+from ..models.folder import ModelFolder
 from .media import LATENTS, USUAL_FPS
 from .output import Output
 

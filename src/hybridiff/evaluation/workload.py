@@ -39,6 +39,7 @@ class Workload:
         dtype: str | None = None,
         scheduler: str | None = None,
         variant: str | None = None,
+        model_config: str | None = None,
     ) -> Workload:
         """Load a model.
 
@@ -49,12 +50,13 @@ class Workload:
             dtype: See `loading.load_pipeline`.
             scheduler: Likewise.
             variant: Likewise.
+            model_config: Likewise.
 
         Raises:
             UsageError: something does not fit; no network has run.
         """
         place = Placement.resolve(1, device, simulate=True)
-        folder = find_model(model, variant)
+        folder = find_model(model, variant, model_config)
         arguments = recommended(model) | arguments
         folder.check_call(arguments)
         guidance = arguments.get("guidance_scale", 2.0)
@@ -62,7 +64,7 @@ class Workload:
             raise UsageError(
                 f"guidance_scale must be above 1, got {guidance:g}: without guidance there is one branch only"
             )
-        pipe = load_pipeline(folder.path, place.device, dtype, scheduler=scheduler, variant=variant)
+        pipe = load_pipeline(folder, place.device, dtype, scheduler=scheduler, variant=variant)
         pipe.set_progress_bar_config(disable=True)
         workload = cls(model, pipe, _call_defaults(pipe) | arguments)
         if workload.steps < LEAST_STEPS:

@@ -18,7 +18,8 @@ from ..config import ParallelConfig, check_ranks
 from ..distributed.placement import DEFAULT_RANKS, Placement, leave_process_group
 from ..errors import EngineError, RankError, UsageError
 from ..models.controlnets import find_controlnets
-from ..models.loading import DTYPES, ModelFolder, find_model
+from ..models.folder import ModelFolder
+from ..models.loading import DTYPES, find_model
 from ..models.loras import Lora, find_loras
 from ..models.schedulers import check_scheduler
 from ..utils.names import require_known
@@ -43,7 +44,7 @@ class Engine:
     which started the ranks, a dead rank cannot be replaced.
 
     Args:
-        model: `tiny-sdxl`, `tiny-sd3`, a local folder or a hub id; or what `find_model` found for one.
+        model: `tiny-sdxl`, `tiny-sd3`, a local folder, a hub id or a .safetensors file; or what `find_model` found.
         devices: Number of ranks. None takes `config.devices`, torchrun's number, or 2.
         config: How the ranks work together.
         device: `cuda` (a GPU for each rank), `cpu` (a core for each rank), or `auto`: CUDA where there is any.
@@ -51,6 +52,7 @@ class Engine:
         scheduler: A name from `schedulers.SCHEDULERS`; None keeps the model's own.
         task: `text-to-image`, `image-to-image` or `inpainting`.
         variant: Suffix of the weight files, such as `fp16`.
+        model_config: Of a .safetensors file: the folder or hub id of its configuration; see `find_model`.
         loras: `PATH_OR_ID[:SCALE]` each; see `set_loras`.
         controlnets: A folder or a hub id each.
         timeout: Deadline: seconds without a finished step before a request counts as stuck; also every rank's
@@ -73,6 +75,7 @@ class Engine:
         scheduler: str | None = None,
         task: str = "text-to-image",
         variant: str | None = None,
+        model_config: str | None = None,
         loras: Sequence[str] = (),
         controlnets: Sequence[str] = (),
         timeout: float | None = None,
@@ -87,7 +90,7 @@ class Engine:
         check_ranks(self.config, devices)
         if dtype is not None:
             require_known("dtype", dtype, DTYPES)
-        self.folder = model if isinstance(model, ModelFolder) else find_model(model, variant)
+        self.folder = find_model(model, variant, model_config)
         if scheduler is not None:
             check_scheduler(scheduler, self.folder.scheduler_config)
         self.device = placement.device_type
@@ -95,7 +98,7 @@ class Engine:
         self._turns = _Turns()
         loading: dict[str, Any] = {"dtype": dtype, "scheduler": scheduler, "task": task, "variant": variant}
         loading |= {"loras": find_loras(loras), "controlnets": find_controlnets(controlnets)}
-        spec = RankSpec(placement, self.config, str(self.folder.path), loading, startup_timeout)
+        spec = RankSpec(placement, self.config, self.folder, loading, startup_timeout)
         self._ranks: _Spawned | _Joined = _Joined(spec) if placement.under_torchrun else _Spawned(spec)
 
     @property

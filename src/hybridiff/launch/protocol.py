@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from ..config import ParallelConfig
 from ..distributed.placement import Placement
+from ..models.folder import ModelFolder
 from ..models.loras import Lora
 from ..report.report import RunReport
 
@@ -24,7 +25,7 @@ class RankSpec:
     Attributes:
         placement: Which rank it is, of how many, and on which device.
         config: How they work together.
-        model: A local folder, so that no rank downloads.
+        model: What is on this disk, so that no rank downloads.
         loading: Further arguments of `load_pipeline`.
         startup_timeout: Deadline in seconds for the ranks to be ready.
         rendezvous: A file by which they find each other; None under torchrun.
@@ -32,7 +33,7 @@ class RankSpec:
 
     placement: Placement
     config: ParallelConfig
-    model: str
+    model: ModelFolder
     loading: dict[str, Any] = field(default_factory=dict)
     startup_timeout: float = 600.0
     rendezvous: str | None = None

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..utils.text import one_line
+from .sources import SUFFIX, find_path
 
 ENDINGS = {
     "text-to-image": "ControlNetPipeline",
@@ -44,14 +45,14 @@ def controlled_class(pipeline: type | None, task: str = "text-to-image") -> type
     return found
 
 
-def load_controlnets(folders: Sequence[str], dtype: Any) -> Any:
-    """One ControlNet, or a list of several.
+def load_controlnets(folders: Sequence[str], dtype: Any) -> dict[str, Any]:
+    """One ControlNet, or a list of several, as an argument of a pipeline; without folders no argument.
 
     Raises:
         UsageError: a folder holds none.
     """
     nets = [_load(folder, dtype) for folder in folders]
-    return nets[0] if len(nets) == 1 else nets
+    return {"controlnet": nets[0] if len(nets) == 1 else nets} if nets else {}
 
 
 def _load(folder: str, dtype: Any) -> Any:
@@ -68,16 +69,7 @@ def _load(folder: str, dtype: Any) -> Any:
 
 
 def _find(name: str) -> str:
-    path = Path(name).expanduser()
-    if path.exists():
-        if not (path / "config.json").is_file():
-            raise UsageError(f"{name} is not a ControlNet: there is no config.json in it")
-        return str(path.resolve())
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UsageError(f"no ControlNet {name!r}: no such folder, and not a hub id (owner/name)")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return str(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"no ControlNet {name!r}: no such folder, and the hub gave none") from error
+    path = find_path("ControlNet", name, ["*.json", f"*{SUFFIX}"])
+    if not (path / "config.json").is_file():
+        raise UsageError(f"{name} is not a ControlNet: there is no config.json in it")
+    return str(path)

@@ -11,8 +11,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..utils.text import one_line
-
-SUFFIX = ".safetensors"
+from .sources import SUFFIX, find_path
 
 
 @dataclass(frozen=True)
@@ -81,14 +80,10 @@ def _load(pipe: Any, lora: Lora, name: str) -> None:
 
 def _find(text: str) -> Lora:
     name, scale = _split(text)
-    path = Path(name).expanduser()
+    path = find_path("LoRA", name, [f"*{SUFFIX}"])
     if path.is_file() and path.suffix != SUFFIX:
         raise UsageError(f"the LoRA {name} is no {SUFFIX} file")
-    if path.exists():
-        return Lora(name, str(path.resolve()), scale)
-    if name.count("/") not in (1, 2) or name.startswith((".", "/", "~")):
-        raise UsageError(f"no LoRA {name!r}: no such file or folder, and not a hub id (owner/name)")
-    return Lora(name, _download(name), scale)
+    return Lora(name, str(path), scale)
 
 
 def _split(text: str) -> tuple[str, float]:
@@ -99,17 +94,3 @@ def _split(text: str) -> tuple[str, float]:
         return name, float(scale)
     except ValueError:
         raise UsageError(f"the scale of the LoRA {name} must be a number, got {scale!r}") from None
-
-
-def _download(name: str) -> str:
-    from huggingface_hub import hf_hub_download, snapshot_download
-
-    owner, repository, *file = name.split("/")
-    try:
-        if file:
-            return str(hf_hub_download(f"{owner}/{repository}", file[0]))
-        return str(snapshot_download(f"{owner}/{repository}", allow_patterns=[f"*{SUFFIX}"]))
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"no LoRA {name!r}: no such file or folder, and the hub gave none ({one_line(error, 160)})"
-        ) from error

@@ -19,6 +19,7 @@ from hybridiff.models.schedulers import (
     scheduler_kind,
 )
 from hybridiff.models.tiny import EMBEDDED
+from zoo import ZOO
 
 CLASSES = {"tiny-sdxl": "StableDiffusionXLPipeline", "tiny-sd3": "StableDiffusion3Pipeline"}
 
@@ -143,13 +144,20 @@ def test_folders_that_hold_no_pipeline_are_refused(tmp_path: Path) -> None:
         find_model(tmp_path)
     file = tmp_path / "weights.safetensors"
     file.touch()
-    with pytest.raises(UsageError, match="is a file; a folder"):
+    with pytest.raises(UsageError, match=r"cannot read .*weights\.safetensors"):
         find_model(file)
+    with pytest.raises(UsageError, match=r"weights\.ckpt is a file; a folder .* or a \.safetensors file is needed"):
+        find_model(file.rename(tmp_path / "weights.ckpt"))
     with pytest.raises(UsageError, match="StableAudioUpscaler without a unet or transformer"):
         find_model(write_pipeline(tmp_path / "a", _class_name="StableAudioUpscaler"))
     (tmp_path / "a" / "model_index.json").write_text("{")
     with pytest.raises(UsageError, match=r"cannot read .*model_index.json"):
         find_model(tmp_path / "a")
+
+
+def test_a_denoiser_may_have_other_names(tmp_path: Path) -> None:
+    ZOO["StableCascadeDecoderPipeline"].build().save_pretrained(tmp_path)
+    assert find_model(tmp_path).denoiser == "decoder"
 
 
 def test_an_incomplete_folder_is_one_sentence(tmp_path: Path) -> None:

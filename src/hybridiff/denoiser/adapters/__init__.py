@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ...errors import UsageError
+from .. import DENOISERS
 from .base import DenoiserAdapter
 from .other import OtherAdapter
 from .sd3 import SD3Adapter
@@ -16,10 +17,7 @@ from .unet import UNetAdapter
 ADAPTERS: tuple[DenoiserAdapter, ...] = (UNetAdapter(), SD3Adapter())
 """Families whose layers are known."""
 
-DENOISERS = ("unet", "transformer", "transformer_2", "unconditional_transformer", "decoder")
-"""Where pipelines keep the networks that they call at every step; the first one that there is decides the family."""
-
-__all__ = ["ADAPTERS", "DENOISERS", "DenoiserAdapter", "as_called", "find_denoiser", "find_denoisers"]
+__all__ = ["ADAPTERS", "DenoiserAdapter", "as_called", "find_denoiser", "find_denoisers"]
 
 
 def find_denoiser(pipe: Any) -> tuple[DenoiserAdapter, torch.nn.Module]:
