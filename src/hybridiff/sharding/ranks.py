@@ -44,6 +44,7 @@ class RankGroups:
         self._sharded: dict[torch.nn.Module, ShardedNetwork | None] = {}
         self._groups: dict[int, list[ShardGroup]] = {}
         self._comms: list[Comm] = []
+        self._sent = 0
 
     def count(self, evaluation: Evaluation) -> int:
         """How many ranks share the rows of an evaluation: 1 where each has rows of its own.
@@ -83,9 +84,17 @@ class RankGroups:
             members = [rank for rank in local if rank // shards == number]
             if members and own.stop > own.start:
                 work = self._work(evaluation, number * shards, own, forward)
-                made = self._run(self._of(shards, members, evaluation.sample.device), work)
-                predictions |= dict(zip(members, made, strict=True))
+                group = self._of(shards, members, evaluation.sample.device)
+                before = group[0].received
+                predictions |= dict(zip(members, self._run(group, work), strict=True))
+                # What is sent is in proportion to rows.
+                self._sent = (group[0].received - before) * shards * evaluation.rows // (own.stop - own.start)
         return predictions
+
+    def take_sent(self) -> int:
+        """Bytes that all ranks sent each other within the latest evaluation, told once."""
+        sent, self._sent = self._sent, 0
+        return sent
 
     def can_share(self, recorded: RecordedEvaluation, consensus: Callable[[bool, str], list[bool]]) -> bool:
         """Whether parts of pictures, evaluated apart, are what they are in whole calls; on every rank, or none.

@@ -92,6 +92,7 @@ class BranchEvaluator:
     def _gather(self, evaluation: Evaluation, rows: Sequence[slice], forward: Forward, shards: int = 1) -> torch.Tensor:
         """The prediction of all rows; ranks that share some each say a part of what they predict."""
         predictions = self._groups.evaluate(evaluation, rows, shards, forward)
+        self.channel.sent["shards"] += self._groups.take_sent()
         dtype, row_shape = self._agree_on_rows(predictions)
         elements = -(-most_rows(rows) * row_shape.numel() // shards)
         if self._messages is None:
