@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test test-all pipelines lint clean
+.PHONY: help demo test test-unit test-distributed test-all pipelines lint clean
 
 help:
 	@echo "make demo       one scene with both embedded models on one and on two ranks (CPU is enough)"
@@ -32,8 +32,14 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
-	$(BIN)/pytest
+# `make -j2 test` runs those that need one core beside those that start ranks.
+test: lint test-unit test-distributed
+
+test-unit: $(INSTALLED)
+	$(BIN)/pytest tests/unit
+
+test-distributed: $(INSTALLED)
+	$(BIN)/pytest tests/distributed
 
 test-all: lint
 	$(BIN)/pytest -m ""
