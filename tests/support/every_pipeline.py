@@ -99,9 +99,6 @@ class Generated:
     result: torch.Tensor
     report: RunReport
 
-    def __post_init__(self) -> None:
-        self.report.spans.clear()
-
 
 @dataclass(frozen=True)
 class Shared:
@@ -141,7 +138,9 @@ def reuse(name: str, pipe: Any, **config: Any) -> Generated | None:
     try:
         with parallelize(pipe, ParallelConfig("hybrid", step_kind="reuse", **config)) as parallel:
             return call(name, parallel, SEVERAL_STEPS.get(name))
-    except UsageError:
+    except UsageError as error:
+        if "cannot be split" not in str(error):
+            raise
         return None
 
 
