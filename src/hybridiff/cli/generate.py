@@ -134,7 +134,9 @@ class Generate(CallOptions):
         Raises:
             UsageError: a setting is unknown, or its value does not fit.
         """
-        settings = self.given("shards", "fidelity", "quality", "calibration") | read_settings(self.set, self._table("set"))
+        settings = self.given("shards", "fidelity", "quality", "calibration") | read_settings(
+            self.set, self._table("set")
+        )
         published = {name.removeprefix("published."): settings.pop(name) for name in PUBLISHED if name in settings}
         devices = self.devices
         if devices is None and not is_under_torchrun():

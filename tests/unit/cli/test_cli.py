@@ -366,7 +366,9 @@ def test_python_m_is_the_command() -> None:
 def test_generate_has_33_flags() -> None:
     fields = dataclasses.fields(Generate)
     names = "model prompt prompts negative_prompt num_images seed height width num_inference_steps guidance_scale"
-    names += " scheduler arg devices shards strategy fidelity quality calibration set device dtype variant timeout output"
+    names += (
+        " scheduler arg devices shards strategy fidelity quality calibration set device dtype variant timeout output"
+    )
     names += " fps image mask_image control_image lora controlnet model_config"
     assert {field.name for field in fields} == {*names.split(), "trace", "config"}
     assert len(fields) == 33
