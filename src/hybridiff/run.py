@@ -53,6 +53,7 @@ class Run:
         self._notes: list[str] = []
         self._steps: list[RunningStep] = []
         self._started = time.perf_counter()
+        self._first_call: float | None = None  # of the denoiser: when
         self._current = RunningStep(0, self._started)
         self._sent_before: Counter[str] = Counter()
 
@@ -72,7 +73,8 @@ class Run:
         """
         call = DenoiserCall.bind(self._setup.adapter, network, forward, args, kwargs)
         if self._beginning is None:
-            self._beginning = self._meet(call)
+            self._first_call = time.perf_counter()
+            self._beginning = self._agree_on(call)
             self._learner.recall(call)
         self._current.calls += 1
         if self._steps and self._current.calls == 1 and self._learner.forgets(call, self._steps[-1]):
@@ -86,6 +88,17 @@ class Run:
         if self._strategy is None:
             self._begin(evaluation, reader.layout)
         return reader.answer(evaluation, self._made_up_for(evaluation, self._predict(evaluation)))
+
+    def meet(self) -> bool:
+        """Hear all ranks before they share a picture outside of the network; False within steps, where none is shared.
+
+        Raises:
+            RankError: another rank failed or left.
+        """
+        if self._beginning is not None and not self._is_over:
+            return False  # a callback's, which other ranks may not have
+        self._channel.meet("share a picture")
+        return True
 
     def end_step(self) -> None:
         """Close a step; the one place that counts steps."""
@@ -111,6 +124,7 @@ class Run:
             self._notes = late_notes(self._steps[-1].calls, self._steps)  # in the last step of all
         report = RunReport(strategy=self._setup.config.strategy, devices=self._setup.comm.size)
         report.seconds = time.perf_counter() - self._started
+        report.parts = self._parts(report.seconds)
         report.steps = [step.record() for step in self._steps]
         if self._strategy is not None:
             report.tau1, report.tau2 = self._strategy.taus
@@ -196,7 +210,7 @@ class Run:
         number = self._current.index - earlier.context.first_step
         return earlier.hand_over(strategy, number, prediction, evaluation.branches)
 
-    def _meet(self, call: DenoiserCall) -> Beginning:
+    def _agree_on(self, call: DenoiserCall) -> Beginning:
         """What ranks begin with; refuses, on every rank, calls that do not fit together."""
         setup = self._setup
         shape = f"{tuple(call.sample.shape)} {call.sample.dtype}, {count_steps(setup.pipe)} steps"
@@ -238,13 +252,23 @@ class Run:
         strategy = self._strategy or self._earlier
         return Phase.WARM_UP if strategy is None else strategy.phase(self._current.index - strategy.context.first_step)
 
-    def _where(self) -> str:
+    @property
+    def _is_over(self) -> bool:
+        """Whether all steps were taken."""
         strategy = self._strategy or self._earlier
-        if strategy is None:
+        return strategy is not None and self._current.index == strategy.context.first_step + strategy.context.steps
+
+    def _parts(self, seconds: float) -> dict[str, float]:
+        """How long each part of the call took: before the first call of the denoiser, steps, after the last step."""
+        if self._first_call is None or not self._steps:
+            return {}
+        encoding, steps = self._first_call - self._started, self._current.started - self._first_call
+        return {"encoding": encoding, "denoising": steps, "decoding": seconds - encoding - steps}
+
+    def _where(self) -> str:
+        if self._strategy is None and self._earlier is None:
             return "the start of the run"
-        if self._current.index == strategy.context.first_step + strategy.context.steps:
-            return "the end of the run"
-        return f"{self._phase().value}, step {self._current.index}"
+        return "the end of the run" if self._is_over else f"{self._phase().value}, step {self._current.index}"
 
 
 def _synchronizer(pipe: Any) -> Callable[[], None] | None:

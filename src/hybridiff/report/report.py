@@ -81,6 +81,7 @@ class RunReport:
         tau1: Last step before the parallel phase, None where there was none; of the steps since guidance began.
         tau2: Last step of the parallel phase, likewise.
         seconds: Wall time of the whole call, text encoding and decoding included.
+        parts: Seconds of its parts: encoding of text and pictures, denoising, decoding; empty where it had no step.
         steps: One record per step.
         notes: Sentences the user should read: what was not done, and why.
         stages: The split in force and its measured costs; empty where the network was not split.
@@ -95,6 +96,7 @@ class RunReport:
     tau1: int | None = None
     tau2: int | None = None
     seconds: float = 0.0
+    parts: dict[str, float] = field(default_factory=dict)
     steps: list[StepRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     stages: dict[str, Any] = field(default_factory=dict)
@@ -150,6 +152,7 @@ class RunReport:
             "tau1": self.tau1,
             "tau2": self.tau2,
             "seconds": self.seconds,
+            "parts": self.parts,
             "ideal_speedup": self.ideal_speedup,
             "phases": self.phases,
             "kinds": self.kinds,
