@@ -107,12 +107,7 @@ class ParallelPipeline:
             self._answer_by(run.answer)
             is_split = self._setup.staged is not None
             decodes = self._returns_output or self._setup.vae.is_shared
-            with (
-                around_compiled(self.pipe, self._hooked, is_split) as notes,
-                self._control.deferring(),
-                self._setup.vae.together(run.meet),
-                run.watching(),
-            ):
+            with around_compiled(self.pipe, self._hooked, is_split) as notes, run.watching(), self._control.deferring():
                 output = self.pipe(**arguments_of_rank(self.pipe, arguments, run.end_step, decodes))
         except ShardError as error:
             self._setup.groups.drop()

@@ -171,7 +171,7 @@ def test_a_callback_may_decode_on_one_rank_only() -> None:
     assert run_ranks(draw_with_previews, 2) == [[16, 16, 16, 16, 8], [8]]
 
 
-PLACES = {
+PLACES: dict[str, tuple[Callable[[Any], torch.nn.Module], str]] = {
     "decoder": (lambda pipe: pipe.vae.decoder.mid_block, "the end of the run"),
     "encoder": (lambda pipe: pipe.vae.encoder.mid_block, "the start of the run"),
     "before the decoder": (lambda pipe: pipe.vae.post_quant_conv, "the end of the run"),

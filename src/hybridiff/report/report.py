@@ -168,3 +168,15 @@ class RunReport:
     def to_json(self) -> str:
         """The report as JSON text."""
         return json.dumps(self.to_dict(), indent=2)
+
+
+def parts_of_call(begin: float, first_call: float, last_step: float, end: float) -> dict[str, float]:
+    """Seconds of the parts of a call (`RunReport.parts`).
+
+    Args:
+        begin: When it began.
+        first_call: When the denoiser was called first.
+        last_step: When the last step ended.
+        end: When the call ended.
+    """
+    return {"encoding": first_call - begin, "denoising": last_step - first_call, "decoding": end - last_step}

@@ -101,7 +101,7 @@ class _TogetherHook(ModelHook):
     def _is_to_be_shared(self, picture: torch.Tensor) -> bool:
         """Whether a picture is large, and each rank gets rows of it."""
         rows, columns = picture.shape[2:]
-        is_large = rows * columns * self._scale**2 >= LEAST_PIXELS
+        is_large: bool = rows * columns * self._scale**2 >= LEAST_PIXELS
         return is_large and rows % self._unit == 0 and rows // self._unit >= self._count
 
 
@@ -133,7 +133,7 @@ def _is_untouched(network: Any) -> bool:
 def _is_free(module: Any) -> bool:
     """Whether a layer's weights are where it runs: no offload by layer, no cast of stored weights, no graph."""
     hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", None)
-    return not (hooks or hasattr(module, "_hf_hook") or module._compiled_call_impl)
+    return not hooks and not hasattr(module, "_hf_hook") and module._compiled_call_impl is None
 
 
 def _count(network: nn.Module, kind: type[nn.Module]) -> int:

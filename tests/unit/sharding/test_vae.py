@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -117,14 +118,14 @@ def test_what_cannot_be_cut_for_all_ranks_is_whole(network: str, rows: int) -> N
 def test_small_pictures_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """What counts is the picture, not its latents."""
     monkeypatch.setattr(module, "LEAST_PIXELS", 8 * 8 * SCALE**2)
-    vae, met = image_vae(levels=LEVELS), []
+    vae, meet = image_vae(levels=LEVELS), Mock(return_value=True)
     seen = seen_by(vae.decoder.conv_in), seen_by(vae.encoder.conv_in)
-    with shared(vae, 2).together(lambda: not met.append(True)):
+    with shared(vae, 2).together(meet):
         for rows in (7, 8):
             vae.decode(torch.randn(1, 4, rows, 8))
             vae.encode(torch.randn(1, 3, rows * SCALE, 8 * SCALE))
     assert list(map(sorted, seen)) == [[4, 4, 7], [4 * SCALE, 4 * SCALE, 7 * SCALE]]
-    assert len(met) == 2, "ranks meet where they share something"
+    assert meet.call_count == 2, "ranks meet where they share something"
 
 
 def test_ranks_that_may_not_meet_do_not_share() -> None:
