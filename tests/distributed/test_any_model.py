@@ -24,7 +24,7 @@ from support.engines import wait_for_end
 from support.loras import save_lora
 from zoo import ZOO
 
-pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+pytestmark = pytest.mark.distributed
 
 ON_TWO = ["--devices", "2", "--device", "cpu", "--num-inference-steps", "3", "--seed", "1"]
 
@@ -76,6 +76,7 @@ def test_a_lora_is_swapped_between_requests_of_one_engine(tmp_path: Path) -> Non
     assert not torch.equal(first, plain)
 
 
+@pytest.mark.slow
 def test_a_lora_through_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = "tiny-sdxl"
     lora = save_lora(load_pipeline(model), tmp_path / "lora", 1, 0.3)
@@ -117,6 +118,7 @@ def test_an_image_through_the_command_line(tmp_path: Path) -> None:
     assert (red - blue)[..., 0].mean() > 20, "what one starts from is seen"
 
 
+@pytest.mark.slow
 def test_a_controlnet_through_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, controlled = saved("QwenImagePipeline", tmp_path), ZOO["QwenImageControlNetPipeline"].build()
     controlled.controlnet.save_pretrained(tmp_path / "controlnet")
