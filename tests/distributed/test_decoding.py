@@ -18,7 +18,7 @@ from support.jobs import Outcome, attempt, rank
 from support.oracles import relative_difference
 from support.pipelines import build, call_arguments, generate
 from support.ranks import run_ranks
-from support.schedules import callback_at
+from support.schedules import callback_at, capped
 
 pytestmark = pytest.mark.distributed
 
@@ -79,6 +79,7 @@ def draw_on_rank(
         pytest.param("sd3", 2, {"num_images_per_prompt": 3}, {}, [8, 8], id="three pictures"),
         pytest.param("sd15", 3, {"height": 40}, {}, [7, 7, 6], id="another height"),
         pytest.param(NAME, 2, {}, {"strategy": "hybrid", "full_steps": "0-1"}, [8, 8], id="cached steps at the end"),
+        pytest.param(NAME, 2, {}, capped(4, 1, 1), [8, 8], id="pipelined steps"),
     ],
 )
 def test_ranks_that_decode_together(
@@ -169,6 +170,21 @@ def draw_with_previews() -> list[int]:
 
 def test_a_callback_may_decode_on_one_rank_only() -> None:
     assert run_ranks(draw_with_previews, 2) == [[16, 16, 16, 16, 8], [8]]
+
+
+def draw_until_it_is_stopped() -> list[int]:
+    vae.LEAST_PIXELS, pipe, rows = ANY, build(NAME), []
+    pipe.vae.decoder.conv_in.register_forward_pre_hook(lambda _, given: rows.append(given[0].shape[2]))
+    stop = callback_at(0, lambda pipe: setattr(pipe, "_interrupt", rank() == 1))
+    with parallelize(pipe) as parallel:
+        parallel(**call_arguments(NAME, output_type="pt", num_inference_steps=8, callback_on_step_end=stop))
+        parallel(**call_arguments(NAME, output_type="pt"))
+    return rows
+
+
+def test_what_was_stopped_is_decoded_by_each_rank() -> None:
+    """Only the end of all steps tells ranks that they are through with them."""
+    assert run_ranks(draw_until_it_is_stopped, 2) == [[16, 8], [16, 8]]
 
 
 PLACES: dict[str, tuple[Callable[[Any], torch.nn.Module], str]] = {
