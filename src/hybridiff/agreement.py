@@ -21,6 +21,7 @@ from .distributed.consistency import describe_call, require_same, share_random_s
 from .errors import UsageError
 from .schedule.presets import ModelSettings
 from .sharding.ranks import RankGroups
+from .sharding.vae import SharedVae
 from .strategies import STRATEGIES
 
 _CHANGES_STEPS = {"strength", "timesteps", "sigmas", "denoising_end", "denoising_start"}
@@ -44,6 +45,7 @@ class Setup:
         comm: The ranks.
         staged: The denoiser, ready to be split, for strategies that do so.
         groups: The ranks as groups that share rows.
+        vae: The pipeline's VAE, which ranks may share.
     """
 
     pipe: Any
@@ -55,6 +57,7 @@ class Setup:
     comm: Comm
     staged: StagedDenoiser | None
     groups: RankGroups
+    vae: SharedVae
 
 
 def agree_on_setup(pipe: Any, config: ParallelConfig, comm: Comm) -> Setup:
@@ -82,7 +85,8 @@ def agree_on_setup(pipe: Any, config: ParallelConfig, comm: Comm) -> Setup:
     if settings.may_promise(config):  # decoders of heterogeneous devices differ in the last bits
         settings = replace(settings, decoder_gain=comm.all_gather_object(settings.decoder_gain)[0])
     groups = RankGroups(comm, networks, config.shards if staged is None else 1)
-    return Setup(pipe, adapter, networks, is_known(pipe, adapter), config, settings, comm, staged, groups)
+    vae = SharedVae(pipe, comm, groups, config.strategy != "serial" and config.shards != 1)
+    return Setup(pipe, adapter, networks, is_known(pipe, adapter), config, settings, comm, staged, groups, vae)
 
 
 def agree_on_call(setup: Setup, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -102,6 +106,7 @@ def agree_on_call(setup: Setup, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     except Exception as error:  # told to all ranks, raised by require_same
         description = error
     require_same(setup.comm, description)
+    setup.vae.agree()
     return _with_shared_randomness(setup.comm, arguments)
 
 

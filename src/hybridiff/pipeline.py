@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import functools
-import inspect
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -25,6 +22,7 @@ from .distributed.process import world_comm
 from .errors import ShardError, UsageError
 from .report.report import RunReport
 from .run import Run
+from .stock_call import arguments_of_rank, without_images
 
 _HOOK_NAME = "hybridiff"
 _ALONE = (
@@ -108,8 +106,9 @@ class ParallelPipeline:
                 attached.relink()
             self._answer_by(run.answer)
             is_split = self._setup.staged is not None
+            decodes = self._returns_output or self._setup.vae.is_shared
             with around_compiled(self.pipe, self._hooked, is_split) as notes, run.watching(), self._control.deferring():
-                output = self.pipe(**self._arguments_of_this_rank(arguments, run))
+                output = self.pipe(**arguments_of_rank(self.pipe, arguments, run.end_step, decodes))
         except ShardError as error:
             self._setup.groups.drop()
             run.follow(error)
@@ -125,7 +124,7 @@ class ParallelPipeline:
         self.report.notes += notes
         if self._is_alone:
             self.report.notes.append(_ALONE)
-        return output if self._returns_output else _without_images(output)
+        return output if self._returns_output else without_images(output)
 
     def detach(self) -> None:
         """Restore the stock pipeline exactly."""
@@ -166,18 +165,6 @@ class ParallelPipeline:
         for hook in self._hooked.values():
             hook.answer = answer
 
-    def _arguments_of_this_rank(self, arguments: dict[str, Any], run: Run) -> dict[str, Any]:
-        parameters = inspect.signature(self.pipe.__call__).parameters
-        callback, mine = arguments.get("callback_on_step_end"), dict(arguments)
-        if "callback_on_step_end" in parameters:
-            mine["callback_on_step_end"] = _counting(callback, run)
-        wanted_tensors = getattr(callback, "tensor_inputs", None)
-        if wanted_tensors is not None:  # diffusers asks its own callback classes which tensors they want
-            mine["callback_on_step_end_tensor_inputs"] = wanted_tensors
-        if not self._returns_output and "output_type" in parameters:
-            mine["output_type"] = "latent"  # only the leader decodes
-        return mine
-
 
 def _detach_earlier(pipe: Any) -> None:
     """Take the place of an earlier `parallelize` of the same network, such as one whose ranks are gone."""
@@ -187,23 +174,3 @@ def _detach_earlier(pipe: Any) -> None:
         earlier = registry.get_hook(_HOOK_NAME) if registry is not None else None
         if earlier is not None:
             earlier.owner.detach()
-
-
-def _counting(callback: Any, run: Run) -> Any:
-    """A step-end callback that runs the user's, then closes the step."""
-
-    @functools.wraps(callback or run.end_step)
-    def on_step_end(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        changed = tensors if callback is None else callback(pipe, step, timestep, tensors)
-        run.end_step()
-        return changed
-
-    return on_step_end
-
-
-def _without_images(output: Any) -> Any:
-    if isinstance(output, tuple):
-        return (None,) * len(output)
-    if not dataclasses.is_dataclass(output) or isinstance(output, type):
-        return output
-    return type(output)(**{field.name: None for field in dataclasses.fields(output)})

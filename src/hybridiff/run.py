@@ -7,7 +7,7 @@ import copy
 import inspect
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import torch
@@ -25,8 +25,8 @@ from .distributed.consistency import device_identity
 from .distributed.status import Status
 from .errors import RankError, ShardError
 from .learner import LayoutLearner
-from .report.report import RunReport
-from .report.timeline import Span, Timeline
+from .report.report import RunReport, parts_of_call
+from .report.timeline import Span, Timeline, synchronizer
 from .running_step import RunningStep
 from .schedule.kinds import Phase, StepKind
 from .strategies import Strategy
@@ -44,7 +44,9 @@ class Run:
     def __init__(self, setup: Setup, arguments: dict[str, Any], layouts: dict[str, GuidanceLayout]) -> None:
         self._setup = setup
         self._arguments = arguments
-        self._timeline = Timeline(setup.config.trace, _synchronizer(setup.pipe) if setup.config.trace else None)
+        self._timeline = Timeline(
+            setup.config.trace, synchronizer(execution_device(setup.pipe)) if setup.config.trace else None
+        )
         self._channel = Channel(setup.comm, self._where, self._timeline)
         self._learner = LayoutLearner(setup, arguments, layouts, self._channel)
         self._beginning: Beginning | None = None
@@ -53,16 +55,18 @@ class Run:
         self._notes: list[str] = []
         self._steps: list[RunningStep] = []
         self._started = time.perf_counter()
+        self._first_call = self._started  # of the denoiser: when
         self._current = RunningStep(0, self._started)
         self._sent_before: Counter[str] = Counter()
 
-    def watching(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
         """What has to be around the call of the pipeline."""
-        if self._setup.is_known:
-            return contextlib.nullcontext()
         counts = "callback_on_step_end" in inspect.signature(self._setup.pipe.__call__).parameters
         end = (lambda: None) if counts else self._end_begun_step
-        return SchedulerWatch(self._setup.pipe.scheduler, self._watch, end)
+        watch = SchedulerWatch(self._setup.pipe.scheduler, self._watch, end)
+        with self._setup.vae.together(self.meet), contextlib.nullcontext() if self._setup.is_known else watch:
+            yield
 
     def answer(self, network: Any, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Answer a denoiser call of the pipeline: the same output on every rank.
@@ -72,7 +76,8 @@ class Run:
         """
         call = DenoiserCall.bind(self._setup.adapter, network, forward, args, kwargs)
         if self._beginning is None:
-            self._beginning = self._meet(call)
+            self._first_call = time.perf_counter()
+            self._beginning = self._agree_on(call)
             self._learner.recall(call)
         self._current.calls += 1
         if self._steps and self._current.calls == 1 and self._learner.forgets(call, self._steps[-1]):
@@ -86,6 +91,17 @@ class Run:
         if self._strategy is None:
             self._begin(evaluation, reader.layout)
         return reader.answer(evaluation, self._made_up_for(evaluation, self._predict(evaluation)))
+
+    def meet(self) -> bool:
+        """Hear all ranks before they share a picture outside of the network; False within steps, where none is shared.
+
+        Raises:
+            RankError: another rank failed or left.
+        """
+        if self._beginning is not None and not self._is_over:
+            return False  # a callback's, which other ranks may not have
+        self._channel.meet("share a picture")
+        return True
 
     def end_step(self) -> None:
         """Close a step; the one place that counts steps."""
@@ -110,7 +126,10 @@ class Run:
         if self._steps and self._learner.has_more_calls(self._steps[-1]):
             self._notes = late_notes(self._steps[-1].calls, self._steps)  # in the last step of all
         report = RunReport(strategy=self._setup.config.strategy, devices=self._setup.comm.size)
-        report.seconds = time.perf_counter() - self._started
+        now = time.perf_counter()
+        report.seconds = now - self._started
+        if self._steps:
+            report.parts = parts_of_call(self._started, self._first_call, self._current.started, now)
         report.steps = [step.record() for step in self._steps]
         if self._strategy is not None:
             report.tau1, report.tau2 = self._strategy.taus
@@ -196,7 +215,7 @@ class Run:
         number = self._current.index - earlier.context.first_step
         return earlier.hand_over(strategy, number, prediction, evaluation.branches)
 
-    def _meet(self, call: DenoiserCall) -> Beginning:
+    def _agree_on(self, call: DenoiserCall) -> Beginning:
         """What ranks begin with; refuses, on every rank, calls that do not fit together."""
         setup = self._setup
         shape = f"{tuple(call.sample.shape)} {call.sample.dtype}, {count_steps(setup.pipe)} steps"
@@ -238,15 +257,13 @@ class Run:
         strategy = self._strategy or self._earlier
         return Phase.WARM_UP if strategy is None else strategy.phase(self._current.index - strategy.context.first_step)
 
-    def _where(self) -> str:
+    @property
+    def _is_over(self) -> bool:
+        """Whether all steps were taken."""
         strategy = self._strategy or self._earlier
-        if strategy is None:
+        return strategy is not None and self._current.index == strategy.context.first_step + strategy.context.steps
+
+    def _where(self) -> str:
+        if self._strategy is None and self._earlier is None:
             return "the start of the run"
-        if self._current.index == strategy.context.first_step + strategy.context.steps:
-            return "the end of the run"
-        return f"{self._phase().value}, step {self._current.index}"
-
-
-def _synchronizer(pipe: Any) -> Callable[[], None] | None:
-    device = execution_device(pipe)
-    return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else None
+        return "the end of the run" if self._is_over else f"{self._phase().value}, step {self._current.index}"

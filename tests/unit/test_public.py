@@ -24,6 +24,7 @@ ROOMS = [
     "learner",
     "beginning",
     "running_step",
+    "stock_call",
     "agreement",
     "strategies",
     "sharding",

@@ -40,6 +40,10 @@ def test_one_record_a_step(name: str) -> None:
     assert all(step.discrepancy is not None and step.discrepancy > 0 for step in report.steps)
     assert all(step.seconds > 0 for step in report.steps)
     assert report.seconds >= sum(step.seconds for step in report.steps)
+    assert list(report.parts) == ["encoding", "denoising", "decoding"]
+    assert sum(report.parts.values()) == pytest.approx(report.seconds)
+    assert report.parts["denoising"] >= sum(step.seconds for step in report.steps)
+    assert min(report.parts.values()) > 0
     assert report.notes == []
     assert json.loads(report.to_json())["steps"][4]["index"] == 4
 

@@ -1,6 +1,7 @@
 """`hybridiff generate`."""
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -108,10 +109,12 @@ class Generate(CallOptions):
                 generation = _generate(engine, prompt, own | images, f"{number}/{len(prompts)}")
                 if engine.is_leader:
                     facts = self._facts(engine, prompt, own)
+                    started = time.perf_counter()
                     paths = output.numbered(number, len(prompts)).write(generation, facts, target.fps)
+                    saving = time.perf_counter() - started
                     if trace is not None:
                         paths.append(trace.numbered(number, len(prompts)).write_trace(generation))
-                    _tell(generation, paths)
+                    _tell(generation, paths, saving)
 
     def all_prompts(self) -> list[Prompt]:
         """What to generate, each with a seed; a flag takes the place of either option of the config file.
@@ -182,7 +185,7 @@ def _generate(engine: "Engine", prompt: Prompt, call: dict[str, Any], what: str)
         return engine.generate(prompt.prompt or None, seed=prompt.seed, on_step=partial(show, what), **call)
 
 
-def _tell(generation: "Generation", paths: Sequence[Path]) -> None:
+def _tell(generation: "Generation", paths: Sequence[Path], saving: float) -> None:
     report = generation.report
     for note in report.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -195,6 +198,11 @@ def _tell(generation: "Generation", paths: Sequence[Path]) -> None:
         f"{report.strategy} on {devices}: {len(report.steps)} steps ({kinds}) in {report.seconds:.2f} s{ideal}, "
         f"seed {generation.seed}"
     )
+    if report.parts:
+        parts = report.parts | {"saving": saving}
+        whole = sum(parts.values())
+        shares = (f"{part} {seconds:.2f} s ({seconds / whole:.0%})" for part, seconds in parts.items())
+        print(f"of {whole:.2f} s: {', '.join(shares)}")
     if report.fidelity:
         promised, estimated = report.fidelity["promised"], report.fidelity["estimated"]
         print(f"fidelity: {promised:g} dB promised, {estimated:.1f} dB estimated for the worst image")

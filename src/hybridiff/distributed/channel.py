@@ -77,10 +77,23 @@ class Channel:
             RankError: see `heed_unread`.
         """
         self.begin_step(step - self.first, StepKind.FULL)
-        self.messages[StepKind.FULL].take_part()
-        self.messages[StepKind.FULL].read_status().values()
-        self._slots, self.messages, self.ahead = None, {}, self._next_full
+        self._close()
         self.first, self.step = step, -1
+
+    def meet(self, what: str) -> None:
+        """Hear all ranks before the first step or after the last one; from there on they agree by small objects.
+
+        Args:
+            what: What they are about to do.
+
+        Raises:
+            RankError: a rank failed or finished before it came this far; or see `heed_unread`.
+        """
+        if self.is_open:
+            self.heed_unread()
+            self.begin_step(*self.ahead())
+            self._close()
+        self.consensus(None, what)
 
     def begin_step(self, step: int, kind: StepKind, is_guided: bool = True) -> None:
         """Say which step now begins, of which kind, and whether with guidance."""
@@ -170,6 +183,12 @@ class Channel:
         """
         self._leave(Status.FAILED)
         self._raise_together(None)
+
+    def _close(self) -> None:
+        messages = self.messages[self.kind]
+        messages.take_part()
+        messages.read_status().values()
+        self._slots, self.messages, self.ahead = None, {}, self._next_full
 
     def _next_full(self) -> tuple[int, StepKind]:
         return self.step + 1, StepKind.FULL

@@ -81,6 +81,7 @@ class RunReport:
         tau1: Last step before the parallel phase, None where there was none; of the steps since guidance began.
         tau2: Last step of the parallel phase, likewise.
         seconds: Wall time of the whole call, text encoding and decoding included.
+        parts: Seconds of its parts: encoding of text and pictures, denoising, decoding; empty where it had no step.
         steps: One record per step.
         notes: Sentences the user should read: what was not done, and why.
         stages: The split in force and its measured costs; empty where the network was not split.
@@ -95,6 +96,7 @@ class RunReport:
     tau1: int | None = None
     tau2: int | None = None
     seconds: float = 0.0
+    parts: dict[str, float] = field(default_factory=dict)
     steps: list[StepRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     stages: dict[str, Any] = field(default_factory=dict)
@@ -150,6 +152,7 @@ class RunReport:
             "tau1": self.tau1,
             "tau2": self.tau2,
             "seconds": self.seconds,
+            "parts": self.parts,
             "ideal_speedup": self.ideal_speedup,
             "phases": self.phases,
             "kinds": self.kinds,
@@ -165,3 +168,15 @@ class RunReport:
     def to_json(self) -> str:
         """The report as JSON text."""
         return json.dumps(self.to_dict(), indent=2)
+
+
+def parts_of_call(begin: float, first_call: float, last_step: float, end: float) -> dict[str, float]:
+    """Seconds of the parts of a call (`RunReport.parts`).
+
+    Args:
+        begin: When it began.
+        first_call: When the denoiser was called first.
+        last_step: When the last step ended.
+        end: When the call ended.
+    """
+    return {"encoding": first_call - begin, "denoising": last_step - first_call, "decoding": end - last_step}

@@ -64,7 +64,7 @@ class ShardedNetwork(ABC):
         @functools.wraps(forward)
         def shared(*args: Any, **kwargs: Any) -> Any:
             arguments = signature_of(forward).bind(args, kwargs) or kwargs
-            group.begin({name: _form(value) for name, value in arguments.items()})
+            group.begin((self, {name: _form(value) for name, value in arguments.items()}))
             with in_parts(group):
                 return self.run(group, forward, arguments)
 
@@ -92,12 +92,11 @@ class RowShards(ShardedNetwork):
     Args:
         network: The network.
         unit: Parts begin at multiples of so many rows, as the network halves its rows on the way.
-        scale: Rows of the output for one of the input.
     """
 
-    def __init__(self, network: nn.Module, unit: int, scale: int = 1) -> None:
+    def __init__(self, network: nn.Module, unit: int) -> None:
         super().__init__(network)
-        self._unit, self._scale = unit, scale
+        self._unit = unit
 
     def most_parts(self, arguments: Mapping[str, Any]) -> int:
         return -(-int(self._picture(arguments).shape[2]) // self._unit)
@@ -161,13 +160,13 @@ _PICTURES = frozenset(
 def shard_network(network: Any) -> ShardedNetwork | None:
     """A network with the hooks that it needs; None where it is not known how it can be cut."""
     if type(network).__name__ == "UNet2DConditionModel":
-        return RowShards(network, 2 ** (len(network.config.block_out_channels) - 1)) if _is_plain(network) else None
+        return RowShards(network, 2 ** (len(network.config.block_out_channels) - 1)) if is_plain(network) else None
     cuts = known_cuts(network)
     return None if cuts is None else TokenShards(network, cuts)
 
 
-def _is_plain(network: nn.Module) -> bool:
-    """Whether all layers are such as the hooks know."""
+def is_plain(network: nn.Module) -> bool:
+    """Whether all layers of a convolutional network are such as the hooks know."""
     for module in network.modules():
         if isinstance(module, ATTENTIONS) and getattr(module, "add_k_proj", None) is not None:
             return False  # keys of picture and text in one attention

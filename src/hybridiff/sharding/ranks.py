@@ -96,6 +96,18 @@ class RankGroups:
         sent, self._sent = self._sent, 0
         return sent
 
+    def together(self, device: torch.device, work: Callable[[ShardGroup], torch.Tensor]) -> torch.Tensor:
+        """What all ranks make of some work together, the same on every rank.
+
+        Args:
+            device: Where they work.
+            work: What each of them does.
+
+        Raises:
+            ShardError: another rank left in the middle.
+        """
+        return self._run(self._of(self._comm.size, self._comm.local_ranks, device), work)[0]
+
     def can_share(self, recorded: RecordedEvaluation, consensus: Callable[[bool, str], list[bool]]) -> bool:
         """Whether parts of pictures, evaluated apart, are what they are in whole calls; on every rank, or none.
 

@@ -55,7 +55,9 @@ class GroupNormHook(ModelHook):
             answer: torch.Tensor = self.fn_ref.original_forward(features)
             return answer
         images, channels = features.shape[:2]
-        exact = features if features.dtype is torch.float64 else features.float()
+        exact = (
+            features if features.dtype is torch.float64 else features.float()
+        ).contiguous()  # as the kernel wants it
         mean, variance = (
             value.repeat_interleave(channels // module.num_groups, 1).flatten()
             for value in _statistics(group, exact, module.num_groups)

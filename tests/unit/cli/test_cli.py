@@ -42,7 +42,8 @@ class FakeEngine:
         for step in (1, 2):
             on_step(step, 2)
         images = [Image.new("RGB", (8, 8), "red")] * call.get("num_images_per_prompt", 1)
-        return Generation(images, report([0.1, 0.2], notes=["nothing to partition"]), seed)
+        parts = {"encoding": 0.25, "denoising": 1.0, "decoding": 0.5}
+        return Generation(images, report([0.1, 0.2], notes=["nothing to partition"], parts=parts), seed)
 
     def __enter__(self) -> FakeEngine:
         return self
@@ -206,6 +207,9 @@ def test_generate_writes_and_tells_what_it_wrote(
     for name in ("ring.png", "ring-1.png", "ring-sheet.png", "ring.json", "ring-discrepancy.png"):
         assert (tmp_path / name).exists()
         assert str(tmp_path / name) in captured.out
+    assert "encoding 0.25 s (" in captured.out
+    assert "denoising 1.00 s (" in captured.out
+    assert "saving 0." in captured.out
     assert "note: nothing to partition" in captured.err
     assert "2/2" in captured.err  # the progress bar
     written = json.loads((tmp_path / "ring.json").read_text())

@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 
 from hybridiff import Phase, RunReport, StepKind, StepRecord
+from hybridiff.report.report import parts_of_call
 from hybridiff.report.speedup import RowPartition
 from hybridiff.report.timeline import Span
 from support.reports import report
@@ -32,6 +33,12 @@ def test_a_report_survives_json_with_the_promised_keys() -> None:
         assert {"index", "phase", "discrepancy", "seconds", "bytes"} <= step.keys()
         assert (step["index"], step["phase"], step["bytes"]) == (index, "warm-up", 72)
     assert [step["discrepancy"] for step in read["steps"]] == [None, 0.5]
+
+
+def test_parts_of_a_call_are_what_lies_between_its_marks() -> None:
+    parts = parts_of_call(begin=1.0, first_call=1.5, last_step=4.0, end=4.25)
+    assert parts == {"encoding": 0.5, "denoising": 2.5, "decoding": 0.25}
+    assert report([0.5], parts=parts).to_dict()["parts"] == parts
 
 
 def test_bytes_of_a_step_are_those_of_all_purposes() -> None:
