@@ -105,7 +105,7 @@ class Beginning:
         scale = getattr(self.setup.pipe, "guidance_scale", None)
         remedy = "the images of the batch are split instead" if evaluation.rows > 1 else "every rank computes the image"
         if self.setup.groups.count(evaluation) > 1:
-            remedy = "ranks share the picture instead"
+            remedy = "ranks share the image instead"
         return f"guidance is off (guidance_scale {scale}): there is one branch only, nothing to partition; {remedy}"
 
     def _coefficients(self, evaluation: Evaluation, layout: GuidanceLayout) -> tuple[float, ...]:

@@ -99,8 +99,8 @@ class ParallelConfig:
     )
     shards: int | None = _setting(
         None,
-        "ranks that evaluate the same picture and guidance branch together, each a part of the picture; unless given, "
-        "what is left of the ranks once each picture and branch has one, for pictures of at least 512 x 512 pixels",
+        "ranks that evaluate one image of one guidance branch together, each a part of it; unless given, as many as are "
+        "left once each image and branch has one, for images of at least 512 x 512 pixels",
         least=1,
         most=4096,
     )
@@ -222,7 +222,7 @@ def check_ranks(config: ParallelConfig, ranks: int) -> None:
         raise UsageError(f"{ranks} ranks cannot be grouped by shards of {config.shards}; use a divisor of {ranks}")
     if config.shards not in (None, 1) and (config.strategy in ("serial", "published") or config.step_kind == "reuse"):
         which = "reuse steps" if config.step_kind == "reuse" else f"strategy {config.strategy!r}"
-        raise UsageError(f"{which} cannot share a picture between ranks; use shards=1, or cached steps or 'cfg'")
+        raise UsageError(f"{which} cannot share an image between ranks; use shards=1, or cached steps or 'cfg'")
 
 
 def field_types(documented: type) -> dict[str, tuple[type, ...]]:

@@ -39,7 +39,7 @@ def test_four_ranks_of_two_machines_draw_one_picture(tmp_path: Path) -> None:
     launchers = [launch(node, port, tmp_path / f"{node}.png") for node in range(2)]
     printed = [launcher.communicate(timeout=150) for launcher in launchers]
     assert [launcher.returncode for launcher in launchers] == [0, 0], printed
-    assert "cfg on 4 devices, 2 a picture" in printed[0][0]
+    assert "cfg on 4 devices, 2 an image" in printed[0][0]
     assert printed[1][0] == "", "rank 0 alone tells"
     report = json.loads((tmp_path / "0.json").read_text())
     assert (report["devices"], report["partition"]["shards"]) == (4, 2)

@@ -191,7 +191,7 @@ def _tell(generation: "Generation", paths: Sequence[Path], saving: float) -> Non
         print(f"note: {note}", file=sys.stderr)
     devices = f"{report.devices} device{'s' * (report.devices != 1)}"
     if report.partition is not None and report.partition.shards > 1:
-        devices += f", {report.partition.shards} a picture"
+        devices += f", {report.partition.shards} an image"
     kinds = ", ".join(f"{count} {kind}" for kind, count in report.kinds.items())
     ideal = f", ideal speed-up {report.ideal_speedup:.2f}x" if report.ideal_speedup else ""
     print(

@@ -131,7 +131,7 @@ class RankGroups:
         if all(consensus(fits, "agree whether pictures can be cut")):
             return True
         self.drop()
-        self.why_whole = f"parts of a picture that {type(self._networks[0]).__name__} is given differ from the whole"
+        self.why_whole = f"parts of an image that {type(self._networks[0]).__name__} is given differ from the whole"
         if self._wanted is not None:
             raise UsageError(f"{self.why_whole}: it cannot be shared between ranks; use shards=1")
         return False
@@ -211,9 +211,9 @@ class RankGroups:
         """Whether it can be shared by as many as were asked for."""
         name, most = type(evaluation.calls[0].network).__name__, self._most_parts(evaluation)
         if most == 1:
-            raise UsageError(f"it is not known how {name} can be cut into parts of a picture; use shards=1")
+            raise UsageError(f"it is not known how {name} can be cut into parts of an image; use shards=1")
         if self._wanted is not None and self._wanted > most:
-            raise UsageError(f"shards {self._wanted} requested, this picture can be cut into {most} at most")
+            raise UsageError(f"shards {self._wanted} requested, this image can be cut into {most} at most")
         if _is_compiled(evaluation):
             raise UsageError(f"{name} is compiled, so it cannot be cut; use shards=1, or do without torch.compile")
 

@@ -380,13 +380,14 @@ def test_generate_has_33_flags() -> None:
 
 def test_every_field_of_the_config_can_be_given() -> None:
     flags = ["--quality", "0.3", "--calibration", "a.json", "--timeout", "9", "--trace", "out/trace.json"]
-    flags += ["--set", "simulate=true", "--devices", "4", "--strategy", "hybrid"]
+    flags += ["--set", "simulate=true", "--devices", "4", "--shards", "1", "--strategy", "hybrid"]
     flags += ["--set", "step_kind=reuse", "--set", "tolerance=0.1", "--set", "full-steps=8", "--set", "outputs=all"]
     flags += ["--set", "slope_window=7", "--set", "published.slope_threshold=0.5"]
     flags += ["--set", "tau-cap=20", "--set", "parallel_steps=3"]
     assert config_of(*flags) == ParallelConfig(
         strategy="hybrid",
         devices=4,
+        shards=1,
         quality="0.3",
         calibration="a.json",
         step_kind="reuse",
