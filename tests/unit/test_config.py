@@ -134,6 +134,7 @@ def test_numeric_fields_cannot_be_forgotten() -> None:
         if {int, float} & set(types)
     }
     assert {name for _, name in numeric} == {
+        "shards",
         "devices",
         "fidelity",
         "quality",
