@@ -140,7 +140,10 @@ class TokenShards(ShardedNetwork):
         super().__init__(network)
 
     def most_parts(self, arguments: Mapping[str, Any]) -> int:
-        return 4096
+        # Networks reshape streams in ways that do not work with an empty part.
+        cuts = [(name, cut) for cuts in self._cuts.values() for name, cut in cuts.arguments.items()]
+        lengths = [arguments[name].shape[cut.dim] for name, cut in cuts if cut.fits(arguments.get(name))]
+        return min(lengths, default=_MANY)
 
     def run(self, group: ShardGroup, forward: Forward, arguments: dict[str, Any]) -> Any:
         whole = self._cuts.get("", ModuleCuts())
@@ -151,6 +154,9 @@ class TokenShards(ShardedNetwork):
             yield self.network.get_submodule(name), TokensHook(name, cuts)
         yield from self._attention_hooks(any("encoder_hidden_states" in cuts.arguments for cuts in self._cuts.values()))
 
+
+_MANY = 4096
+"""More parts than there will be ranks."""
 
 _PICTURES = frozenset(
     {"down_block_additional_residuals", "mid_block_additional_residual", "down_intrablock_additional_residuals"}
