@@ -193,7 +193,7 @@ def _rows_of(value: Any, rows: int, own: slice, is_picture: bool) -> Any:
         return type(value)(_rows_of(item, rows, own, True) for item in value)
     if not isinstance(value, torch.Tensor):
         return value
-    scale = round(rows / value.shape[2])
+    scale = 1 << (-(-rows // value.shape[2]) - 1).bit_length()  # each level has half the rows, rounded up
     return value[:, :, own.start // scale : -(-own.stop // scale)]
 
 

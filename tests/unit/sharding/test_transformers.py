@@ -96,3 +96,15 @@ def test_keys_that_are_not_gathered_are_found_out(name: str, monkeypatch: pytest
     monkeypatch.setattr(ThreadGroup, "concatenate", concatenate)
     sharded, arguments = in_dtype(name, torch.float32)
     assert relative_difference(shared(sharded, arguments, 3), whole(sharded.network, arguments)) > 1e-2
+
+
+@pytest.mark.parametrize("parts", [2, 3, 8])
+def test_masks_are_cut_and_gathered_with_their_text(parts: int) -> None:
+    name = "QwenImagePipeline"
+    sharded, arguments = in_dtype(name, torch.float32, num_images_per_prompt=3)
+    texts = arguments["encoder_hidden_states"]
+    padding = torch.arange(texts.shape[1]) < torch.tensor([[texts.shape[1]], [5], [17]])
+    masked = arguments | {"encoder_hidden_states_mask": padding}
+    expected = whole(sharded.network, masked)
+    assert relative_difference(expected, whole(sharded.network, arguments)) > 1e-3  # a mask makes a difference
+    assert relative_difference(shared(sharded, masked, parts), expected) <= 1e-5
