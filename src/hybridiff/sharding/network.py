@@ -100,7 +100,7 @@ class RowShards(ShardedNetwork):
         self._unit, self._scale = unit, scale
 
     def most_parts(self, arguments: Mapping[str, Any]) -> int:
-        return -(-int(self._picture(arguments).shape[2]) // self._unit)
+        return max(1, int(self._picture(arguments).shape[2]) // self._unit)
 
     def run(self, group: ShardGroup, forward: Forward, arguments: dict[str, Any]) -> Any:
         rows = int(self._picture(arguments).shape[2])

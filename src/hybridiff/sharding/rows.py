@@ -14,8 +14,8 @@ from .place import current_group
 
 def rows_of_part(rows: int, unit: int, group: ShardGroup) -> slice:
     """Which rows of a picture a rank has: parts begin at multiples of a unit, the last one takes the rest."""
-    units = torch.arange(-(-rows // unit)).tensor_split(group.count)[group.index]
-    return slice(int(units[0]) * unit, min(rows, (int(units[-1]) + 1) * unit))
+    units = torch.arange(rows // unit).tensor_split(group.count)[group.index]
+    return slice(int(units[0]) * unit, rows if group.is_last else (int(units[-1]) + 1) * unit)
 
 
 class ConvolutionHook(ModelHook):

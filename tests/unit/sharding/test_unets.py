@@ -16,8 +16,8 @@ from support.networks import ATTENTION, NETWORKS, PLAIN, UNETS, evaluation_of, u
 from support.oracles import relative_difference
 from support.shards import Arguments, in_dtype, of_dtype, ranks, shared, whole
 
-BY_LEVELS = {3: [(2, 8), (2, 9), (3, 13), (4, 14), (4, 16)], 4: [(2, 16), (2, 17), (3, 22), (3, 17), (4, 25)]}
-"""Parts and rows for so many levels: even parts, uneven ones, a last one of a single row, odd heights."""
+BY_LEVELS = {3: [(2, 8), (2, 9), (3, 13), (4, 18)], 4: [(2, 16), (2, 17), (2, 22), (3, 25), (4, 37)]}
+"""Parts and rows for so many levels: even parts, uneven ones, odd heights, rows of no whole number of units."""
 
 CASES = [(name, *case) for name, levels in (("sdxl", 3), ("sd1.x", 4), ("sd2.x", 4)) for case in BY_LEVELS[levels]]
 
@@ -50,25 +50,17 @@ def difference(sharded: ShardedNetwork, arguments: Arguments, parts: int) -> flo
 
 
 @pytest.mark.parametrize(("name", "parts", "height"), CASES)
-@pytest.mark.parametrize("images", [1, 3])
-def test_parts_are_the_whole_to_rounding(name: str, parts: int, height: int, images: int) -> None:
+def test_parts_are_the_whole_to_rounding(name: str, parts: int, height: int) -> None:
     sharded = network_of(name)
-    arguments = arguments_of(sharded, images, height)
+    arguments = arguments_of(sharded, 1 + 2 * (parts == 2), height)
     assert sharded.most_parts(arguments) >= parts
     assert difference(sharded, arguments, parts) <= 1e-5
 
 
 @pytest.mark.parametrize(("name", "parts", "height"), CASES)
-def test_parts_are_the_whole_in_float64(name: str, parts: int, height: int) -> None:
+def test_parts_are_the_whole_in_float64_with_residuals_of_a_controlnet(name: str, parts: int, height: int) -> None:
     sharded = network_of(name, torch.float64)
-    assert difference(sharded, arguments_of(sharded, 2, height), parts) <= 1e-10
-
-
-@pytest.mark.parametrize(("name", "parts", "height"), CASES)
-def test_residuals_of_a_controlnet_have_rows_too(name: str, parts: int, height: int) -> None:
-    sharded = network_of(name)
-    arguments = arguments_of(sharded, 2, height, extras=True)
-    assert difference(sharded, arguments, parts) <= 1e-5
+    assert difference(sharded, arguments_of(sharded, 1, height, extras=True), parts) <= 1e-10
 
 
 def test_parts_are_as_exact_as_the_whole_in_bfloat16() -> None:
@@ -83,11 +75,11 @@ def test_parts_are_as_exact_as_the_whole_in_bfloat16() -> None:
 
 
 @pytest.mark.parametrize("name", ADAPTED)
-@pytest.mark.parametrize("parts", [2, 3, 4])
+@pytest.mark.parametrize("parts", [2, 3])
 def test_what_adapters_add_has_rows_too(name: str, parts: int) -> None:
-    sharded, arguments = in_dtype(name, torch.float32, height=64, width=32)
+    sharded, arguments = in_dtype(name, torch.float64, height=64, width=32)
     assert sharded.most_parts(arguments) >= parts
-    assert difference(sharded, arguments, parts) <= 1e-5
+    assert difference(sharded, arguments, parts) <= 1e-10
 
 
 @pytest.mark.parametrize("name", UNETS)
