@@ -4,13 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test test-unit test-distributed test-all pipelines lint clean
 
 help:
-	@echo "make demo    one scene with both embedded models on one and on two ranks (CPU is enough)"
-	@echo "make test    linters, type checker and all tests"
-	@echo "make lint    linters and type checker only"
-	@echo "make clean   remove .venv, caches and out/"
+	@echo "make demo       one scene with both embedded models on one and on two ranks (CPU is enough)"
+	@echo "make test       linters, type checker and the tests that are not slow"
+	@echo "make test-all   the same with the slow tests"
+	@echo "make pipelines  every pipeline of the zoo on two ranks; writes docs/pipelines.md"
+	@echo "make lint       linters and type checker only"
+	@echo "make clean      remove .venv, caches and out/"
 	@echo "PYTHON=python3.12 make ... chooses the interpreter that .venv is made with (3.11 or newer)"
 
 # Pinned packages first, then the project itself against the pinned setuptools: no unpinned build environment.
@@ -30,8 +32,20 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
-	$(BIN)/pytest
+# `make -j2 test` runs those that need one core beside those that start ranks.
+test: lint test-unit test-distributed
+
+test-unit: $(INSTALLED)
+	$(BIN)/pytest tests/unit
+
+test-distributed: $(INSTALLED)
+	$(BIN)/pytest tests/distributed
+
+test-all: lint
+	$(BIN)/pytest -m ""
+
+pipelines: $(INSTALLED)
+	$(BIN)/pytest -m "" --write-pipelines tests/unit/zoo tests/unit/test_every_pipeline.py tests/distributed/test_every_pipeline.py
 
 clean:
 	rm -rf $(VENV) out build dist .mypy_cache .ruff_cache .pytest_cache src/*.egg-info

@@ -12,5 +12,11 @@ import torch
 torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--write-pipelines", action="store_true", help="write docs/pipelines.md of what all pipelines show"
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:__array__ implementation")  # of some schedulers of diffusers

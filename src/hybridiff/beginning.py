@@ -124,11 +124,12 @@ class Beginning:
 
 def late_notes(branches: int, before: Sequence[RunningStep]) -> list[str]:
     """That guidance began after some steps; where a further call showed it, it came in the last one of these."""
-    fewer = max((step.branches for step in before), default=branches)
-    if branches <= fewer:
+    counts = [*(step.branches for step in before), branches]
+    place = next((place for place in range(1, len(counts)) if counts[place] > max(counts[:place])), None)
+    if place is None:
         return []
-    began = next((step.index for step in before[-1:] if step.extra), len(before))
-    return [f"guidance began at step {began}: the steps before had {fewer} of {branches} branches"]
+    began, fewer = place - bool(before[place - 1].extra), max(counts[:place])
+    return [f"guidance began at step {began}: the steps before had {fewer} of {counts[place]} branches"]
 
 
 def _steps_from(first: int, full_steps: str) -> str:

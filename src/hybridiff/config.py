@@ -99,8 +99,8 @@ class ParallelConfig:
     )
     shards: int | None = _setting(
         None,
-        "ranks that share one picture's part of a guidance branch, each a part of the picture; chosen unless given: "
-        "pictures first, then branches, then parts of pictures from 512 x 512 on",
+        "ranks that evaluate the same picture and guidance branch together, each a part of the picture; unless given, "
+        "what is left of the ranks once each picture and branch has one, for pictures of at least 512 x 512 pixels",
         least=1,
         most=4096,
     )

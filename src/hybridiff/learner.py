@@ -52,7 +52,7 @@ class LayoutLearner:
         self.reader: CallReader | None = known_reader(setup.pipe) if setup.is_known else None
         self.watched = WatchedStep(setup.pipe)
         self._setup, self._arguments, self._layouts, self._channel = setup, arguments, layouts, channel
-        self._rows, self._calls = 0, 1  # most in the first call of a step, and most calls of one
+        self._rows, self._calls = 0, 1  # in the first call of the latest step, and calls of the one before
 
     def recall(self, call: DenoiserCall) -> None:
         """Go on from what an earlier call of the pipeline learned; this is the first denoiser call."""
@@ -64,18 +64,21 @@ class LayoutLearner:
         """Whether the first call of a step shows that there may be more branches than are known; forgets these then.
 
         Args:
-            call: The call; more rows than ever before are more branches in it.
-            before: The step before; more calls than ever before were more branches, too.
+            call: The call; more rows than in the step before are more branches in it.
+            before: The step before; more calls than in the one before that were more branches, too.
         """
-        if self.reader is None or (call.rows <= self._rows and not self.has_more_calls(before)):
+        if self.reader is None:
             return False
-        self._rows, self._calls = max(call.rows, self._rows), max(before.calls, self._calls)
+        has_more = call.rows > self._rows or self.has_more_calls(before)
+        self._rows, self._calls = call.rows, before.calls  # fewer ones: guidance has ended, and may come back
+        if not has_more:
+            return False
         if not self._setup.is_known:
             self.reader, self.watched = None, WatchedStep(self._setup.pipe)
         return True
 
     def has_more_calls(self, step: RunningStep) -> bool:
-        """Whether a step had more calls than ever before, which are more branches; of a known one they are not."""
+        """Whether a step had more calls than the one before, which are more branches; of a known one they are not."""
         return self.reader is not None and not self._setup.is_known and step.calls > self._calls
 
     def learn(self, step: RunningStep, is_new: bool) -> Learned:
@@ -96,7 +99,7 @@ class LayoutLearner:
             return Learned(evaluation, layout, watched.extra_calls, why)
         if is_new and not why:
             self._setup.groups.can_share(evaluation, self._channel.consensus)
-        self.reader, self._calls = watched.reader(layout), max(self._calls, step.calls)
+        self.reader, self._calls = watched.reader(layout), step.calls
         if layout.calls == 1 and layout.branches > 1 and not watched.extra_calls and not step.index:
             self._layouts[self._kind_of_call(watched.rows)] = layout
         return Learned(evaluation, layout, watched.extra_calls, why)

@@ -13,6 +13,7 @@ from typing import Any
 from .agreement import agree_on_call, agree_on_setup
 from .config import ParallelConfig
 from .denoiser import DENOISERS
+from .denoiser.adapters.base import execution_device
 from .denoiser.attached import AttachedHook
 from .denoiser.compiled import around_compiled
 from .denoiser.control import CONTROLS, ControlNets
@@ -36,8 +37,8 @@ def parallelize(pipe: Any, config: ParallelConfig | None = None, *, comm: Comm |
     """Attach a strategy to a diffusers pipeline; to be called on every rank.
 
     Args:
-        pipe: A loaded pipeline, the same on every rank, on this rank's device. One that is parallel already is
-            detached first.
+        pipe: A loaded pipeline, the same on every rank, on this rank's device or offloaded. One that is parallel
+            already is detached first.
         config: What to do; condition-based partitioning unless given. A calibration file is read here, once.
         comm: The ranks, which stay the caller's to close; by default those of the running process group, or else
             those that torchrun started, whose group is made here and left by `detach()`.
@@ -57,7 +58,7 @@ def parallelize(pipe: Any, config: ParallelConfig | None = None, *, comm: Comm |
     if comm is not None:
         return ParallelPipeline(pipe, config, comm)
     with contextlib.ExitStack() as undo:
-        if not config.simulate and join_torchrun(pipe.device, config.timeout):
+        if not config.simulate and join_torchrun(execution_device(pipe), config.timeout):
             undo.callback(leave_process_group)
         comm = LocalComm(config.devices or 2) if config.simulate else world_comm(config.timeout)
         undo.callback(comm.close)

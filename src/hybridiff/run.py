@@ -14,6 +14,7 @@ import torch
 
 from .agreement import Setup
 from .beginning import Beginning, late_notes
+from .denoiser.adapters.base import execution_device
 from .denoiser.call import DenoiserCall
 from .denoiser.evaluation import Evaluation
 from .denoiser.layout import GuidanceLayout
@@ -247,5 +248,5 @@ class Run:
 
 
 def _synchronizer(pipe: Any) -> Callable[[], None] | None:
-    device = pipe.device
+    device = execution_device(pipe)
     return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else None

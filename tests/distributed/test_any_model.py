@@ -24,7 +24,7 @@ from support.engines import wait_for_end
 from support.loras import save_lora
 from zoo import ZOO
 
-pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+pytestmark = pytest.mark.distributed
 
 ON_TWO = ["--devices", "2", "--device", "cpu", "--num-inference-steps", "3", "--seed", "1"]
 
@@ -76,6 +76,7 @@ def test_a_lora_is_swapped_between_requests_of_one_engine(tmp_path: Path) -> Non
     assert not torch.equal(first, plain)
 
 
+@pytest.mark.slow
 def test_a_lora_through_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = "tiny-sdxl"
     lora = save_lora(load_pipeline(model), tmp_path / "lora", 1, 0.3)
@@ -117,6 +118,7 @@ def test_an_image_through_the_command_line(tmp_path: Path) -> None:
     assert (red - blue)[..., 0].mean() > 20, "what one starts from is seen"
 
 
+@pytest.mark.slow
 def test_a_controlnet_through_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, controlled = saved("QwenImagePipeline", tmp_path), ZOO["QwenImageControlNetPipeline"].build()
     controlled.controlnet.save_pretrained(tmp_path / "controlnet")
@@ -171,3 +173,55 @@ def test_a_checkpoint_is_inspected_and_simulated(tmp_path: Path, capsys: pytest.
     some = ["--prompts", str(tmp_path / "prompts.txt"), "--methods", "exact", "--output", str(tmp_path / "a.json")]
     assert main(["simulate", *flags, *some]) == 0
     assert json.loads((tmp_path / "a.json").read_text())["run"]["model"] == file
+
+
+def test_a_film_of_an_image(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = saved("LTXImageToVideoPipeline", tmp_path)
+    call = ["--height", 32, "--width", 32, "--arg", "num_frames=9", "--guidance-scale", 5]
+    films = []
+    for colour in ("red", "blue"):
+        Image.new("RGB", (64, 64), colour).save(tmp_path / f"{colour}.png")
+        film = tmp_path / f"{colour}.mp4"
+        assert generate(model, *call, "--image", tmp_path / f"{colour}.png", "--output", film) == 0
+        with imageio.get_reader(film) as frames:
+            shown: Any = frames
+            films.append(np.stack([np.asarray(frame, dtype=float) for frame in shown]))
+        written = json.loads(film.with_suffix(".json").read_text())
+        assert (written["frames"], written["partition"]["rows"]) == ([film.name], 2)
+    assert films[0].shape == (9, 32, 32, 3)
+    assert abs(films[0] - films[1]).mean() > 1, "what one starts from is seen"
+    capsys.readouterr()
+    refused = {
+        "needs an image: give one by --image": ["--output", tmp_path / "no.mp4"],
+        "cannot write a video as 'no.png'": ["--image", tmp_path / "red.png", "--output", tmp_path / "no.png"],
+    }
+    for why, flags in refused.items():
+        assert generate(model, *call, *flags) == 2
+        assert why in capsys.readouterr().err
+    assert (
+        generate(saved("WanPipeline", tmp_path), "--image", tmp_path / "red.png", "--output", tmp_path / "no.mp4") == 2
+    )
+    assert "WanPipeline takes no --image" in capsys.readouterr().err
+
+
+def test_inpainting_leaves_what_is_not_masked_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image, mask, small = (tmp_path / f"{name}.png" for name in ("image", "mask", "small"))
+    Image.new("RGB", (128, 128), "white").save(image)
+    painted = Image.new("L", (128, 128))
+    painted.paste(255, (64, 0, 128, 128))
+    painted.save(mask)
+    painted.resize((64, 64)).save(small)
+    output = tmp_path / "painted.png"
+    flags = ["--image", image, "--mask-image", mask, "--num-inference-steps", 10, "--seed", 2, "--guidance-scale", 5]
+    assert generate("tiny-sdxl", *flags, "--output", output) == 0
+    change = abs(np.asarray(Image.open(output), dtype=float) - np.asarray(Image.open(image), dtype=float))
+    assert change[:, :56].mean() < 10, "but for what encoding and decoding cost"
+    assert change[:, 72:].max() > 100, "there is a ring"
+    capsys.readouterr()
+    refused = {
+        "--mask-image says where an image is to be painted anew; give that one too": ["--mask-image", mask],
+        "--mask-image has 64x64 pixels, --image has 128x128": ["--image", image, "--mask-image", small],
+    }
+    for why, wrong in refused.items():
+        assert generate("tiny-sdxl", *wrong, "--output", output) == 2
+        assert why in capsys.readouterr().err

@@ -13,7 +13,7 @@ from support.pipelines import denoiser_of
 from support.ranks import run_ranks
 from zoo import ZOO, run
 
-pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+pytestmark = pytest.mark.distributed
 
 CACHED: dict[str, Any] = {"strategy": "hybrid", "full_steps": "0-1,3,5"}
 

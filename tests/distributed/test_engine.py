@@ -13,7 +13,7 @@ from hybridiff import Engine, load_pipeline
 from hybridiff.evaluation.metrics import psnr
 from support.engines import PROMPT, start
 
-pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+pytestmark = pytest.mark.distributed
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from support.faults import (
     stall_on_rank_1,
 )
 
-pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+pytestmark = pytest.mark.distributed
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -17,7 +17,7 @@ from hybridiff import Engine
 from hybridiff.models.loading import find_model
 from support.engines import PROMPT, SOURCE, wait_for_end
 
-pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+pytestmark = pytest.mark.distributed
 
 
 def test_a_model_that_cannot_be_loaded_is_one_value_error(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+pytestmark = pytest.mark.distributed
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SIDE = (128, 128)
@@ -47,12 +47,14 @@ def speedup(printed: str) -> float:
     return float(found[1])
 
 
+@pytest.mark.slow
 def test_a_script_with_an_engine_needs_no_main_guard(tmp_path: Path) -> None:
     assert "__name__ ==" not in re.sub('""".*?"""', "", (EXAMPLES / "generate.py").read_text(), flags=re.DOTALL)
     assert speedup(run_example("generate.py", tmp_path)) > 2
     pixels(tmp_path / "images" / "generate.png")
 
 
+@pytest.mark.slow
 def test_under_torchrun_rank_0_saves_and_prints(tmp_path: Path) -> None:
     printed = run(tmp_path, *TORCHRUN, str(EXAMPLES / "torchrun.py"), "images")
     assert printed.count("torchrun.png") == 1
@@ -74,6 +76,7 @@ def test_a_merged_lora_changes_the_image(tmp_path: Path) -> None:
     assert np.abs(merged - without).mean() > 2
 
 
+@pytest.mark.slow
 def test_a_scheduler_of_the_users_own_is_noted(tmp_path: Path) -> None:
     printed = run_example("custom_scheduler.py", tmp_path)
     assert speedup(printed) > 2
@@ -81,6 +84,7 @@ def test_a_scheduler_of_the_users_own_is_noted(tmp_path: Path) -> None:
     pixels(tmp_path / "images" / "custom-scheduler.png")
 
 
+@pytest.mark.slow
 def test_the_notebooks_cells_run_in_order(tmp_path: Path) -> None:
     cells = code_cells()
     script = tmp_path / "notebook.py"

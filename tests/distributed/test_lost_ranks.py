@@ -27,7 +27,6 @@ pytestmark = pytest.mark.distributed
 NAME = "sdxl two levels"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "way"), [(2, "exit"), (2, "kill"), (4, "kill")])
 def test_a_rank_that_dies(ranks: int, way: str) -> None:
     outcomes = run_ranks(run_until_death, ranks, way, 8.0, {}, may_die=[1])
@@ -148,7 +147,6 @@ def parallelize_after_failure(config: dict[str, Any], detached: bool) -> tuple[O
     return failed, again, generate(pipe, NAME)
 
 
-@pytest.mark.slow
 def test_parallelize_again_after_a_deadline_has_passed() -> None:
     """Both ranks are alive: the second group knows nothing of the first."""
     expected = generated_one_part_after_another(NAME)

@@ -86,7 +86,11 @@ def generated_on_ranks(
 
 def told_alike(generated: Generated) -> Any:
     """What reports must agree on: everything but times, and what the first step of a first run costs."""
+    return told_in(generated.report)
+
+
+def told_in(report: dict[str, Any]) -> Any:
+    """The same of a report as plain data."""
     told = ("index", "phase", "kind", "discrepancy", "drift")
-    steps = [{key: step[key] for key in told} for step in generated.report["steps"]]
-    report = generated.report
+    steps = [{key: step[key] for key in told} for step in report["steps"]]
     return steps, report["tau1"], report["tau2"], report["stages"].get("point"), report["notes"]

@@ -33,10 +33,74 @@ class RanksFailed(AssertionError):
     """Some rank raised an error, died, or did not come to an end; the message holds every traceback."""
 
 
+class Ranks:
+    """Processes that form a group and run functions in turn; after a failure the next one has fresh processes.
+
+    Args:
+        ranks: Number of ranks.
+        once: Every rank ends behind its first function, whatever the others still do.
+    """
+
+    def __init__(self, ranks: int, once: bool = False) -> None:
+        self._ranks = ranks
+        self._once = once
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._processes: list[Any] = []
+        self._pipes: list[connection.Connection] = []
+
+    def __enter__(self) -> Ranks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def run(
+        self, function: Callable[..., Any], *args: Any, timeout: float = 120.0, may_die: Collection[int] = ()
+    ) -> list[Any]:
+        """Run a function on all ranks at once; arguments, result and errors as `run_ranks` has them."""
+        try:
+            if not self._processes:
+                self._start()
+            job = pickle.dumps((function, args))  # plain bytes both ways: shared memory would die with a rank
+            for pipe in self._pipes:
+                pipe.send_bytes(job)
+            waited_for = {pipe: rank for rank, pipe in enumerate(self._pipes) if rank not in may_die}
+            replies = _receive(waited_for, time.monotonic() + timeout)
+            failures = [f"--- rank {rank} ---\n{text}" for rank, (ok, text) in sorted(replies.items()) if not ok]
+            if failures:
+                raise RanksFailed("\n".join(failures))
+        except BaseException:
+            self.stop()  # what they still do, or would answer, belongs to nothing any more
+            raise
+        return [replies[rank][1] if rank in replies else None for rank in range(self._ranks)]
+
+    def stop(self) -> None:
+        """End the processes, whatever they do."""
+        for process in self._processes:
+            process.kill()
+            process.join()
+        for pipe in self._pipes:
+            pipe.close()
+        self._processes, self._pipes = [], []
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def _start(self) -> None:
+        _context.set_forkserver_preload(_IMPORTED_ONCE)
+        self._folder = tempfile.TemporaryDirectory()
+        for rank in range(self._ranks):
+            pipe, own_end = _context.Pipe()
+            args = (rank, self._ranks, self._folder.name, own_end, self._once)
+            self._pipes.append(pipe)
+            self._processes.append(_context.Process(target=_rank_main, args=args, daemon=True))
+            self._processes[-1].start()
+            own_end.close()  # the rank's own end is then the only one, and its death is the end of the pipe
+
+
 def run_ranks(
     function: Callable[..., Any], ranks: int, *args: Any, timeout: float = 120.0, may_die: Collection[int] = ()
 ) -> list[Any]:
-    """Run a function on several ranks at once.
+    """Run a function on several ranks at once, which end with it.
 
     Args:
         function: A function of a module, called as `function(*args)` on every rank within a process group.
@@ -51,28 +115,8 @@ def run_ranks(
     Raises:
         RanksFailed: with the tracebacks.
     """
-    _context.set_forkserver_preload(_IMPORTED_ONCE)
-    job = pickle.dumps((function, args))  # plain bytes both ways: shared memory would die with a rank
-    with tempfile.TemporaryDirectory() as folder:
-        pipes = [_context.Pipe(duplex=False) for _ in range(ranks)]
-        processes = [
-            _context.Process(target=_rank_main, args=(rank, ranks, folder, sender, job), daemon=True)
-            for rank, (_, sender) in enumerate(pipes)
-        ]
-        try:
-            for process, (_, sender) in zip(processes, pipes, strict=True):
-                process.start()
-                sender.close()  # the rank's own end is then the only one, and its death is the end of the pipe
-            waited_for = {pipes[rank][0]: rank for rank in range(ranks) if rank not in may_die}
-            replies = _receive(waited_for, time.monotonic() + timeout)
-        finally:
-            for process in processes:
-                process.kill()
-                process.join()
-    failures = [f"--- rank {rank} ---\n{text}" for rank, (ok, text) in sorted(replies.items()) if not ok]
-    if failures:
-        raise RanksFailed("\n".join(failures))
-    return [replies[rank][1] if rank in replies else None for rank in range(ranks)]
+    with Ranks(ranks, once=True) as started:
+        return started.run(function, *args, timeout=timeout, may_die=may_die)
 
 
 def _receive(waited_for: dict[connection.Connection, int], deadline: float) -> dict[int, tuple[bool, Any]]:
@@ -86,21 +130,33 @@ def _receive(waited_for: dict[connection.Connection, int], deadline: float) -> d
             rank = waited_for.pop(pipe)
             try:
                 replies[rank] = pickle.loads(pipe.recv_bytes())
-            except EOFError:
+            except (EOFError, ConnectionResetError):
                 replies[rank] = (False, "died without a word")
     return replies
 
 
-def _rank_main(rank: int, ranks: int, folder: str, sender: connection.Connection, job: bytes) -> None:
+def _rank_main(rank: int, ranks: int, folder: str, pipe: connection.Connection, once: bool) -> None:
     try:
-        _join_group(rank, ranks, folder)
-        function, args = pickle.loads(job)
-        reply = (True, function(*args))
+        joined = _reply(_join_group, rank, ranks, folder)
+        while True:
+            job = pipe.recv_bytes()
+            pipe.send_bytes(pickle.dumps(_reply(_call, job) if joined[0] else joined))
+            if once:
+                break
+    finally:
+        os._exit(0)  # a broken group must not hold the process up at its end
+
+
+def _reply(function: Callable[..., Any], *args: Any) -> tuple[bool, Any]:
+    try:
+        return True, function(*args)
     except BaseException:
-        reply = (False, traceback.format_exc())
-    sender.send_bytes(pickle.dumps(reply))
-    sender.close()
-    os._exit(0)  # a broken group must not hold the process up at its end
+        return False, traceback.format_exc()
+
+
+def _call(job: bytes) -> Any:
+    function, args = pickle.loads(job)
+    return function(*args)
 
 
 def _join_group(rank: int, ranks: int, folder: str) -> None:

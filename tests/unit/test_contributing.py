@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md and CHANGELOG.md: what they name is there."""
+"""CONTRIBUTING.md, CHANGELOG.md and docs/pipelines.md: what they name is there, and what there is they name."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import pytest
 
 import hybridiff
 from hybridiff import ParallelConfig, PublishedSettings
+from support.pipelines_page import PAGE, read_rows, title
+from zoo import ZOO
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(hybridiff.__file__).parent
@@ -60,3 +62,7 @@ def test_renamed_settings_are_as_the_changelog_says() -> None:
 
 def test_the_changelog_has_this_version() -> None:
     assert f"## [{hybridiff.__version__}]" in CHANGES
+
+
+def test_the_page_of_pipelines_has_a_row_for_every_specimen() -> None:
+    assert read_rows(PAGE.read_text()).keys() == {title(name) for name in ZOO}

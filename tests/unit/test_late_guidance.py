@@ -171,6 +171,11 @@ def test_a_guider_that_comes_back() -> None:
     parallel = simulate(specimen.build())
     assert torch.equal(run(specimen, parallel, **changes), run(specimen, specimen.build(), **changes))
     assert branches(parallel) == "22111+222"
+    hybrid = simulate(specimen.build(), "hybrid", full_steps="0,2,4,6,8,10,12-13")
+    changes["steps"] = 14
+    stock = run(specimen, specimen.build(), **changes)
+    assert relative_difference(run(specimen, hybrid, **changes), stock) < 0.1
+    assert (kinds(hybrid), branches(hybrid)) == ("fcfffffcfcfcff", "22111+222222222")
 
 
 def begin_batched(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:

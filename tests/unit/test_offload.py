@@ -11,7 +11,8 @@ from accelerate import cpu_offload
 
 from hybridiff import ParallelConfig, ParallelPipeline, parallelize
 from support.oracles import relative_difference
-from support.pipelines import denoiser_of
+from support.pipelines import build, denoiser_of, generate
+from support.schedules import capped
 from zoo import ZOO, run
 
 NAMES = ["StableDiffusionPipeline", "PixArtSigmaPipeline", "WanPipeline:two-transformers"]
@@ -24,8 +25,10 @@ def by_model(pipe: Any) -> None:
 
 def by_layer(pipe: Any) -> None:
     """What `enable_sequential_cpu_offload` does, which wants a GPU; between calls weights are nowhere."""
-    for network in networks(pipe):
-        cpu_offload(network, execution_device=torch.device("cpu"))
+    pipe.remove_all_hooks()
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            cpu_offload(part, execution_device=torch.device("cpu"), offload_buffers=len(part._parameters) > 0)
 
 
 def by_group(pipe: Any) -> None:
@@ -57,9 +60,50 @@ def test_offload_in_either_order(name: str, offload: Callable[[Any], None], is_f
         assert relative_difference(run(ZOO[name], parallel), alone) < 1e-5
         assert parallel.report is not None
         assert all(step.discrepancy is not None for step in parallel.report.steps)  # we were not passed by
+        assert parallel.report.partition is not None
+        assert (parallel.report.partition.largest, parallel.report.notes) == (1, [])  # nor was everything left to all
     parallel.detach()
     assert torch.equal(run(ZOO[name], pipe), alone)
     assert not any("hybridiff" in registry.hooks for registry in registries(pipe))
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("offload", [by_model, by_layer, by_group])
+@pytest.mark.parametrize(
+    "config", [{"strategy": "hybrid", "step_kind": "reuse", "full_steps": "0-1,3"}, capped(10, 3, 2)]
+)
+def test_a_network_that_is_split(config: dict[str, Any], offload: Callable[[Any], None], is_first: bool) -> None:
+    made = []
+    for is_offloaded in (False, True):
+        pipe = build("sd3")
+        if is_offloaded and is_first:
+            offload(pipe)
+        with parallelize(pipe, ParallelConfig(devices=2, simulate=True, **config)) as parallel:
+            if is_offloaded and not is_first:
+                offload(pipe)
+            made.append(generate(parallel, "sd3", num_inference_steps=10))
+            assert parallel.report is not None
+            assert len(parallel.report.kinds) > 1
+    assert torch.equal(*made)
+
+
+@pytest.mark.parametrize("offload", [by_model, by_layer, by_group])
+def test_ranks_are_joined_by_the_device_on_which_networks_run(
+    offload: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not by where weights are meanwhile: gloo would be chosen for a GPU."""
+    joined: list[torch.device] = []
+
+    def join(device: torch.device, timeout: float) -> bool:
+        joined.append(device)
+        return False
+
+    monkeypatch.setattr("hybridiff.pipeline.join_torchrun", join)
+    pipe = ZOO["StableDiffusionPipeline"].build()
+    offload(pipe)
+    parallelize(pipe).detach()
+    assert joined == [pipe._execution_device]
+    assert joined[0].type == "cpu"
 
 
 def registries(pipe: Any) -> list[Any]:

@@ -7,16 +7,19 @@ import pkgutil
 
 from zoo.specimen import Specimen, run
 
-__all__ = ["ZOO", "Specimen", "run"]
+__all__ = ["FAMILIES", "ZOO", "Specimen", "run"]
 
 
-def _all_specimens() -> dict[str, Specimen]:
-    modules = [importlib.import_module(f"zoo.{found.name}") for found in pkgutil.iter_modules(__path__)]
-    specimens = [specimen for module in modules for specimen in getattr(module, "SPECIMENS", ())]
-    by_name = {specimen.name: specimen for specimen in specimens}
-    assert len(by_name) == len(specimens), "two specimens of one name"
-    return by_name
+def _all_families() -> dict[str, tuple[Specimen, ...]]:
+    names = [found.name for found in pkgutil.iter_modules(__path__)]
+    specimens = {name: getattr(importlib.import_module(f"zoo.{name}"), "SPECIMENS", ()) for name in names}
+    return {name: tuple(family) for name, family in specimens.items() if family}
 
 
-ZOO: dict[str, Specimen] = _all_specimens()
+FAMILIES: dict[str, tuple[Specimen, ...]] = _all_families()
+"""The specimens of each module."""
+
+ZOO: dict[str, Specimen] = {specimen.name: specimen for family in FAMILIES.values() for specimen in family}
 """All specimens by name."""
+
+assert len(ZOO) == sum(map(len, FAMILIES.values())), "two specimens of one name"

@@ -67,6 +67,7 @@ class Generate(CallOptions):
     lora: Annotated[list[str] | None, flag(HOW, LORA, "PATH_OR_ID[:SCALE]")] = None
     controlnet: Annotated[list[str] | None, flag(HOW, CONTROLNET, "PATH_OR_ID")] = None
     devices: Annotated[int | None, setting(TOGETHER, "devices", "N")] = None
+    shards: Annotated[int | None, setting(TOGETHER, "shards", "N")] = None
     strategy: Annotated[str | None, choice(TOGETHER, STRATEGY, STRATEGIES)] = None
     fidelity: Annotated[float | None, setting(TOGETHER, "fidelity", "DB")] = None
     quality: Annotated[str | None, flag(TOGETHER, QUALITY, "NAME", names=tuple(QUALITIES))] = None
@@ -133,7 +134,9 @@ class Generate(CallOptions):
         Raises:
             UsageError: a setting is unknown, or its value does not fit.
         """
-        settings = self.given("fidelity", "quality", "calibration") | read_settings(self.set, self._table("set"))
+        settings = self.given("shards", "fidelity", "quality", "calibration") | read_settings(
+            self.set, self._table("set")
+        )
         published = {name.removeprefix("published."): settings.pop(name) for name in PUBLISHED if name in settings}
         devices = self.devices
         if devices is None and not is_under_torchrun():
@@ -184,6 +187,8 @@ def _tell(generation: "Generation", paths: Sequence[Path]) -> None:
     for note in report.notes:
         print(f"note: {note}", file=sys.stderr)
     devices = f"{report.devices} device{'s' * (report.devices != 1)}"
+    if report.partition is not None and report.partition.shards > 1:
+        devices += f", {report.partition.shards} a picture"
     kinds = ", ".join(f"{count} {kind}" for kind, count in report.kinds.items())
     ideal = f", ideal speed-up {report.ideal_speedup:.2f}x" if report.ideal_speedup else ""
     print(

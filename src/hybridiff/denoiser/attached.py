@@ -33,14 +33,16 @@ class AttachedHook:
 
         diffusers (0.42) puts the forward of a removed hook that came before ours in the place of ours. Accelerate, if
         it came before us, puts back what it found after every call with model offload. We would silently be passed by.
+        Where it came after us, we go around it: inside of its hooks weights are there during a call only.
         """
         if self._reference.forward is not self._forward:
             self._reference.original_forward = self._reference.forward
             self._reference.forward = self._forward
-        if not self._is_called():
+        if not self._is_called() or self._is_in_accelerate:
+            self._had_forward = self._had_forward or self._is_in_accelerate
             found = self._module.forward
             self._registry.remove_hook(self._name, recurse=False)
-            self._module.forward = found  # not what was there when we came
+            self._leave_inside(found)  # not what was there when we came
             self._register()
 
     def remove(self) -> None:
@@ -75,8 +77,13 @@ class AttachedHook:
             forward = getattr(forward, "__wrapped__", None)
         return forward is not None
 
+    @property
+    def _is_in_accelerate(self) -> bool:
+        """Whether accelerate calls us."""
+        return vars(self._module).get("_old_forward") is self._hooked
+
     def _leave_inside(self, outermost: Any) -> None:
         """Leave what others have put around us in place, without us; where we cannot, our hook lets calls through."""
         self._module.forward = outermost
-        if vars(self._module).get("_old_forward") is self._hooked:  # what accelerate calls
+        if self._is_in_accelerate:
             self._module._old_forward = self._reference.original_forward

@@ -88,4 +88,12 @@ def through(compiled: Forward, network: torch.nn.Module, forward: Forward) -> Fo
         finally:
             vars(network)["forward"] = hooked
 
+    run.is_compiled = True  # type: ignore[attr-defined]
     return run
+
+
+def is_compiled(network: torch.nn.Module, forward: Forward) -> bool:
+    """Whether a forward goes through something compiled: the network (`through`), or modules of it."""
+    if getattr(forward, "is_compiled", False):
+        return True
+    return any(module._compiled_call_impl is not None for module in network.modules())

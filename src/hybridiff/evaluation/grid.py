@@ -95,7 +95,7 @@ def _reuse(steps: int) -> Iterator[Setting]:
 
 
 def _cached(steps: int) -> Iterator[Setting]:
-    yield from (guided("cached", tolerance) for tolerance in (0.03, 0.045, 0.06, 0.08, 0.1, 0.14, 0.2, 0.3))
+    yield from (guided("cached", tolerance) for tolerance in (0.01, 0.02, 0.03, 0.045, 0.06, 0.08, 0.1, 0.14, 0.2, 0.3))
     yield _one_device("cached")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 from ..numerics.estimate import REACTION, fading
 from ..numerics.sensitivity import Sensitivity
@@ -24,10 +25,6 @@ _CLIP = (0.25, 4.0)
 
 _MOST_STAKED = 0.5
 """Share of the remaining squared bound that one gap may be expected to spend: the last ones can be made up by none."""
-
-_CAUTION, _UNTIL = 2.0, 0.12
-"""The very first gap is expected to leave so many times as much again, later ones less, none from that part of the run
-on: what is drawn is decided there, and where an image becomes another one no hindsight tells."""
 
 _MOST_AHEAD = 2.0
 """What a gap may be expected to spend, as a multiple of its part of the steps left: early expectations often fail."""
@@ -55,7 +52,7 @@ class PromisedPolicy(Policy):
         self.bound, self.longest = bound, longest
         self._final = [abs(value) for value in sensitivity.influence]
         self._places = sensitivity.places or range(len(self._final))
-        self._plan = GapPlan(self._fear, len(self._final), longest)
+        self._plan = GapPlan(partial(self._expect, 1.0), len(self._final), longest)
         self._full_steps = 0
         self._latest, self._next = 0, 1
         self._speeds: Sequence[float] = ()  # at the latest full step, per image
@@ -111,18 +108,13 @@ class PromisedPolicy(Policy):
         left = max(0.0, self.bound**2 - self.spent_before**2 - self._spent[row] ** 2)
         scale = self._factor[row] * self._speeds[row]
         room = min(limit, self._plan.room(step, scale, left))
-        while room > 1 and (scale * self._fear(step, room)) ** 2 > left * self._stake(step, room):
+        while room > 1 and (scale * self._expect(1.0, step, room)) ** 2 > left * self._stake(step, room):
             room -= 1
         return room
 
     def _stake(self, step: int, room: int) -> float:
         """The share of what is left that a gap may be expected to spend."""
         return min(_MOST_STAKED, _MOST_AHEAD * room / (len(self._final) - 1 - step))
-
-    def _fear(self, step: int, room: int) -> float:
-        """What a gap is to be expected to leave where changes go on at speed 1, to be on the safe side."""
-        early = max(0.0, 1 - step / (_UNTIL * len(self._final)))
-        return (1 + _CAUTION * early) * self._expect(1.0, step, room)
 
     def _expect(self, speed: float, step: int, room: int) -> float:
         here, places = self._places[step], self._places

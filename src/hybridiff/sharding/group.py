@@ -26,13 +26,12 @@ class ShardGroup(ABC):
         count: Number of parts.
 
     Attributes:
-        received: Bytes that this rank received from the others so far.
-        messages: Messages so far.
+        received: Bytes that this rank received from the others so far, lengths left out.
     """
 
     def __init__(self, index: int, count: int) -> None:
         self.index, self.count = index, count
-        self.received = self.messages = 0
+        self.received = 0
         self._form: object = None
         self._lengths: dict[str, tuple[int, ...]] = {}
 
@@ -76,13 +75,12 @@ class ShardGroup(ABC):
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """What all ranks say at a place, of one form: (count, ...)."""
-        self.messages += 1
         self.received += (self.count - 1) * tensor.nbytes
         return self._all_gather(tensor.contiguous())
 
     def _lengths_at(self, place: str, mine: int) -> tuple[int, ...]:
         if place not in self._lengths:
-            told = self.all_gather(torch.tensor([mine]))
+            told = self._all_gather(torch.tensor([mine]))
             self._lengths[place] = tuple(int(length) for length in told.flatten())
         return self._lengths[place]
 

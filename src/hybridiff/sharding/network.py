@@ -120,7 +120,7 @@ class RowShards(ShardedNetwork):
             if isinstance(module, Downsample2D) and module.use_conv and module.padding == 0:
                 inside.add(module.conv)
                 yield module, DownsampleHook()
-            elif isinstance(module, nn.Conv2d) and module not in inside:
+            elif isinstance(module, nn.Conv2d) and module.kernel_size[0] > 1 and module not in inside:
                 yield module, ConvolutionHook()
             elif isinstance(module, nn.GroupNorm):
                 yield module, GroupNormHook()

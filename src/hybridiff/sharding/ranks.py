@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..denoiser.compiled import is_compiled
 from ..denoiser.evaluation import Evaluation, RecordedEvaluation, are_close
 from ..denoiser.rows import split_rows
 from ..distributed.comm import Comm
@@ -44,6 +45,7 @@ class RankGroups:
         self._sharded: dict[torch.nn.Module, ShardedNetwork | None] = {}
         self._groups: dict[int, list[ShardGroup]] = {}
         self._comms: list[Comm] = []
+        self._sent = 0
 
     def count(self, evaluation: Evaluation) -> int:
         """How many ranks share the rows of an evaluation: 1 where each has rows of its own.
@@ -53,13 +55,12 @@ class RankGroups:
         """
         if self._wanted == 1 or self._comm.size == 1 or evaluation.is_whole or self.why_whole:
             return 1
-        if self._wanted is None and not self._is_large(evaluation):
-            return 1
-        most = self._most_parts(evaluation)
         if self._wanted is not None:
-            self._check(most)
+            self._check(evaluation)
             return self._wanted
-        return choose_shards(self._comm.size, evaluation.rows, most)
+        if not _is_large(evaluation) or _is_compiled(evaluation):
+            return 1
+        return choose_shards(self._comm.size, evaluation.rows, self._most_parts(evaluation))
 
     def evaluate(
         self, evaluation: Evaluation, rows: Sequence[slice], shards: int, forward: Forward
@@ -83,9 +84,17 @@ class RankGroups:
             members = [rank for rank in local if rank // shards == number]
             if members and own.stop > own.start:
                 work = self._work(evaluation, number * shards, own, forward)
-                made = self._run(self._of(shards, members, evaluation.sample.device), work)
-                predictions |= dict(zip(members, made, strict=True))
+                group = self._of(shards, members, evaluation.sample.device)
+                before = group[0].received
+                predictions |= dict(zip(members, self._run(group, work), strict=True))
+                # What is sent is in proportion to rows.
+                self._sent = (group[0].received - before) * shards * evaluation.rows // (own.stop - own.start)
         return predictions
+
+    def take_sent(self) -> int:
+        """Bytes that all ranks sent each other within the latest evaluation, told once."""
+        sent, self._sent = self._sent, 0
+        return sent
 
     def can_share(self, recorded: RecordedEvaluation, consensus: Callable[[bool, str], list[bool]]) -> bool:
         """Whether parts of pictures, evaluated apart, are what they are in whole calls; on every rank, or none.
@@ -186,19 +195,26 @@ class RankGroups:
         assert sharded is not None
         return sharded
 
-    def _check(self, most: int) -> None:
+    def _check(self, evaluation: Evaluation) -> None:
+        """Whether it can be shared by as many as were asked for."""
+        name, most = type(evaluation.calls[0].network).__name__, self._most_parts(evaluation)
         if most == 1:
-            name = type(self._networks[0]).__name__
             raise UsageError(f"it is not known how {name} can be cut into parts of a picture; use shards=1")
         if self._wanted is not None and self._wanted > most:
             raise UsageError(f"shards {self._wanted} requested, this picture can be cut into {most} at most")
+        if _is_compiled(evaluation):
+            raise UsageError(f"{name} is compiled, so it cannot be cut; use shards=1, or do without torch.compile")
 
-    @staticmethod
-    def _is_large(evaluation: Evaluation) -> bool:
-        sample = evaluation.sample
-        packed = 4 if sample.ndim == 3 else 1  # tokens of 2 x 2 pixels
-        channels = sample.shape[-1] if sample.ndim == 3 else sample.shape[1]
-        return sample.numel() // (sample.shape[0] * channels) * packed >= LEAST_PIXELS
+
+def _is_large(evaluation: Evaluation) -> bool:
+    sample = evaluation.sample
+    packed = 4 if sample.ndim == 3 else 1  # tokens of 2 x 2 pixels
+    channels = sample.shape[-1] if sample.ndim == 3 else sample.shape[1]
+    return sample.numel() // (sample.shape[0] * channels) * packed >= LEAST_PIXELS
+
+
+def _is_compiled(evaluation: Evaluation) -> bool:
+    return any(is_compiled(call.network, call.forward) for call in evaluation.calls)
 
 
 def choose_shards(ranks: int, rows: int, most: int) -> int:

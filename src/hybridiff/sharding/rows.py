@@ -24,7 +24,7 @@ class ConvolutionHook(ModelHook):
     def new_forward(self, module: Any, picture: torch.Tensor) -> torch.Tensor:
         """Replaces the layer's forward (see `diffusers.hooks.ModelHook`)."""
         group = current_group()
-        if group is None or module.kernel_size[0] == 1:
+        if group is None:
             answer: torch.Tensor = self.fn_ref.original_forward(picture)
             return answer
         above, aside = module.padding
@@ -58,7 +58,7 @@ class GroupNormHook(ModelHook):
         exact = features if features.dtype is torch.float64 else features.float()
         mean, variance = (
             value.repeat_interleave(channels // module.num_groups, 1).flatten()
-            for value in _statistics(group, exact.reshape(images, module.num_groups, -1))
+            for value in _statistics(group, exact, module.num_groups)
         )
         weight, bias = (
             None if parameter is None else parameter.to(exact.dtype).repeat(images)
@@ -96,16 +96,19 @@ def _convolve(convolution: Any, picture: torch.Tensor, aside: int) -> torch.Tens
     return F.conv2d(picture, weight, bias, convolution.stride, (0, aside), convolution.dilation, groups)
 
 
-def _statistics(group: ShardGroup, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance of the values of all ranks together, (images, groups) each.
+def _statistics(group: ShardGroup, features: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance of each group of channels, over the parts of all ranks, (images, groups) each.
 
     Args:
         group: The ranks.
-        values: This rank's, (images, groups, values).
+        features: This rank's part, (images, channels, ...).
+        groups: Number of groups of channels.
     """
-    variance, mean = torch.var_mean(values, 2, correction=0)
-    sizes = torch.full_like(mean, values.shape[2])
-    means, variances, sizes = group.all_gather(torch.stack((mean, variance, sizes))).unbind(1)
+    images, channels, pixels = *features.shape[:2], features[0, 0].numel()
+    # Several times as fast as var_mean; without epsilon it gives the reciprocal deviation itself.
+    _, mean, reciprocal = torch.native_group_norm(features, None, None, images, channels, pixels, groups, 0.0)
+    said = group.all_gather(torch.stack((mean, reciprocal.square().reciprocal(), torch.full_like(mean, pixels))))
+    means, variances, sizes = said.unbind(1)
     shares = sizes / sizes.sum(0)
     mean = (shares * means).sum(0)
     return mean, (shares * (variances + (means - mean).square())).sum(0)

@@ -54,7 +54,7 @@ class BranchEvaluator:
         shards = self._groups.count(evaluation)
         rows = split_rows(evaluation.rows, evaluation.branches, self.channel.comm.size // shards)
         if rows is None:
-            return self.replicate(evaluation)
+            return self.replicate(evaluation, forward)
         if self.partition is None:
             self.partition = RowPartition(evaluation.rows, most_rows(rows), None, evaluation.branches, shards)
         return self._gather(evaluation, rows, forward or self.run, shards)
@@ -70,11 +70,12 @@ class BranchEvaluator:
         self.read_status()
         return prediction
 
-    def replicate(self, evaluation: Evaluation) -> torch.Tensor:
+    def replicate(self, evaluation: Evaluation, forward: Forward | None = None) -> torch.Tensor:
         """The same by every rank on its own; errors and interrupts reach all ranks all the same."""
         if self._messages is None:
             self._open(1, evaluation.sample)  # first, so that a rank that fails leaves by way of a message
-        prediction = evaluation.run()
+        rows = slice(0, evaluation.rows)
+        prediction = forward(evaluation, self.channel.comm.rank, rows) if forward else evaluation.run()
         assert self._messages is not None
         self._messages.heartbeat(prediction)
         return prediction
@@ -92,6 +93,7 @@ class BranchEvaluator:
     def _gather(self, evaluation: Evaluation, rows: Sequence[slice], forward: Forward, shards: int = 1) -> torch.Tensor:
         """The prediction of all rows; ranks that share some each say a part of what they predict."""
         predictions = self._groups.evaluate(evaluation, rows, shards, forward)
+        self.channel.sent["shards"] += self._groups.take_sent()
         dtype, row_shape = self._agree_on_rows(predictions)
         elements = -(-most_rows(rows) * row_shape.numel() // shards)
         if self._messages is None:

@@ -363,13 +363,15 @@ def test_python_m_is_the_command() -> None:
     assert (done.returncode, done.stderr) == (2, "hybridiff: No such command 'draw'; see hybridiff --help\n")
 
 
-def test_generate_has_32_flags() -> None:
+def test_generate_has_33_flags() -> None:
     fields = dataclasses.fields(Generate)
     names = "model prompt prompts negative_prompt num_images seed height width num_inference_steps guidance_scale"
-    names += " scheduler arg devices strategy fidelity quality calibration set device dtype variant timeout output"
+    names += (
+        " scheduler arg devices shards strategy fidelity quality calibration set device dtype variant timeout output"
+    )
     names += " fps image mask_image control_image lora controlnet model_config"
     assert {field.name for field in fields} == {*names.split(), "trace", "config"}
-    assert len(fields) == 32
+    assert len(fields) == 33
 
 
 def test_every_field_of_the_config_can_be_given() -> None:

@@ -13,6 +13,12 @@ from zoo import ZOO
 NUMBERS = ("height", "width", "num_frames", "max_sequence_length", "true_cfg_scale", "guidance_scale")
 
 
+@pytest.fixture(autouse=True)
+def _small_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The networks of the zoo see every pixel: 256 of them a side take a minute."""
+    monkeypatch.setattr("hybridiff.evaluation.sharing.PIXELS", 32)
+
+
 def said_of(name: str, **changes: Any) -> str:
     specimen = ZOO[name]
     call = {key: value for key, value in specimen.call().items() if key in NUMBERS} | changes

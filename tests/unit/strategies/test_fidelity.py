@@ -356,7 +356,6 @@ def test_no_quality_is_balanced(name: str) -> None:
 QUALITIES: list[dict[str, Any]] = [{}, {"quality": None}, {"quality": "balanced"}, {"quality": 0.5}]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny-sd3", "tiny-sdxl"])
 def test_promises_are_kept_without_a_calibration(name: str) -> None:
     """True mean PSNR in pixels against the image of full steps alone; few prompts, so wider bounds."""

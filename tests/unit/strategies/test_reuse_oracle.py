@@ -29,15 +29,15 @@ FOLLOWED = ["0-2,5,8,10-11", "0-2,8,10-11"]
 
 
 class ReuseByHand:
-    """Answers a generation's evaluations, both branches in one call.
+    """Answers a generation's evaluations, all branches in one call.
 
     Args:
         parts: The network in two stages.
-        inputs_of: Splits a call into its branches.
+        inputs_of: Splits a call into its branches, one or two.
         full: The full steps.
     """
 
-    def __init__(self, parts: Any, inputs_of: Callable[..., tuple[Inputs, Inputs]], full: list[int]) -> None:
+    def __init__(self, parts: Any, inputs_of: Callable[..., tuple[Inputs, ...]], full: list[int]) -> None:
         self.parts = parts
         self.forward = parts.network.forward
         self.inputs_of = inputs_of
@@ -146,3 +146,27 @@ def test_what_is_followed_matters() -> None:
             generated.append(generate(parallel, "sd3", num_inference_steps=STEPS))
     assert not torch.equal(generated[0], generated[1])
     assert not torch.equal(generated[1], generated[2])
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_one_branch_alone(devices: int) -> None:
+    """Without guidance every rank has the only row."""
+    pipe = build("sd3")
+    pipe.transformer.forward = ReuseByHand(TransformerByHand(pipe.transformer, 1, 2), only_branch, parse_steps(HELD))
+    expected = generate(pipe, "sd3", num_inference_steps=STEPS, guidance_scale=1.0)
+    where = split_at("reuse", block_split(build("sd3").transformer, 0, 2))
+    config = ParallelConfig(
+        "hybrid", step_kind="reuse", full_steps=HELD, calibration=where, devices=devices, simulate=True
+    )
+    with parallelize(build("sd3"), config) as parallel:
+        generated = generate(parallel, "sd3", num_inference_steps=STEPS, guidance_scale=1.0)
+        assert parallel.report is not None
+        assert parallel.report.kinds == {"full": 8, "reuse": 4}
+    assert torch.equal(generated, expected)
+
+
+def only_branch(
+    hidden_states: Any, timestep: Any, encoder_hidden_states: Any, pooled_projections: Any, **_: Any
+) -> tuple[Inputs]:
+    inputs = {"sample": hidden_states, "timestep": timestep, "text": encoder_hidden_states}
+    return (inputs | {"pooled": pooled_projections},)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 
+from support.every_pipeline import every
 from zoo import ZOO, Specimen, run
 
 SCALES = ("guidance_scale", "true_cfg_scale", "max_guidance_scale")
@@ -40,8 +40,9 @@ def differ(result: torch.Tensor, other: torch.Tensor) -> bool:
     return float((result - other).norm() / other.norm()) > 1e-3
 
 
-@pytest.mark.parametrize("specimen", [pytest.param(specimen, id=name) for name, specimen in ZOO.items()])
-def test_specimens_are_finite_deterministic_and_guided(specimen: Specimen) -> None:
+@every(ZOO)
+def test_specimens_are_finite_deterministic_and_guided(name: str) -> None:
+    specimen = ZOO[name]
     pipe = specimen.build()
     assert type(pipe).__name__ == specimen.name.partition(":")[0]
     result = run(specimen, pipe)
@@ -50,8 +51,8 @@ def test_specimens_are_finite_deterministic_and_guided(specimen: Specimen) -> No
     assert torch.equal(run(specimen, specimen.build()), result)
     if specimen.layout != "single":
         assert differ(result, run_unguided(specimen))
-    for name in FURTHER_SCALES.keys() & specimen.call().keys():
-        without: dict[str, Any] = {name: FURTHER_SCALES[name]}
+    for scale in FURTHER_SCALES.keys() & specimen.call().keys():
+        without: dict[str, Any] = {scale: FURTHER_SCALES[scale]}
         assert differ(result, run(specimen, specimen.build(), **without))
 
 

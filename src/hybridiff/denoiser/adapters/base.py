@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
+
 from ...config import PublishedSettings
 from ..layers import Layer
 from ..split import SplitPoint
@@ -68,3 +70,9 @@ def argument(pipe: Any, arguments: Mapping[str, Any], name: str) -> Any:
     """An argument of a pipeline's call, or its default; None where it has no such argument."""
     parameter = inspect.signature(pipe.__call__).parameters.get(name)
     return arguments.get(name, parameter and parameter.default)
+
+
+def execution_device(pipe: Any) -> torch.device:
+    """Where a pipeline's networks run, though offload may keep them elsewhere between calls."""
+    device: torch.device = getattr(pipe, "_execution_device", pipe.device)
+    return device

@@ -39,7 +39,8 @@ class ReuseStep(StepExecutor):
 
     def run(self, evaluation: Evaluation, step: int) -> Answer:
         prediction = self.evaluator.evaluate(evaluation, self._run_outer)
-        return Answer(prediction, self.evaluator.read_status(discrepancy(*prediction.chunk(2)).reshape(1)))
+        branches = prediction.chunk(evaluation.branches)
+        return Answer(prediction, self.evaluator.read_status(discrepancy(branches[0], branches[-1]).reshape(1)))
 
     def run_full(self, evaluation: Evaluation, rank: int, rows: slice) -> torch.Tensor:
         with self.evaluator.timeline.span(rank, "whole network, own branch", "stage"):
