@@ -106,7 +106,9 @@ def _statistics(group: ShardGroup, features: torch.Tensor, groups: int) -> tuple
     """
     images, channels, pixels = *features.shape[:2], features[0, 0].numel()
     # Several times as fast as var_mean; without epsilon it gives the reciprocal deviation itself.
-    _, mean, reciprocal = torch.native_group_norm(features, None, None, images, channels, pixels, groups, 0.0)
+    _, mean, reciprocal = torch.native_group_norm(
+        features.contiguous(), None, None, images, channels, pixels, groups, 0.0
+    )
     said = group.all_gather(torch.stack((mean, reciprocal.square().reciprocal(), torch.full_like(mean, pixels))))
     means, variances, sizes = said.unbind(1)
     shares = sizes / sizes.sum(0)

@@ -99,9 +99,9 @@ def blank_neighbours(group: ShardGroup, picture: torch.Tensor, overlap: int, pad
     return torch.cat((top, picture, bottom), -2)
 
 
-def own_statistics(group: ShardGroup, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def own_statistics(group: ShardGroup, features: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and variance of a part by itself."""
-    variance, mean = torch.var_mean(values, 2, correction=0)
+    variance, mean = torch.var_mean(features.reshape(len(features), groups, -1), 2, correction=0)
     return mean, variance
 
 
