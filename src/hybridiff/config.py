@@ -99,8 +99,8 @@ class ParallelConfig:
     )
     shards: int | None = _setting(
         None,
-        "ranks that evaluate one image of one guidance branch together, each a part of it; unless given, as many as are "
-        "left once each image and branch has one, for images of at least 512 x 512 pixels",
+        "ranks that evaluate one image of one guidance branch together, each a part of it; unless given, as many as "
+        "are left once each image and branch has one, for images of at least 512 x 512 pixels",
         least=1,
         most=4096,
     )

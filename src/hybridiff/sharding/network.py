@@ -99,7 +99,7 @@ class RowShards(ShardedNetwork):
         self._unit = unit
 
     def most_parts(self, arguments: Mapping[str, Any]) -> int:
-        return -(-int(self._picture(arguments).shape[2]) // self._unit)
+        return max(1, int(self._picture(arguments).shape[2]) // self._unit)
 
     def run(self, group: ShardGroup, forward: Forward, arguments: dict[str, Any]) -> Any:
         rows = int(self._picture(arguments).shape[2])
@@ -139,7 +139,10 @@ class TokenShards(ShardedNetwork):
         super().__init__(network)
 
     def most_parts(self, arguments: Mapping[str, Any]) -> int:
-        return 4096
+        # Networks reshape streams in ways that do not work with an empty part.
+        cuts = [(name, cut) for cuts in self._cuts.values() for name, cut in cuts.arguments.items()]
+        lengths = [arguments[name].shape[cut.dim] for name, cut in cuts if cut.fits(arguments.get(name))]
+        return min(lengths, default=_MANY)
 
     def run(self, group: ShardGroup, forward: Forward, arguments: dict[str, Any]) -> Any:
         whole = self._cuts.get("", ModuleCuts())
@@ -150,6 +153,9 @@ class TokenShards(ShardedNetwork):
             yield self.network.get_submodule(name), TokensHook(name, cuts)
         yield from self._attention_hooks(any("encoder_hidden_states" in cuts.arguments for cuts in self._cuts.values()))
 
+
+_MANY = 4096
+"""More parts than there will be ranks."""
 
 _PICTURES = frozenset(
     {"down_block_additional_residuals", "mid_block_additional_residual", "down_intrablock_additional_residuals"}
@@ -186,7 +192,7 @@ def _rows_of(value: Any, rows: int, own: slice, is_picture: bool) -> Any:
         return type(value)(_rows_of(item, rows, own, True) for item in value)
     if not isinstance(value, torch.Tensor):
         return value
-    scale = round(rows / value.shape[2])
+    scale = 1 << (-(-rows // value.shape[2]) - 1).bit_length()  # each level has half the rows, rounded up
     return value[:, :, own.start // scale : -(-own.stop // scale)]
 
 

@@ -14,8 +14,8 @@ from .place import current_group
 
 def rows_of_part(rows: int, unit: int, group: ShardGroup) -> slice:
     """Which rows of a picture a rank has: parts begin at multiples of a unit, the last one takes the rest."""
-    units = torch.arange(-(-rows // unit)).tensor_split(group.count)[group.index]
-    return slice(int(units[0]) * unit, min(rows, (int(units[-1]) + 1) * unit))
+    units = torch.arange(rows // unit).tensor_split(group.count)[group.index]
+    return slice(int(units[0]) * unit, rows if group.is_last else (int(units[-1]) + 1) * unit)
 
 
 class ConvolutionHook(ModelHook):
@@ -55,9 +55,7 @@ class GroupNormHook(ModelHook):
             answer: torch.Tensor = self.fn_ref.original_forward(features)
             return answer
         images, channels = features.shape[:2]
-        exact = (
-            features if features.dtype is torch.float64 else features.float()
-        ).contiguous()  # as the kernel wants it
+        exact = features if features.dtype is torch.float64 else features.float()
         mean, variance = (
             value.repeat_interleave(channels // module.num_groups, 1).flatten()
             for value in _statistics(group, exact, module.num_groups)
@@ -108,7 +106,9 @@ def _statistics(group: ShardGroup, features: torch.Tensor, groups: int) -> tuple
     """
     images, channels, pixels = *features.shape[:2], features[0, 0].numel()
     # Several times as fast as var_mean; without epsilon it gives the reciprocal deviation itself.
-    _, mean, reciprocal = torch.native_group_norm(features, None, None, images, channels, pixels, groups, 0.0)
+    _, mean, reciprocal = torch.native_group_norm(
+        features.contiguous(), None, None, images, channels, pixels, groups, 0.0
+    )
     said = group.all_gather(torch.stack((mean, reciprocal.square().reciprocal(), torch.full_like(mean, pixels))))
     means, variances, sizes = said.unbind(1)
     shares = sizes / sizes.sum(0)

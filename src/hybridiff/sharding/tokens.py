@@ -31,9 +31,11 @@ class Cut:
         """This rank's part of a tensor, or of each in a list; of anything else the thing itself."""
         if isinstance(value, (list, tuple)):
             return type(value)(self.part(item, group) for item in value)
-        if not isinstance(value, torch.Tensor) or self.ndim not in (None, value.ndim):
-            return value
-        return group.part(value, self.dim)
+        return group.part(value, self.dim) if self.fits(value) else value
+
+    def fits(self, value: Any) -> bool:
+        """Whether it is a tensor that is cut."""
+        return isinstance(value, torch.Tensor) and self.ndim in (None, value.ndim)
 
 
 @dataclass(frozen=True)
