@@ -90,6 +90,42 @@ def test_quantised_weights(name: str) -> None:
     require_stock(name, build)
 
 
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("StableDiffusion3Pipeline", "Linear8bitLt"),
+        ("StableDiffusion3Pipeline", "Linear4bit"),
+        ("FluxPipeline", "Linear8bitLt"),
+        ("FluxPipeline", "Linear4bit"),
+        ("WanPipeline", "Linear8bitLt"),
+    ],
+)
+def test_weights_of_bitsandbytes(name: str, layer: str) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+
+    def build() -> Any:
+        pipe = ZOO[name].build()
+        quantise(pipe.transformer, getattr(bitsandbytes.nn, layer))
+        return pipe
+
+    require_stock(name, build)
+
+
+def quantise(network: torch.nn.Module, layer: Any) -> None:
+    """Put quantised layers in the place of linear ones, as diffusers does on a GPU."""
+    options = {"has_fp16_weights": False} if layer.__name__ == "Linear8bitLt" else {"compute_dtype": torch.float32}
+    linear = [
+        (parent, name, child)
+        for parent in network.modules()
+        for name, child in parent.named_children()
+        if type(child) is torch.nn.Linear and child.in_features % 8 == 0
+    ]
+    for parent, name, child in linear:
+        quantised = layer(child.in_features, child.out_features, child.bias is not None, **options)
+        quantised.load_state_dict(child.state_dict())
+        setattr(parent, name, quantised.to("cpu"))  # which packs the weights
+
+
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_several_images_a_prompt(name: str) -> None:
     films = {"LTXPipeline", "WanPipeline:two-transformers"}

@@ -40,7 +40,7 @@ class AttentionHook(ModelHook):
             return forward(*args, **kwargs)
         with _GatheredKeys(group, self._name) as gathered:
             answer = forward(*args, **kwargs)
-        if not gathered.happened:
+        if not gathered.times:
             raise UsageError(
                 f"{self._name} does not attend by scaled_dot_product_attention, so it cannot be shared by "
                 f"{group.count} devices; use the attention backend 'native', or shards=1"
@@ -56,8 +56,8 @@ class _GatheredKeys(TorchFunctionMode):
 
     def __init__(self, group: ShardGroup, place: str) -> None:
         super().__init__()
-        self._group, self._place = group, place
-        self.happened = False
+        self._group, self._layer = group, place
+        self.times = 0  # that the layer attended
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -65,17 +65,22 @@ class _GatheredKeys(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        self.happened = True
+        self.times += 1
         named = dict(zip(_ARGUMENTS, args, strict=False)) | kwargs
         rest = args[len(_ARGUMENTS) :]
         if rest or named.get("is_causal"):
-            raise UsageError(f"{self._place} attends in order (causally), which cannot be shared; use shards=1")
+            raise UsageError(f"{self._layer} attends in order (causally), which cannot be shared; use shards=1")
         mine = named["key"].shape[-2]
         named["key"], named["value"] = self._both(named["key"], named["value"])
         mask = named.get("attn_mask")
         if mask is not None and mask.shape[-1] == mine:
-            named["attn_mask"] = self._group.concatenate(f"{self._place}.mask", mask, -1)
+            named["attn_mask"] = self._group.concatenate(f"{self._place} mask", mask, -1)
         return func(**named)
+
+    @property
+    def _place(self) -> str:
+        """Of the running attention, as a layer may attend to several things."""
+        return f"{self._layer} {self.times}"
 
     def _both(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """All keys and values, by one message where their shapes allow it."""

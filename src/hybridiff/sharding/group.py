@@ -164,7 +164,7 @@ def play(ranks: Sequence[ThreadGroup], work: Callable[[ThreadGroup], T]) -> list
 
 
 class _ThreadSettings:
-    """What torch keeps for each thread: the number of its own threads, grad and inference mode, autocast, device."""
+    """What torch keeps for each thread: the number of its own threads, grad and inference mode, autocast."""
 
     def __init__(self) -> None:
         self._threads = torch.get_num_threads()

@@ -210,7 +210,7 @@ class RankGroups:
     def _check(self, evaluation: Evaluation) -> None:
         """Whether it can be shared by as many as were asked for."""
         name, most = type(evaluation.calls[0].network).__name__, self._most_parts(evaluation)
-        if most == 1:
+        if any(self._shard(call.network) is None for call in evaluation.calls):
             raise UsageError(f"it is not known how {name} can be cut into parts of an image; use shards=1")
         if self._wanted is not None and self._wanted > most:
             raise UsageError(f"shards {self._wanted} requested, this image can be cut into {most} at most")
