@@ -25,7 +25,7 @@ from .distributed.consistency import device_identity
 from .distributed.status import Status
 from .errors import RankError, ShardError
 from .learner import LayoutLearner
-from .report.report import RunReport, parts_of_call
+from .report.report import RunReport, parts_of_call, peak_memory
 from .report.timeline import Span, Timeline, synchronizer
 from .running_step import RunningStep
 from .schedule.kinds import Phase, StepKind
@@ -130,6 +130,7 @@ class Run:
         report.seconds = now - self._started
         if self._steps:
             report.parts = parts_of_call(self._started, self._first_call, self._current.started, now)
+        report.peak_memory = peak_memory(execution_device(self._setup.pipe))
         report.steps = [step.record() for step in self._steps]
         if self._strategy is not None:
             report.tau1, report.tau2 = self._strategy.taus

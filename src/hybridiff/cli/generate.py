@@ -202,7 +202,7 @@ def _tell(generation: "Generation", paths: Sequence[Path], saving: float) -> Non
         parts = report.parts | {"saving": saving}
         whole = sum(parts.values())
         shares = (f"{part} {seconds:.2f} s ({seconds / whole:.0%})" for part, seconds in parts.items())
-        print(f"of {whole:.2f} s: {', '.join(shares)}")
+        print(f"of {whole:.2f} s: {', '.join(shares)}; at most {report.peak_memory / 2**30:.1f} GiB")
     if report.fidelity:
         promised, estimated = report.fidelity["promised"], report.fidelity["estimated"]
         print(f"fidelity: {promised:g} dB promised, {estimated:.1f} dB estimated for the worst image")

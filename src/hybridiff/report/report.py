@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -82,6 +83,7 @@ class RunReport:
         tau2: Last step of the parallel phase, likewise.
         seconds: Wall time of the whole call, text encoding and decoding included.
         parts: Seconds of its parts: encoding of text and pictures, denoising, decoding; empty where it had no step.
+        peak_memory: Bytes that this rank's process has had at most so far: allocated on its GPU, or resident on a CPU.
         steps: One record per step.
         notes: Sentences the user should read: what was not done, and why.
         stages: The split in force and its measured costs; empty where the network was not split.
@@ -97,6 +99,7 @@ class RunReport:
     tau2: int | None = None
     seconds: float = 0.0
     parts: dict[str, float] = field(default_factory=dict)
+    peak_memory: int = 0
     steps: list[StepRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     stages: dict[str, Any] = field(default_factory=dict)
@@ -153,6 +156,7 @@ class RunReport:
             "tau2": self.tau2,
             "seconds": self.seconds,
             "parts": self.parts,
+            "peak_memory": self.peak_memory,
             "ideal_speedup": self.ideal_speedup,
             "phases": self.phases,
             "kinds": self.kinds,
@@ -180,3 +184,16 @@ def parts_of_call(begin: float, first_call: float, last_step: float, end: float)
         end: When the call ended.
     """
     return {"encoding": first_call - begin, "denoising": last_step - first_call, "decoding": end - last_step}
+
+
+def peak_memory(device: Any) -> int:
+    """Bytes that this process has had at most so far (`RunReport.peak_memory`); 0 where no one knows."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
