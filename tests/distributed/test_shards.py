@@ -29,6 +29,10 @@ UNGUIDED = {"guidance_scale": 1.0}
         pytest.param("sd3", 4, 2, {}, {}, id="the same of a transformer"),
         pytest.param("sd3.5", 3, 3, {}, {}, id="both branches by three"),
         pytest.param("sdxl two levels", 2, 2, UNGUIDED, {}, id="one branch"),
+        pytest.param(
+            "sdxl two levels", 4, 4, UNGUIDED, {"shards": 2}, id="one branch by all, though two were asked for"
+        ),
+        pytest.param("sd3", 6, 2, {"num_images_per_prompt": 2}, {}, id="three groups, four rows"),
         pytest.param("sdxl two levels", 4, 2, {"num_images_per_prompt": 3}, {}, id="three images"),
         pytest.param("sd3", 4, 2, {}, CACHED, id="cached steps"),
     ],
@@ -36,7 +40,7 @@ UNGUIDED = {"guidance_scale": 1.0}
 def test_ranks_that_share_pictures(
     name: str, ranks: int, shards: int, changes: dict[str, Any], config: dict[str, Any]
 ) -> None:
-    config = {**config, "shards": shards}
+    config = {"shards": shards, **config}
     generated = [runs[-1] for runs in run_ranks(on_ranks, ranks, name, changes, config)]
     simulated = generate_parallel(name, changes, simulate=True, devices=ranks, **config)[-1]
     alone = generate_parallel(name, changes, simulate=True, devices=1, **{**config, "shards": 1})[-1]

@@ -57,10 +57,9 @@ class RankGroups:
             return 1
         if self._wanted is not None:
             self._check(evaluation)
-            return self._wanted
-        if not _is_large(evaluation) or _is_compiled(evaluation):
+        elif not _is_large(evaluation) or _is_compiled(evaluation):
             return 1
-        return choose_shards(self._comm.size, evaluation.rows, self._most_parts(evaluation))
+        return choose_shards(self._comm.size, evaluation.rows, self._most_parts(evaluation), self._wanted)
 
     def evaluate(
         self, evaluation: Evaluation, rows: Sequence[slice], shards: int, forward: Forward
@@ -79,12 +78,13 @@ class RankGroups:
         local = self._comm.local_ranks
         if shards == 1:
             return {rank: forward(evaluation, rank, rows[rank]) for rank in local if rows[rank].stop > rows[rank].start}
+        self._make(shards, evaluation.sample.device)
         predictions: dict[int, torch.Tensor] = {}
         for number, own in enumerate(rows):
             members = [rank for rank in local if rank // shards == number]
             if members and own.stop > own.start:
                 work = self._work(evaluation, number * shards, own, forward)
-                group = self._of(shards, members, evaluation.sample.device)
+                group = self._of(shards, members)
                 before = group[0].received
                 predictions |= dict(zip(members, self._run(group, work), strict=True))
                 # What is sent is in proportion to rows.
@@ -106,7 +106,8 @@ class RankGroups:
         Raises:
             ShardError: another rank left in the middle.
         """
-        return self._run(self._of(self._comm.size, self._comm.local_ranks, device), work)[0]
+        self._make(self._comm.size, device)
+        return self._run(self._of(self._comm.size, self._comm.local_ranks), work)[0]
 
     def can_share(self, recorded: RecordedEvaluation, consensus: Callable[[bool, str], list[bool]]) -> bool:
         """Whether parts of pictures, evaluated apart, are what they are in whole calls; on every rank, or none.
@@ -176,16 +177,20 @@ class RankGroups:
             self.drop()  # closes the connections, which ends the waits of the others
             raise
 
-    def _of(self, shards: int, members: Sequence[int], device: torch.device) -> Sequence[ShardGroup]:
+    def _make(self, shards: int, device: torch.device) -> None:
+        """Groups of so many ranks, where there are none yet; ranks that have nothing to do take part in making them."""
+        if shards in self._groups:
+            return
+        size = self._comm.size
+        if len(self._comm.local_ranks) == size:
+            self._groups[shards] = [ThreadGroup(rank % shards, shards) for rank in range(size)]
+            return
+        comms = self._comm.split([range(first, first + shards) for first in range(0, size, shards)])
+        self._comms += [comm for comm in comms if comm is not None]
+        self._groups[shards] = [ProcessGroup(self._comms[-1], device)]
+
+    def _of(self, shards: int, members: Sequence[int]) -> Sequence[ShardGroup]:
         """The groups that local ranks are in."""
-        if shards not in self._groups:
-            size = self._comm.size
-            if len(self._comm.local_ranks) == size:
-                self._groups[shards] = [ThreadGroup(rank % shards, shards) for rank in range(size)]
-            else:
-                comms = self._comm.split([range(first, first + shards) for first in range(0, size, shards)])
-                self._comms += [comm for comm in comms if comm is not None]
-                self._groups[shards] = [ProcessGroup(self._comms[-1], device)]
         groups = self._groups[shards]
         return groups if len(groups) == 1 else [groups[rank] for rank in members]
 
@@ -229,13 +234,17 @@ def _is_compiled(evaluation: Evaluation) -> bool:
     return any(is_compiled(call.network, call.forward) for call in evaluation.calls)
 
 
-def choose_shards(ranks: int, rows: int, most: int) -> int:
+def choose_shards(ranks: int, rows: int, most: int, wanted: int | None = None) -> int:
     """How many ranks should share rows so that the slowest group is done earliest: images first, then branches.
 
     Args:
         ranks: Number of ranks.
         rows: Rows of the evaluation.
         most: Shards that there can be.
+        wanted: As many as were asked for; more only where groups of so many would have nothing to do.
     """
-    possible = [shards for shards in range(1, min(ranks, most) + 1) if ranks % shards == 0]
+    least = wanted or 1
+    if wanted is not None and ranks // wanted <= rows:
+        return wanted
+    possible = [shards for shards in range(least, min(ranks, most) + 1, least) if ranks % shards == 0]
     return min(possible, key=lambda shards: (math.ceil(rows / (ranks // shards)) / shards**_GAIN, shards))
