@@ -64,13 +64,15 @@ class LayoutLearner:
         """Whether the first call of a step shows that there may be more branches than are known; forgets these then.
 
         Args:
-            call: The call; more rows than in the step before are more branches in it.
+            call: The call; more rows than before are more branches in it.
             before: The step before; more calls than in the one before that were more branches, too.
         """
         if self.reader is None:
             return False
         has_more = call.rows > self._rows or self.has_more_calls(before)
-        self._rows, self._calls = call.rows, before.calls  # fewer ones: guidance has ended, and may come back
+        # Fewer ones: guidance has ended, and may come back; a known pipeline says so itself, and its strategy goes on.
+        self._rows = max(call.rows, self._rows) if self._setup.is_known else call.rows
+        self._calls = before.calls
         if not has_more:
             return False
         if not self._setup.is_known:

@@ -65,4 +65,6 @@ def test_the_changelog_has_this_version() -> None:
 
 
 def test_the_page_of_pipelines_has_a_row_for_every_specimen() -> None:
-    assert read_rows(PAGE.read_text()).keys() == {title(name) for name in ZOO}
+    rows, specimens = read_rows(PAGE.read_text()).keys(), {title(name) for name in ZOO}
+    assert specimens <= rows
+    assert rows - specimens <= {"Kolors", "KolorsPAG"}, "which need sentencepiece"
