@@ -90,6 +90,8 @@ class Beginning:
             notes.append("images of a batch and its branches depend on each other: every rank evaluates all")
         if why_alone:
             notes.append(f"{type(setup.pipe).__name__}: {why_alone}; every rank evaluates everything")
+        if setup.groups.why_whole:
+            notes.append(f"{setup.groups.why_whole}: ranks do not share images")
         if evaluation.is_whole or why_alone or setup.config.strategy == "serial":
             return notes
         groups = setup.comm.size // setup.groups.count(evaluation)

@@ -132,9 +132,10 @@ class RankGroups:
         if all(consensus(fits, "agree whether pictures can be cut")):
             return True
         self.drop()
-        self.why_whole = f"parts of an image that {type(self._networks[0]).__name__} is given differ from the whole"
+        name = type(self._networks[0]).__name__
+        self.why_whole = f"what {name} makes of parts of an image is not what it makes of the whole"
         if self._wanted is not None:
-            raise UsageError(f"{self.why_whole}: it cannot be shared between ranks; use shards=1")
+            raise UsageError(f"{self.why_whole}: ranks cannot share images; use shards=1")
         return False
 
     def drop(self) -> None:

@@ -1,0 +1,48 @@
+"""Groups of ranks within a run: what is found out at its first step, and what is told of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from hybridiff import ParallelConfig, UsageError, parallelize
+from hybridiff.sharding import ranks
+from support.oracles import relative_difference
+from zoo import ZOO, run
+
+NAME = "FluxPipeline"
+
+
+def share(**config: Any) -> tuple[torch.Tensor, Any]:
+    """What four ranks make of one image, and the report."""
+    with parallelize(ZOO[NAME].build(), ParallelConfig(devices=4, simulate=True, **config)) as parallel:
+        result = run(ZOO[NAME], parallel)
+        return result, parallel.report
+
+
+def test_an_unknown_pipeline_is_shared_once_its_parts_have_proved_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "LEAST_PIXELS", 1)
+    result, report = share()
+    assert report.partition.shards == 2
+    assert report.notes == []
+    assert relative_difference(result, run(ZOO[NAME], ZOO[NAME].build())) < 1e-5
+
+
+def test_small_images_are_not_cut_unasked() -> None:
+    _, report = share()
+    assert report.partition.shards == 1
+    assert report.notes[0].startswith("2 of 4 ranks have nothing to do")
+
+
+def test_parts_that_differ_from_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "LEAST_PIXELS", 1)
+    monkeypatch.setattr(ranks, "are_close", lambda *_: False)
+    result, report = share()
+    assert report.partition.shards == 1
+    why = "what FluxTransformer2DModel makes of parts of an image is not what it makes of the whole"
+    assert report.notes[0] == f"{why}: ranks do not share images"
+    assert relative_difference(result, run(ZOO[NAME], ZOO[NAME].build())) < 1e-5
+    with pytest.raises(UsageError, match=f"{why}: ranks cannot share images; use shards=1"):
+        share(shards=2)
