@@ -57,6 +57,8 @@ class RankGroups:
             return 1
         if self._wanted is not None:
             self._check(evaluation)
+        elif choose_shards(self._comm.size, evaluation.rows, self._comm.size) == 1:
+            return 1  # however it can be cut: most runs, whose networks get no hooks
         elif not _is_large(evaluation) or _is_compiled(evaluation):
             return 1
         return choose_shards(self._comm.size, evaluation.rows, self._most_parts(evaluation), self._wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -18,44 +19,46 @@ def rows_of_part(rows: int, unit: int, group: ShardGroup) -> slice:
     return slice(int(units[0]) * unit, rows if group.is_last else (int(units[-1]) + 1) * unit)
 
 
-class ConvolutionHook(ModelHook):
-    """A 2-D convolution with zeros around the picture; parts begin at multiples of its stride."""
+class RowsHook(ModelHook, ABC):
+    """Around a layer that has to know more of the picture than its part."""
 
     def new_forward(self, module: Any, picture: torch.Tensor) -> torch.Tensor:
         """Replaces the layer's forward (see `diffusers.hooks.ModelHook`)."""
         group = current_group()
-        if group is None:
-            answer: torch.Tensor = self.fn_ref.original_forward(picture)
-            return answer
+        whole: torch.Tensor = (
+            self.fn_ref.original_forward(picture) if group is None else self.run(group, module, picture)
+        )
+        return whole
+
+    @abstractmethod
+    def run(self, group: ShardGroup, module: Any, picture: torch.Tensor) -> torch.Tensor:
+        """What the layer makes of a rank's part."""
+
+
+class ConvolutionHook(RowsHook):
+    """A 2-D convolution with zeros around the picture; parts begin at multiples of its stride."""
+
+    def run(self, group: ShardGroup, module: Any, picture: torch.Tensor) -> torch.Tensor:
         above, aside = module.padding
         extended = with_neighbours(group, picture, module.kernel_size[0] - module.stride[0], (above, above))
         return _convolve(module, extended, aside)
 
 
-class DownsampleHook(ModelHook):
+class DownsampleHook(RowsHook):
     """A downsampler that adds a row below and a column at the right, as encoders of VAEs have it."""
 
-    def new_forward(self, module: Any, picture: torch.Tensor) -> torch.Tensor:
-        """Replaces the layer's forward (see `diffusers.hooks.ModelHook`)."""
-        group, convolution = current_group(), module.conv
-        if group is None:
-            answer: torch.Tensor = self.fn_ref.original_forward(picture)
-            return answer
+    def run(self, group: ShardGroup, module: Any, picture: torch.Tensor) -> torch.Tensor:
+        convolution = module.conv
         extended = with_neighbours(group, picture, convolution.kernel_size[0] - convolution.stride[0], (0, 1))
         return _convolve(convolution, F.pad(extended, (0, 1)), 0)
 
 
-class GroupNormHook(ModelHook):
+class GroupNormHook(RowsHook):
     """Group normalization by the statistics of all parts together."""
 
-    def new_forward(self, module: Any, features: torch.Tensor) -> torch.Tensor:
-        """Replaces the layer's forward (see `diffusers.hooks.ModelHook`)."""
-        group = current_group()
-        if group is None:
-            answer: torch.Tensor = self.fn_ref.original_forward(features)
-            return answer
-        images, channels = features.shape[:2]
-        exact = features if features.dtype is torch.float64 else features.float()
+    def run(self, group: ShardGroup, module: Any, picture: torch.Tensor) -> torch.Tensor:
+        images, channels = picture.shape[:2]
+        exact = picture if picture.dtype is torch.float64 else picture.float()
         mean, variance = (
             value.repeat_interleave(channels // module.num_groups, 1).flatten()
             for value in _statistics(group, exact, module.num_groups)
@@ -67,7 +70,7 @@ class GroupNormHook(ModelHook):
         # Channels of all images, side by side, as one image: a single operation that applies given statistics.
         stacked = exact.reshape(1, images * channels, -1)
         normal = F.batch_norm(stacked, mean, variance, weight, bias, eps=module.eps)
-        return normal.view(features.shape).to(features.dtype)
+        return normal.view(picture.shape).to(picture.dtype)
 
 
 def with_neighbours(group: ShardGroup, picture: torch.Tensor, overlap: int, padding: tuple[int, int]) -> torch.Tensor:
