@@ -100,7 +100,7 @@ class LayoutLearner:
             self.watched = WatchedStep(self._setup.pipe)
             return Learned(evaluation, layout, watched.extra_calls, why)
         if is_new:
-            self._setup.groups.can_share(evaluation, self._channel.consensus)
+            self._setup.groups.check_parts(evaluation, self._channel.consensus)
         self.reader, self._calls = watched.reader(layout), step.calls
         if layout.calls == 1 and layout.branches > 1 and not watched.extra_calls and not step.index:
             self._layouts[self._kind_of_call(watched.rows)] = layout

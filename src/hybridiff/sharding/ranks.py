@@ -111,8 +111,8 @@ class RankGroups:
         self._make(self._comm.size, device)
         return self._run(self._of(self._comm.size, self._comm.local_ranks), work)[0]
 
-    def can_share(self, recorded: RecordedEvaluation, consensus: Callable[[bool, str], list[bool]]) -> bool:
-        """Whether parts of pictures, evaluated apart, are what they are in whole calls; on every rank, or none.
+    def check_parts(self, recorded: RecordedEvaluation, consensus: Callable[[bool, str], list[bool]]) -> None:
+        """Find out whether parts of pictures, evaluated apart, are what they are in whole calls, on every rank.
 
         Args:
             recorded: What whole calls predicted.
@@ -123,7 +123,7 @@ class RankGroups:
         """
         shards = self.count(recorded)
         if shards == 1:
-            return True
+            return
         rows = split_rows(recorded.rows, recorded.branches, self._comm.size // shards) or []
         apart = Evaluation(recorded.calls, recorded.order)
         try:
@@ -132,13 +132,12 @@ class RankGroups:
         except (RuntimeError, ValueError, TypeError, IndexError):  # of the network, or of a rank that had such an error
             fits = False
         if all(consensus(fits, "agree whether pictures can be cut")):
-            return True
+            return
         self.drop()
         name = type(self._networks[0]).__name__
         self.why_whole = f"what {name} makes of parts of an image is not what it makes of the whole"
         if self._wanted is not None:
             raise UsageError(f"{self.why_whole}: ranks cannot share images; use shards=1")
-        return False
 
     def drop(self) -> None:
         """Give groups up after a run that failed; all ranks alike, they are made anew."""

@@ -30,6 +30,15 @@ def test_an_unknown_pipeline_is_shared_once_its_parts_have_proved_right(monkeypa
     assert relative_difference(result, run(ZOO[NAME], ZOO[NAME].build())) < 1e-5
 
 
+def test_ranks_with_a_row_each_leave_the_network_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "LEAST_PIXELS", 1)
+    pipe = ZOO[NAME].build()
+    with parallelize(pipe, ParallelConfig(devices=2, simulate=True)) as parallel:
+        run(ZOO[NAME], parallel)
+        hooked = [name for name, module in pipe.transformer.named_modules() if hasattr(module, "_diffusers_hook")]
+    assert hooked == [""], "the hook that answers, and none inside"
+
+
 def test_small_images_are_not_cut_unasked() -> None:
     _, report = share()
     assert report.partition.shards == 1
