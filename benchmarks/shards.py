@@ -1,8 +1,9 @@
 """How much faster ranks are that share one evaluation: `torchrun --nproc-per-node 2 -m benchmarks.shards`.
 
 Two ranks, each pinned to a core, evaluate one branch of one picture together, and each the whole of it, in turns: the
-medians are compared. For more ranks times are reckoned: what the slowest part takes by itself, and for each message its
-latency and its bytes at the rate seen between the two. The same reckoning for two is held against what was measured.
+medians are compared. For more ranks times are reckoned as for reports (`hybridiff.sharding.costs`): what the slowest
+part takes by itself, and for each message its latency and its bytes at the rate seen between the two. The same
+reckoning for two is held against what was measured.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,7 +25,8 @@ from hybridiff.distributed.comm import Comm
 from hybridiff.distributed.placement import Placement
 from hybridiff.distributed.process import ProcessComm
 from hybridiff.evaluation.workload import versions
-from hybridiff.sharding.group import ProcessGroup, ShardGroup, ThreadGroup, play
+from hybridiff.sharding.costs import Link, ShardCosts, measure_shards
+from hybridiff.sharding.group import ProcessGroup, ThreadGroup, play
 from hybridiff.sharding.network import ShardedNetwork, shard_network
 from hybridiff.utils.tables import align
 
@@ -32,45 +34,6 @@ from .networks import NETWORKS
 
 RANKS = (2, 4, 8)
 TIMEOUT = 300.0
-
-
-class PartAlone(ShardGroup):
-    """One part by itself: what the others would say is what it says itself; notes the size of each message in bytes."""
-
-    def __init__(self, index: int, lengths: dict[str, tuple[int, ...]], count: int) -> None:
-        super().__init__(index, count)
-        self._known, self.sizes = lengths, list[int]()
-
-    def begin(self, form: object) -> None:
-        self._lengths, self.sizes = dict(self._known), []
-
-    def _all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        self.sizes.append(tensor.nbytes)
-        return tensor.expand(self.count, *tensor.shape).contiguous()
-
-
-@dataclass(frozen=True)
-class Link:
-    """What messages between two ranks cost.
-
-    Attributes:
-        latency: Seconds of the shortest message.
-        rate: Bytes a second of long ones.
-    """
-
-    latency: float
-    rate: float
-
-    @classmethod
-    def measure(cls, group: ProcessGroup, repeats: int) -> Link:
-        """By messages of 16 bytes and of a megabyte."""
-        short, long = (torch.zeros(size // 4) for size in (16, 2**20))
-        latency = _seconds(lambda: group.all_gather(short), 10 * repeats)
-        return cls(latency, long.nbytes / max(1e-9, _seconds(lambda: group.all_gather(long), repeats) - latency))
-
-    def seconds(self, sizes: Sequence[int], ranks: int) -> float:
-        """Of messages of so many bytes from each rank, one after the other."""
-        return sum(self.latency + (ranks - 1) * size / self.rate for size in sizes)
 
 
 def measure(names: Sequence[str], sizes: Sequence[int], repeats: int) -> Iterator[dict[str, Any]]:
@@ -92,33 +55,32 @@ def _rows(
     forward = sharded.network.forward
     together = sharded.shared_by(group, forward)
     whole, shared = _in_turns(lambda: forward(**call), lambda: together(**call), repeats)
-    link = Link.measure(group, repeats)
+    link = Link.measure(group, group.device)
     for ranks in RANKS:
-        alone, messages = _slowest_part(sharded, call, ranks, repeats)
-        reckoned = alone + link.seconds(messages, ranks)
+        costs = replace(_costs(sharded, call, ranks), whole=whole, link=link)
         yield {
             "network": name,
             "pixels": pixels,
             "ranks": ranks,
-            "seconds_whole": whole,
             "seconds_measured": shared if ranks == group.count else None,
-            "seconds_part": alone,
-            "seconds_reckoned": reckoned,
             "speedup": whole / shared if ranks == group.count else None,
-            "speedup_reckoned": whole / reckoned,
-            "messages": len(messages),
-            "megabytes_a_rank": sum(messages) * (ranks - 1) / 1e6,
+            "speedup_reckoned": 1 / costs.share,
+            **costs.to_dict(),
         }
 
 
-def _slowest_part(sharded: ShardedNetwork, call: dict[str, Any], ranks: int, repeats: int) -> tuple[float, list[int]]:
-    """Seconds of the part that takes longest, by itself, and the bytes of its messages."""
+def _costs(sharded: ShardedNetwork, call: dict[str, Any], ranks: int) -> ShardCosts:
+    """What it costs so many ranks, all of which are played, to share a call."""
     forward = sharded.network.forward
     threads = [ThreadGroup(index, ranks) for index in range(ranks)]
     play(threads, lambda thread: sharded.shared_by(thread, forward)(**call))  # shows the lengths of all parts
-    parts = [PartAlone(index, threads[index]._lengths, ranks) for index in {0, ranks // 2}]
-    timed = [_seconds(lambda part=part: sharded.shared_by(part, forward)(**call), repeats) for part in parts]  # type: ignore[misc]
-    return max(timed), parts[0].sizes
+    dist.barrier()
+    return measure_shards(
+        [threads[0], threads[ranks // 2]],
+        lambda: forward(**call),
+        lambda part: sharded.shared_by(part, forward)(**call),
+        torch.device("cpu"),
+    )
 
 
 def _in_turns(one: Callable[[], Any], other: Callable[[], Any], repeats: int) -> tuple[float, float]:
@@ -132,17 +94,6 @@ def _in_turns(one: Callable[[], Any], other: Callable[[], Any], repeats: int) ->
             if turn:  # the first one warms up
                 seconds.append(time.perf_counter() - begun)
     return median(times[0]), median(times[1])
-
-
-def _seconds(work: Callable[[], Any], repeats: int) -> float:
-    """Median of some repeats that both ranks begin at once."""
-    times = []
-    for _ in range(repeats):
-        dist.barrier()
-        begun = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - begun)
-    return median(times)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -174,12 +125,12 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         row["network"],
         str(row["pixels"]),
         str(row["ranks"]),
-        f"{row['seconds_whole']:.3f} s",
-        f"{row['seconds_part']:.3f} s",
+        f"{row['whole']:.3f} s",
+        f"{row['part']:.3f} s",
         f"{row['speedup_reckoned']:.2f}x",
         measured,
         str(row["messages"]),
-        f"{row['megabytes_a_rank']:.1f}",
+        f"{row['received'] / 1e6:.1f}",
     )
 
 

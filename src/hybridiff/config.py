@@ -133,7 +133,10 @@ class ParallelConfig:
     timeout: float = _setting(
         300.0, "deadline in seconds of every wait for another rank", above=0, most=LONGEST_TIMEOUT
     )
-    trace: bool = _setting(False, "record what each rank does when; waits for the device at every turn")
+    trace: bool = _setting(
+        False,
+        "record what each rank does when, and measure what shared images cost; waits for the device at every turn",
+    )
     published: PublishedSettings = field(
         default_factory=PublishedSettings, metadata={"help": "settings of the published rule"}
     )

@@ -137,6 +137,7 @@ class Run:
             report.notes = list(dict.fromkeys([*self._notes, *self._strategy.notes()]))
             report.stages = self._strategy.stages()
             report.partition = self._strategy.partition
+            report.shards = self._setup.groups.described_costs()
             report.layout = self._learner.reader.layout if self._learner.reader is not None else None
             report.fidelity = self._strategy.fidelity()
         if self._setup.config.trace:

@@ -52,6 +52,21 @@ def test_ranks_that_share_pictures(
     assert simulated.report["bytes_by_purpose"]["shards"] > 0
 
 
+def traced(ranks: int) -> dict[str, Any]:
+    return generate_parallel(NAME, {}, devices=ranks, shards=2, trace=True)[-1].report
+
+
+def test_a_trace_measures_what_a_shared_image_costs() -> None:
+    first, *others = run_ranks(traced, 4, 4)
+    for report in (first, *others):
+        costs = report["shards"]
+        assert costs["messages"] > 20
+        assert costs["received"] > 0
+        assert costs["link"]["latency"] > 0
+        # Two branches, each by two ranks.
+        assert report["ideal_speedup"] == pytest.approx(2 / costs["share"])
+
+
 def run_until_rank_1_fails(way: str, timeout: float) -> tuple[Outcome, Outcome]:
     """How a call ends in which rank 1 leaves in the middle of the network at the third step, and the call after it."""
     pipe = build(NAME)

@@ -88,6 +88,7 @@ class RunReport:
         notes: Sentences the user should read: what was not done, and why.
         stages: The split in force and its measured costs; empty where the network was not split.
         partition: How the rows of guided steps were shared; None where none was partitioned.
+        shards: What it costs that ranks share an image, in seconds and bytes; empty where it was not measured (trace).
         layout: Where the branches are in the calls of a step; None where it is asked anew at every step.
         fidelity: What was promised and what is estimated of the worst image, in dB; empty where nothing was promised.
         spans: What each rank did when, where a trace was asked for.
@@ -104,6 +105,7 @@ class RunReport:
     notes: list[str] = field(default_factory=list)
     stages: dict[str, Any] = field(default_factory=dict)
     partition: RowPartition | None = None
+    shards: dict[str, Any] = field(default_factory=dict)
     layout: GuidanceLayout | None = None
     fidelity: dict[str, float] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list, repr=False)
@@ -145,7 +147,8 @@ class RunReport:
         extra = sum(step.extra_evaluations for step in self.steps)
         alone = RowPartition(self.branches, self.branches, branches=self.branches)
         single = alone if self.devices == 1 or self.branches == 1 else BRANCH_EACH
-        return ideal_speedup(kinds, costs, self.partition or single, unguided=unguided, extra=extra)
+        partition, share = self.partition or single, self.shards.get("share")
+        return ideal_speedup(kinds, costs, partition, unguided=unguided, extra=extra, share=share)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, ready for JSON."""
@@ -164,6 +167,7 @@ class RunReport:
             "stages": self.stages,
             "layout": asdict(self.layout) if self.layout else None,
             "partition": asdict(self.partition) if self.partition else None,
+            "shards": self.shards,
             "fidelity": self.fidelity,
             "notes": self.notes,
             "steps": [step.to_dict() for step in self.steps],

@@ -66,7 +66,7 @@ def critical_path(kinds: Iterable[StepKind], costs: StageCosts = HALVES) -> floa
 
     A full step costs 1, a reuse step the outer stage, o, a cached one nothing. Of a group of P pipelined steps the
     first one waits for the outer stage only, as it goes on with the inner result that the step before left behind;
-    every further one waits for the slower stage: `o + (P - 1) max(o, n)`. Messages cost nothing here.
+    every further one waits for the slower stage: `o + (P - 1) max(o, n)`. Messages between steps cost nothing here.
 
     Args:
         kinds: How each step was shared, in order.
@@ -93,6 +93,7 @@ def ideal_speedup(
     serial_step: float | None = None,
     unguided: Sequence[StepKind] = (),
     extra: int = 0,
+    share: float | None = None,
 ) -> float:
     """Time of the serial generation divided by the critical path of the schedule.
 
@@ -104,9 +105,12 @@ def ideal_speedup(
         unguided: How each step without guidance was shared, which has one branch only; a full one counts as no faster
             than a serial one.
         extra: Number of extra evaluations of one branch, in steps of whatever kind (skip-layer guidance).
+        share: Time that an evaluation takes the devices that share it, as a share of what it takes one of them,
+            messages and what all compute alike included; 1 / shards unless measured.
     """
     serial_step = float(partition.branches) if serial_step is None else serial_step
     evaluation = serial_step if partition.is_whole else partition.evaluations
+    evaluation *= 1.0 if share is None else share * partition.shards
     serial = serial_step * len(kinds) + len(unguided) + extra
     alone = critical_path(unguided, costs) + partition.extra_branches * extra
     return serial / (evaluation * critical_path(kinds, costs) + alone)

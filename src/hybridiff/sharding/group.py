@@ -99,10 +99,10 @@ class ProcessGroup(ShardGroup):
 
     def __init__(self, comm: Comm, device: torch.device) -> None:
         super().__init__(comm.rank, comm.size)
-        self._comm, self._device = comm, device
+        self._comm, self.device = comm, device
 
     def _all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        mine = tensor.to(self._device)
+        mine = tensor.to(self.device)
         out = mine.new_empty(self.count, mine.numel())
         self._comm.all_gather({self.index: mine.view(-1)}, out)
         return out.view(self.count, *tensor.shape)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -14,6 +14,7 @@ from ..denoiser.evaluation import Evaluation, RecordedEvaluation, are_close
 from ..denoiser.rows import split_rows
 from ..distributed.comm import Comm
 from ..errors import CommError, ShardError, UsageError
+from .costs import ShardCosts, measure_shards
 from .group import ProcessGroup, ShardGroup, ThreadGroup, play
 from .network import ShardedNetwork, shard_network
 
@@ -22,6 +23,8 @@ LEAST_PIXELS = 4096
 
 _GAIN = 0.9
 """So many ranks are taken to be `shards ** _GAIN` times as fast as one, where their number is chosen."""
+
+T = TypeVar("T")
 
 Forward = Callable[[Evaluation, int, slice], torch.Tensor]
 """Evaluates some rows of a call for a rank: (rows, ...)."""
@@ -34,13 +37,19 @@ class RankGroups:
         comm: The ranks.
         networks: The pipeline's denoisers.
         wanted: Shards of each group; None chooses.
+        measures: The first evaluation of each form is measured, too.
 
     Attributes:
         why_whole: Why no evaluation is shared by ranks; empty where it may be.
+        costs: What the latest shared evaluation costs where it was measured.
     """
 
-    def __init__(self, comm: Comm, networks: Sequence[torch.nn.Module], wanted: int | None) -> None:
+    def __init__(
+        self, comm: Comm, networks: Sequence[torch.nn.Module], wanted: int | None, measures: bool = False
+    ) -> None:
         self.why_whole = ""
+        self.costs: ShardCosts | None = None
+        self._measures, self._measured = measures, dict[object, ShardCosts]()
         self._comm, self._networks, self._wanted = comm, networks, wanted
         self._sharded: dict[torch.nn.Module, ShardedNetwork | None] = {}
         self._groups: dict[int, list[ShardGroup]] = {}
@@ -91,7 +100,13 @@ class RankGroups:
                 predictions |= dict(zip(members, self._run(group, work), strict=True))
                 # What is sent is in proportion to rows.
                 self._sent = (group[0].received - before) * shards * evaluation.rows // (own.stop - own.start)
+                if self._measures:
+                    self._measure(group, evaluation, own)
         return predictions
+
+    def described_costs(self) -> dict[str, Any]:
+        """The costs as plain data for the report; empty where nothing was measured."""
+        return {} if self.costs is None else self.costs.to_dict()
 
     def take_sent(self) -> int:
         """Bytes that all ranks sent each other within the latest evaluation, told once."""
@@ -165,12 +180,26 @@ class RankGroups:
 
         return work
 
+    def _measure(self, group: Sequence[ShardGroup], evaluation: Evaluation, rows: slice) -> None:
+        """Find out once for each form what it costs that the group shares some rows, as it just did."""
+        form = (group[0].count, rows.stop - rows.start, evaluation.sample.shape)
+        if form not in self._measured:
+            part = self._work(evaluation, 0, rows, lambda evaluation, _, own: evaluation.run(own))
+            self._measured[form] = self._guarded(
+                lambda: measure_shards(group, lambda: evaluation.run(rows), part, evaluation.sample.device)
+            )
+        self.costs = self._measured[form]
+
     def _run(self, group: Sequence[ShardGroup], work: Callable[[Any], torch.Tensor]) -> list[torch.Tensor]:
         """What the local ranks of a group make of some work; one that fails lets the others know."""
         if isinstance(group[0], ThreadGroup):
             return play(group, work)  # type: ignore[arg-type]
+        return [self._guarded(lambda: work(group[0]))]
+
+    def _guarded(self, work: Callable[[], T]) -> T:
+        """What some work with messages within a group makes; where it fails, the others of the group are let know."""
         try:
-            return [work(group[0])]
+            return work()
         except CommError as error:
             raise ShardError(
                 f"a rank that shares this one's rows left in the middle of the network: {error}"

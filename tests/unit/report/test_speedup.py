@@ -149,3 +149,9 @@ def test_guidance_that_begins_late() -> None:
     late = report("hybrid", [FULL, StepKind.CACHED, FULL, FULL, StepKind.CACHED], [None, None, None, 0.1, None])
     late.steps[1] = replace(late.steps[1], branches=1)
     assert late.ideal_speedup == pytest.approx((3 + 2 * 2) / (2 + 1))
+
+
+def test_what_shared_images_cost_is_counted_where_it_was_measured() -> None:
+    partition = RowPartition(rows=2, largest=1, shards=2)
+    assert ideal_speedup([FULL] * 10, partition=partition) == 4.0
+    assert ideal_speedup([FULL] * 10, partition=partition, share=0.625) == pytest.approx(3.2)

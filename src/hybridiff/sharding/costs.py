@@ -1,0 +1,147 @@
+"""What it costs that ranks share an evaluation: the slowest part by itself, and the messages."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+import torch
+
+from ..report.timeline import synchronizer
+from .group import ShardGroup, ThreadGroup
+
+_REPEATS = 3
+_MESSAGES = 16
+_LONG = 2**20
+"""Bytes of the messages that show the rate."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """What messages between the ranks of a group cost.
+
+    Attributes:
+        latency: Seconds of a short message in the middle of work, waiting for the slower rank included.
+        rate: Bytes a second that a rank receives of long ones.
+    """
+
+    latency: float = 0.0
+    rate: float = math.inf
+
+    @classmethod
+    def measure(cls, group: ShardGroup, device: torch.device) -> Link:
+        """By messages of 16 bytes and of a megabyte; to be called by all ranks of a group."""
+        short, long = (torch.zeros(size // 4, device=device) for size in (16, _LONG))
+        matrix = torch.ones(192, 192, device=device)
+
+        def in_turns(message: Callable[[], object]) -> None:
+            for _ in range(_MESSAGES):
+                matrix @ matrix
+                message()
+
+        apart = _seconds(lambda: in_turns(lambda: None), device)
+        latency = max(0.0, _seconds(lambda: in_turns(lambda: group.all_gather(short)), device) - apart) / _MESSAGES
+        received = (group.count - 1) * long.nbytes
+        return cls(latency, received / max(1e-9, _seconds(lambda: group.all_gather(long), device) - latency))
+
+    def seconds(self, messages: int, received: int) -> float:
+        """Of some messages, one after the other, in which a rank receives so many bytes."""
+        return messages * self.latency + received / self.rate
+
+
+@dataclass(frozen=True)
+class ShardCosts:
+    """What a rank of a group has to do in an evaluation that the group shares.
+
+    Attributes:
+        whole: Seconds of the whole evaluation by one rank.
+        part: Seconds of the slowest part by itself, what every rank computes alike included.
+        messages: Number of messages in the middle of the network.
+        received: Bytes that a rank receives in them.
+        link: What messages cost; nothing where ranks are played.
+    """
+
+    whole: float
+    part: float
+    messages: int
+    received: int
+    link: Link
+
+    @property
+    def share(self) -> float:
+        """Time of the evaluation when shared, as a share of what it takes one rank: at best 1 / shards."""
+        return (self.part + self.link.seconds(self.messages, self.received)) / self.whole
+
+    def to_dict(self) -> dict[str, Any]:
+        """The costs as plain data, ready for JSON."""
+        link = {name: value for name, value in asdict(self.link).items() if math.isfinite(value)}
+        return asdict(self) | {"share": self.share, "link": link}
+
+
+class PartAlone(ShardGroup):
+    """One part by itself: what the others would say is what it says itself.
+
+    Args:
+        like: The rank whose part it is, which has taken part in an evaluation of the same form.
+
+    Attributes:
+        messages: Number of messages of the latest evaluation.
+    """
+
+    def __init__(self, like: ShardGroup) -> None:
+        super().__init__(like.index, like.count)
+        self._lengths = dict(like._lengths)
+        self.messages = 0
+
+    def begin(self, form: object) -> None:
+        self.messages = self.received = 0
+
+    def _all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.messages += 1
+        return tensor.expand(self.count, *tensor.shape).contiguous()
+
+
+def measure_shards(
+    members: Sequence[ShardGroup],
+    whole: Callable[[], object],
+    part: Callable[[ShardGroup], object],
+    device: torch.device,
+) -> ShardCosts:
+    """Time an evaluation that a group has shared, by itself; to be called by all ranks of the group.
+
+    Args:
+        members: The ranks of the group that this process plays.
+        whole: Evaluates all of it.
+        part: Evaluates the part of a rank.
+        device: Where.
+    """
+    alone = [PartAlone(member) for member in members]
+    seconds = torch.tensor(
+        [
+            _seconds(whole, device, _REPEATS),
+            max(_seconds(lambda rank=rank: part(rank), device, _REPEATS) for rank in alone),  # type: ignore[misc]
+        ],
+        device=device,
+    )
+    is_played = isinstance(members[0], ThreadGroup)
+    link = Link() if is_played else Link.measure(members[0], device)
+    told = seconds[None] if is_played else members[0].all_gather(seconds)
+    wholes, parts = told.unbind(1)
+    return ShardCosts(float(wholes.min()), float(parts.max()), alone[0].messages, alone[0].received, link)
+
+
+def _seconds(work: Callable[[], object], device: torch.device, repeats: int = 2 * _REPEATS) -> float:
+    """Median of some repeats after one that warms up."""
+    times = []
+    for _ in range(repeats + 1):
+        wait = synchronizer(device) or (lambda: None)
+        wait()
+        begun = time.perf_counter()
+        work()
+        wait()
+        times.append(time.perf_counter() - begun)
+    return median(times[1:])
