@@ -74,5 +74,5 @@ def argument(pipe: Any, arguments: Mapping[str, Any], name: str) -> Any:
 
 def execution_device(pipe: Any) -> torch.device:
     """Where a pipeline's networks run, though offload may keep them elsewhere between calls."""
-    device: torch.device = getattr(pipe, "_execution_device", pipe.device)
-    return device
+    device: torch.device | None = getattr(pipe, "_execution_device", None)
+    return pipe.device if device is None else device  # asked for last: it looks through all networks
