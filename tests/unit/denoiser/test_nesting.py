@@ -80,8 +80,8 @@ def test_the_costs_of_three_stages() -> None:
     made = nest(tuple(make_split(point, layers, cost) for point in (SplitPoint(0, 3), SplitPoint(1, 2))))
     assert made.points == (SplitPoint(0, 3), SplitPoint(1, 2))
     assert [made.stage_of(layer) for layer in range(5)] == [0, 1, 2, 1, 0]
-    assert (made.outer, made.outer_work) == (pytest.approx(16 / 25), pytest.approx(16 / 25))
-    assert (made.inner, made.inner_work) == (pytest.approx(11 / 25), pytest.approx(11 / 25))  # 2 + 4 + 5, not 3 + 5
+    assert [made.outer, made.outer_work] == pytest.approx([16 / 25] * 2)
+    assert [made.inner, made.inner_work] == pytest.approx([11 / 25] * 2)  # 2 + 4 + 5, not 3 + 5
     assert (made.down_bytes, made.up_bytes) == (1 + 2, 4 + 3)
 
 

@@ -34,7 +34,7 @@ def images(numbers: range) -> dict[str, Any]:
 
 def embedded_images(numbers: range) -> dict[str, Any]:
     """The same for SD3, whose text encoders round otherwise in a batch: with made-up texts."""
-    names = {"prompt_embeds": (5, 32), "negative_prompt_embeds": (5, 32)}
+    names: dict[str, tuple[int, ...]] = {"prompt_embeds": (5, 32), "negative_prompt_embeds": (5, 32)}
     names |= {"pooled_prompt_embeds": (32,), "negative_pooled_prompt_embeds": (32,)}
     generators = [torch.Generator().manual_seed(number) for number in numbers]
     texts = [{name: torch.randn(shape, generator=each) for name, shape in names.items()} for each in generators]
@@ -94,7 +94,7 @@ def test_an_unknown_extension() -> None:
 def test_the_extension_is_no_part_of_the_rule() -> None:
     """So it does not count as a rule given by hand, which would be taken as it is."""
     changes = {"num_inference_steps": 2}
-    config = {"strategy": "published", "published": PublishedSettings(extension="layers"), "devices": 4}
+    config: dict[str, Any] = {"strategy": "published", "published": PublishedSettings(extension="layers"), "devices": 4}
     assert kinds(generate_parallel("sdxl", changes, simulate=True, **config)[0]) == "ff"
 
 
@@ -154,7 +154,10 @@ class NestedSchedule:
 
     def whole(self, inputs: Inputs) -> tuple[torch.Tensor, list[Any], list[Any]]:
         """The prediction, the boundaries inwards and those outwards."""
-        hidden, kept, downs, ups = None, [], [], []
+        hidden: Any = None
+        kept: list[Any] = []
+        downs: list[Any] = []
+        ups: list[Any] = []
         for ring in self.rings[:-1]:
             hidden, skips = ring.begin(inputs, hidden)
             kept.append(skips)
@@ -225,7 +228,7 @@ def test_four_stages_of_a_transformer_by_hand(changes: dict[str, Any]) -> None:
     ]
     rings.append(TransformerRing(network, range(entries[3] + 1, exits[3] + 1), range(0), False))
     assert sum(len(ring.before) + len(ring.behind) for ring in rings) == 9
-    network.forward = schedule = NestedSchedule(rings, transformer_inputs)  # type: ignore[method-assign]
+    network.forward = schedule = NestedSchedule(rings, transformer_inputs)
     expected = generate(pipe, name, num_inference_steps=STEPS, **changes)
     assert schedule.step == STEPS
     assert torch.equal(generated.latents, expected)
