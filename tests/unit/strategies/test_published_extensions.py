@@ -244,7 +244,8 @@ def test_stages_within_each_other(name: str, ranks: int, batch: int) -> None:
     group = 6 + report["stages"]["outer"] + 3 * max(report["stages"]["outer"], report["stages"]["inner"])
     assert report["ideal_speedup"] == pytest.approx(batch * 20 / group)
     assert report["partition"]["shards"] == 1
-    (note,) = [note for note in report["notes"] if "stages" in note]
+    note, cap = report["notes"]
+    assert "tau_cap set tau1 = 3" in cap
     assert note == (
         f"the network is cut into {stages} stages: full steps take as long as on {2 * batch} ranks, as {stages // 2} "
         "ranks evaluate the same rows"
