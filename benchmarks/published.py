@@ -178,17 +178,18 @@ def _text(rows: Sequence[Row], limit: int, steps: int) -> str:
     head = f"""# The published method on two and four devices
 
 {limit} captions, {steps} steps, k = {PARALLEL_STEPS}, tau1 by the rule with each model's calibration; PSNR against one
-device. *Ideal speed-up*: serial time of all images over the critical path of the schedule that ran, stage costs measured
-alone, messages free. *The same on one device*: what the approximation alone saves, without a second device. *Stages*:
-times of the outer and of the slowest inner one as shares of an evaluation.
+device. *Ideal speed-up*: serial time of all images over the critical path of the schedule that ran, stage costs
+measured alone, messages free. *The same on one device*: what the approximation alone saves, without a second device.
+*Stages*: times of the outer and of the slowest inner one as shares of an evaluation.
 
     python -m benchmarks.published
 """
     return "\n".join([head, *format_table(rows), "", NOT_COMPARABLE])
 
 
-NOT_COMPARABLE = """Two stages are split where a calibration found their times equal; four are chosen by counted work, which is nearly
-equal too, but the deep layers of tiny-sdxl take longer on a CPU than they count.
+NOT_COMPARABLE = """Two stages are split where a calibration found their times equal.
+Four are chosen by counted work, and have nearly equal shares of it; but the deep layers of tiny-sdxl take longer on a CPU
+than they count.
 
 What cannot be compared:
 
