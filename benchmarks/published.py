@@ -188,8 +188,8 @@ measured alone, messages free. *The same on one device*: what the approximation 
 
 
 NOT_COMPARABLE = """Two stages are split where a calibration found their times equal.
-Four are chosen by counted work, and have nearly equal shares of it; but the deep layers of tiny-sdxl take longer on a CPU
-than they count.
+Four are chosen by counted work, and have nearly equal shares of it; but the deep layers of tiny-sdxl take longer on a
+CPU than they count.
 
 What cannot be compared:
 
