@@ -30,7 +30,7 @@ class PublishedStrategy(SwitchingStrategy):
     def __init__(self, context: RunContext, first: Evaluation) -> None:
         self._refusal = second_order_note(context.pipe.scheduler)
         self.policy = self._choose_policy(context, first)
-        self._layout = None if isinstance(self.policy, FixedPolicy) else _layout(context, first)
+        self._layout = None if isinstance(self.policy, FixedPolicy) else _choose_layout(context, first)
         super().__init__(context if self._layout is None else _with_replicas(context, self._layout), first)
         self.between = self._make_executor(first)
 
@@ -74,7 +74,7 @@ class PublishedStrategy(SwitchingStrategy):
         return PipelinedStep(self.evaluator, staged, self._layout)
 
 
-def _layout(context: RunContext, first: Evaluation) -> PipelineLayout:
+def _choose_layout(context: RunContext, first: Evaluation) -> PipelineLayout:
     extension, images = context.config.published.extension, first.rows // first.branches
     return PipelineLayout.choose(extension, context.channel.comm.size, images)
 
