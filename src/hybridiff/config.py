@@ -74,6 +74,10 @@ class PublishedSettings:
         assert None not in self.rule
         return self.rule  # type: ignore[return-value]
 
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain data; no extension where there is none, as in files from before there were any."""
+        return {name: value for name, value in asdict(self).items() if name != "extension" or value is not None}
+
     def or_else(self, preset: PublishedSettings) -> PublishedSettings:
         """The user's own values, and the preset's where there are none."""
         given = {name: value for name, value in asdict(self).items() if value is not None}
@@ -167,7 +171,7 @@ class ParallelConfig:
         """The fields as plain data, ready for JSON; a calibration in memory stands as its text."""
         content = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         calibration = None if self.calibration is None else str(self.calibration)
-        return content | {"calibration": calibration, "published": asdict(self.published)}
+        return content | {"calibration": calibration, "published": self.published.to_dict()}
 
 
 def _check_fidelity(config: ParallelConfig) -> None:
