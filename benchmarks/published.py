@@ -23,9 +23,6 @@ from hybridiff.evaluation.workload import Workload, take_prompts, versions
 from hybridiff.report.report import RunReport
 
 CALLS: dict[str, dict[str, Any]] = {"tiny-sdxl": {}, "tiny-sd3": {"max_sequence_length": 16}}
-PARALLEL_STEPS = 5
-"""As in the paper's table (k)."""
-
 PAPER = {
     "tiny-sdxl": ("SDXL", {("cfg", 2): (1.78, None), ("published", 2): (2.31, 26.640), ("batch", 4): (3.41, None)}),
     "tiny-sd3": ("SD3-medium", {("published", 2): (2.07, 27.875), ("batch", 4): (3.50, None)}),
@@ -55,8 +52,7 @@ class Method:
         if self.name == "cfg":
             return ParallelConfig(devices=self.devices)
         extension = None if self.name == "published" else self.name
-        settings = PublishedSettings(parallel_steps=PARALLEL_STEPS, extension=extension)
-        return ParallelConfig("published", devices=self.devices, published=settings)
+        return ParallelConfig("published", devices=self.devices, published=PublishedSettings(extension=extension))
 
 
 METHODS = (
@@ -80,6 +76,7 @@ class Row:
         one_device: The same schedule on one device, which has all stages to itself.
         outer: Time of the outer stage as a share of an evaluation; None where the network is not cut.
         inner: That of the slowest inner one, likewise.
+        pipelined: Number of pipelined steps (k).
         tau1: Earliest and latest end of the warm-up.
         psnr: Mean over the images, in dB.
         worst: Of the worst image, in dB.
@@ -93,6 +90,7 @@ class Row:
     one_device: float
     outer: float | None
     inner: float | None
+    pipelined: int
     tau1: tuple[int, int] | None
     psnr: float
     worst: float
@@ -133,6 +131,7 @@ def _row(workload: Workload, method: Method, references: Sequence[Reference]) ->
         one_device=round(mean(map(_on_one_device, reports)), 3),
         outer=round(stages["outer"], 3) if stages else None,
         inner=round(stages["inner"], 3) if stages else None,
+        pipelined=reports[0].kinds.get("pipelined", 0),
         tau1=(min(ends), max(ends)) if ends else None,
         psnr=round(mean(decibels), 2),
         worst=round(min(decibels), 2),
@@ -177,8 +176,8 @@ def format_table(rows: Sequence[Row]) -> list[str]:
 def _text(rows: Sequence[Row], limit: int, steps: int) -> str:
     head = f"""# The published method on two and four devices
 
-{limit} captions, {steps} steps, k = {PARALLEL_STEPS}, tau1 by the rule with each model's calibration; PSNR against one
-device. *Ideal speed-up*: serial time of all images over the critical path of the schedule that ran, stage costs
+{limit} captions, {steps} steps, k = {rows[-1].pipelined}, tau1 by the rule with each model's calibration; PSNR against
+one device. *Ideal speed-up*: serial time of all images over the critical path of the schedule that ran, stage costs
 measured alone, messages free. *The same on one device*: what the approximation alone saves, without a second device.
 *Stages*: times of the outer and of the slowest inner one as shares of an evaluation.
 

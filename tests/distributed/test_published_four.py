@@ -65,6 +65,14 @@ def bytes_of(generated: Generated) -> list[dict[str, int]]:
     return [step["bytes_by_purpose"] for step in generated.report["steps"]]
 
 
+def test_six_ranks_equal_their_simulation() -> None:
+    three = {"num_images_per_prompt": 3}
+    simulated = generate_here("sd3", None, three, None, simulate=True, devices=6)
+    for generated in run_ranks(generate_here, 6, "sd3", None, three, None):
+        assert torch.equal(generated.latents, simulated.latents)
+        assert bytes_of(generated) == bytes_of(simulated)
+
+
 @pytest.mark.parametrize(
     ("name", "images"), [pytest.param("sd3", 2, id="a pair an image"), pytest.param("sd3 deep", 1, id="four stages")]
 )
