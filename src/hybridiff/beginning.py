@@ -17,6 +17,7 @@ from .distributed.channel import Channel
 from .numerics.guidance import classifier_free
 from .report.timeline import Timeline
 from .running_step import RunningStep
+from .sharding.ranks import RankGroups
 from .strategies import STRATEGIES, RunContext, Strategy
 
 
@@ -74,13 +75,20 @@ class Beginning:
         )
         return STRATEGIES["serial" if is_alone else config.strategy](context, evaluation)
 
-    def notes(self, evaluation: Evaluation, before: Sequence[RunningStep], why_alone: str) -> list[str]:
+    def notes(
+        self,
+        evaluation: Evaluation,
+        before: Sequence[RunningStep],
+        why_alone: str,
+        groups: RankGroups | None,
+    ) -> list[str]:
         """How the ranks share a step and all after it, where that is not each rank its rows of two branches.
 
         Args:
             evaluation: Of that step.
             before: The steps before it.
             why_alone: Why the calls are left to every rank; empty where they are not.
+            groups: The ranks as groups that share rows, as the strategy has them.
         """
         setup, rows = self.setup, evaluation.rows
         notes = late_notes(evaluation.branches, before)
@@ -94,11 +102,11 @@ class Beginning:
             notes.append(f"{setup.groups.why_whole}: ranks do not share images")
         if evaluation.is_whole or why_alone or setup.config.strategy == "serial":
             return notes
-        groups = setup.comm.size // setup.groups.count(evaluation)
-        idle = [own for own in split_rows(rows, evaluation.branches, groups) or () if own.start == own.stop]
+        count = setup.comm.size // (groups or setup.groups).count(evaluation)
+        idle = [own for own in split_rows(rows, evaluation.branches, count) or () if own.start == own.stop]
         if idle:
             notes.append(
-                f"{len(idle) * setup.comm.size // groups} of {setup.comm.size} ranks have nothing to do: a step has "
+                f"{len(idle) * setup.comm.size // count} of {setup.comm.size} ranks have nothing to do: a step has "
                 f"{rows} rows, one an image and guidance branch; use fewer ranks, more images at a time, or shards"
             )
         return notes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import typing
-from dataclasses import asdict, astuple, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from types import NoneType
 from typing import Any
 
@@ -14,6 +14,8 @@ from .utils.names import require_known
 STRATEGIES = ("serial", "cfg", "hybrid", "published")
 STEP_KINDS = ("cached", "reuse")
 """What the steps of `hybrid` between full ones may be."""
+EXTENSIONS = ("batch", "layers")
+"""How `published` uses more than two ranks."""
 OUTPUTS = ("leader", "all")
 QUALITIES = {"draft": 0.25, "balanced": 0.5, "high": 0.75, "exact": 1.0}
 """Names of qualities between 0 and 1."""
@@ -49,16 +51,32 @@ class PublishedSettings:
     slope_threshold: float | None = _setting(None, "slopes in [0, slope_threshold) count as flat (g)", above=0)
     parallel_steps: int | None = _setting(None, "number of pipelined steps (k)", least=1)
     tau_cap: int | None = _setting(None, "the parallel phase starts after this step at the latest", least=1)
+    extension: str | None = _setting(
+        None,
+        "how more than two ranks are used, no part of the rule: batch (each pair has images of its own) or layers (the "
+        "network is cut into as many stages as there are ranks); unless given, as many groups of ranks as the images "
+        "can be dealt out to evenly, with a stage for each rank of a group",
+    )
 
     def __post_init__(self) -> None:
+        if self.extension is not None:
+            require_known("extension", self.extension, EXTENSIONS)
         _check_fields(self)
 
     @property
+    def rule(self) -> tuple[int | None, float | None, int | None, int | None]:
+        """The four settings of the rule; None where one is left to the model."""
+        return self.slope_window, self.slope_threshold, self.parallel_steps, self.tau_cap
+
+    @property
     def values(self) -> tuple[int, float, int, int]:
-        """All four, where none is left to the model."""
-        values = astuple(self)
-        assert None not in values
-        return values
+        """The same where none is left to the model."""
+        assert None not in self.rule
+        return self.rule  # type: ignore[return-value]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain data; no extension where there is none, as in files from before there were any."""
+        return {name: value for name, value in asdict(self).items() if name != "extension" or value is not None}
 
     def or_else(self, preset: PublishedSettings) -> PublishedSettings:
         """The user's own values, and the preset's where there are none."""
@@ -156,7 +174,7 @@ class ParallelConfig:
         """The fields as plain data, ready for JSON; a calibration in memory stands as its text."""
         content = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         calibration = None if self.calibration is None else str(self.calibration)
-        return content | {"calibration": calibration, "published": asdict(self.published)}
+        return content | {"calibration": calibration, "published": self.published.to_dict()}
 
 
 def _check_fidelity(config: ParallelConfig) -> None:
@@ -217,9 +235,10 @@ def check_ranks(config: ParallelConfig, ranks: int) -> None:
     Raises:
         UsageError: with the numbers and the remedy.
     """
-    if config.strategy == "published" and ranks != BRANCHES:
+    if config.strategy == "published" and ranks % BRANCHES:
         raise UsageError(
-            f"strategy 'published' needs {BRANCHES} ranks, got {ranks}; use --devices {BRANCHES}, or strategy 'hybrid'"
+            f"strategy 'published' needs an even number of ranks, 2 at least, got {ranks}; use --devices "
+            f"{max(BRANCHES, ranks - 1)}, or strategy 'hybrid'"
         )
     if config.shards is not None and ranks % config.shards:
         raise UsageError(f"{ranks} ranks cannot be grouped by shards of {config.shards}; use a divisor of {ranks}")

@@ -199,8 +199,8 @@ class Run:
         assert self._beginning is not None
         if not self._steps:
             self._current.started = time.perf_counter()
-        self._notes = self._beginning.notes(evaluation, self._steps, why_alone)
         self._strategy = self._beginning.strategy(evaluation, layout, self._current.index, bool(why_alone))
+        self._notes = self._beginning.notes(evaluation, self._steps, why_alone, self._strategy.context.groups)
         return self._strategy
 
     def _begin_anew(self) -> None:

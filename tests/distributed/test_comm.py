@@ -71,18 +71,23 @@ def say_everything(comm: Comm) -> dict[str, Any]:
     comm.all_gather({mine: torch.tensor([float(mine), float(rank())])}, gathered)
     swapped = torch.tensor([-1.0])
     if comm.size % 2 == 0:
-        comm.sendrecv({mine: mine ^ 1}, {mine: torch.tensor([float(rank())])}, {mine: swapped})
+        comm.sendrecv({mine: {mine ^ 1: torch.tensor([float(rank())])}}, {mine: {mine ^ 1: swapped}})
     for _ in range(rank() % 2 if comm.size == 1 else comm.size):
-        comm.broadcast(0, {mine: torch.zeros(1)})
-    heard = torch.tensor([float(rank())])
-    comm.broadcast(comm.size - 1, {mine: heard})
+        comm.broadcast({0: {mine: torch.zeros(1)}})
+    heard, first = torch.tensor([float(rank())]), torch.tensor([float(rank())])
+    comm.broadcast({comm.size - 1: {mine: heard}, 0: {mine: first}})
+    from_all = {other: torch.zeros(1 + other) for other in range(comm.size) if other != mine}
+    told = {other: torch.full((1 + mine,), float(rank())) for other in from_all}
+    if told:
+        comm.sendrecv({mine: told}, {mine: from_all})
     return {
         "size": comm.size,
         "rank": mine,
         "is_leader": comm.is_leader,
         "gathered": gathered.tolist(),
         "swapped": swapped.item(),
-        "heard": heard.item(),
+        "heard": [heard.item(), first.item()],
+        "from all": {other: buffer.tolist() for other, buffer in from_all.items()},
         "objects": comm.all_gather_object(f"rank {rank()}"),
     }
 
@@ -95,7 +100,8 @@ def everything(size: int, mine: int, ranks: str) -> dict[str, Any]:
         "is_leader": mine == 0,
         "gathered": [[float(number), float(name)] for number, name in enumerate(ranks)],
         "swapped": float(ranks[mine ^ 1]) if size % 2 == 0 else -1.0,
-        "heard": float(ranks[-1]),
+        "heard": [float(ranks[-1]), float(ranks[0])],
+        "from all": {other: [float(name)] * (1 + other) for other, name in enumerate(ranks) if other != mine},
         "objects": [f"rank {name}" for name in ranks],
     }
 

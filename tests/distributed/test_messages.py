@@ -37,13 +37,14 @@ class RecordingComm(ProcessComm):
         self.messages.append(("gather", buffers[self.rank].nbytes * (self.size - 1)))
         super().all_gather(buffers, out)
 
-    def sendrecv(self, peers: Any, outgoing: Mapping[int, torch.Tensor], incoming: Any) -> None:
-        self.messages.append(("sendrecv", outgoing[self.rank].nbytes))
-        super().sendrecv(peers, outgoing, incoming)
+    def sendrecv(self, outgoing: Mapping[int, Mapping[int, torch.Tensor]], incoming: Any) -> None:
+        self.messages.append(("sendrecv", sum(buffer.nbytes for buffer in outgoing[self.rank].values())))
+        super().sendrecv(outgoing, incoming)
 
-    def broadcast(self, source: int, buffers: Mapping[int, torch.Tensor]) -> None:
-        self.messages.append(("broadcast", buffers[self.rank].nbytes if self.rank == source else 0))
-        super().broadcast(source, buffers)
+    def broadcast(self, buffers: Mapping[int, Mapping[int, torch.Tensor]]) -> None:
+        mine = buffers[self.rank][self.rank].nbytes * (self.size - 1) if self.rank in buffers else 0
+        self.messages.append(("broadcast", mine))
+        super().broadcast(buffers)
 
     def all_gather_object(self, thing: Any) -> Any:
         self.messages.append(("objects", 0))
@@ -113,10 +114,12 @@ def test_layers_messages_and_bytes(
         assert [kind for kind in kinds[0] if kind != "objects"] == expected
         assert "objects" not in kinds[0] or step == 0  # agreements come before the first step only
 
-        # The boundaries and one prediction, or two predictions; a slot in each buffer says how the rank fares.
+        # The boundaries and one prediction, or two predictions; a slot in each buffer says how the rank fares, and an
+        # element beside each boundary whether all that its sender sends is finite.
         prediction, slot = 4 * 16 * 16 * images * FLOAT, SLOT * FLOAT
         if is_pipelined:
-            purposes = {"boundary": sum(boundaries) * images * FLOAT, "prediction": prediction, "control": 3 * slot}
+            control = 3 * slot + 2 * FLOAT
+            purposes = {"boundary": sum(boundaries) * images * FLOAT, "prediction": prediction, "control": control}
         else:
             purposes = {"prediction": 2 * prediction, "control": 2 * slot}
         assert ours["bytes"] == theirs["bytes"] == purposes

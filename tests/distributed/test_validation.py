@@ -162,8 +162,18 @@ CONFIGS: dict[str, tuple[int, dict[str, Any], dict[str, Any], str]] = {
     "timeout": (2, {}, {"timeout": 30.0}, "ranks disagree on timeout"),
     "devices of one rank": (2, {}, {"devices": 4}, "rank 1 cannot start: 4 ranks requested, 2 started"),
     "devices": (2, {"devices": 4}, {}, "4 ranks requested, 2 started; use devices=2, or start 4"),
-    "three ranks": (3, {"strategy": "published"}, {}, "strategy 'published' needs 2 ranks, got 3"),
-    "one rank": (1, {"strategy": "published"}, {}, "strategy 'published' needs 2 ranks, got 1"),
+    "three ranks": (
+        3,
+        {"strategy": "published"},
+        {},
+        "strategy 'published' needs an even number of ranks, 2 at least, got 3",
+    ),
+    "one rank": (
+        1,
+        {"strategy": "published"},
+        {},
+        "strategy 'published' needs an even number of ranks, 2 at least, got 1",
+    ),
 }
 
 

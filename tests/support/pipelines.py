@@ -96,7 +96,9 @@ def sd15(pipeline: str = "StableDiffusionPipeline", in_channels: int = 4, **sett
     return quiet(pipe)
 
 
-def sd3(pipeline: str = "StableDiffusion3Pipeline", dual_attention: bool = False, channels: int = 4) -> Any:
+def sd3(
+    pipeline: str = "StableDiffusion3Pipeline", dual_attention: bool = False, channels: int = 4, blocks: int = 4
+) -> Any:
     """A pipeline of the SD3 family with its two CLIP encoders and no T5; `dual_attention` makes it one like SD3.5."""
     torch.manual_seed(0)
     transformer = SD3Transformer2DModel(
@@ -104,7 +106,7 @@ def sd3(pipeline: str = "StableDiffusion3Pipeline", dual_attention: bool = False
         patch_size=2,
         in_channels=channels,
         out_channels=channels,
-        num_layers=4,
+        num_layers=blocks,
         attention_head_dim=8,
         num_attention_heads=2,
         joint_attention_dim=2 * TEXT_WIDTH,
@@ -139,6 +141,7 @@ PIPELINES: dict[str, Callable[[], Any]] = {
     "sd15 inpaint 9 channels": lambda: sd15("StableDiffusionInpaintPipeline", in_channels=9),
     "sd3": sd3,
     "sd3.5": lambda: sd3(dual_attention=True),
+    "sd3 deep": lambda: sd3(blocks=9),
     "sd3 img2img": lambda: sd3("StableDiffusion3Img2ImgPipeline"),
     "sd3 inpaint": lambda: sd3("StableDiffusion3InpaintPipeline", channels=16),
 }

@@ -177,7 +177,7 @@ def test_it_is_frozen_plain_data() -> None:
         ("serial", {1, 2, 3, 4, 5, 6}),
         ("cfg", {1, 2, 3, 4, 5, 6}),
         ("hybrid", {1, 2, 3, 4, 5, 6}),
-        ("published", {2}),
+        ("published", {2, 4, 6}),
     ],
 )
 @pytest.mark.parametrize("step_kind", [None, "cached", "reuse"])
@@ -187,13 +187,15 @@ def test_numbers_of_ranks(strategy: str, step_kind: str | None, allowed: set[int
         if ranks in allowed:
             check_ranks(config, ranks)
         else:
-            with pytest.raises(UsageError, match=f"needs .*2 ranks.*got {ranks}; use "):
+            with pytest.raises(UsageError, match=f"needs an even number of ranks.*got {ranks}; use "):
                 check_ranks(config, ranks)
 
 
 def test_the_sentences_about_ranks_name_the_remedy() -> None:
-    with pytest.raises(UsageError, match="'published' needs 2 ranks, got 4; use --devices 2, or strategy 'hybrid'"):
-        check_ranks(ParallelConfig(strategy="published"), 4)
+    sentence = "'published' needs an even number of ranks, 2 at least, got {}; use --devices {}, or strategy 'hybrid'"
+    for ranks, remedy in ((1, 2), (5, 4)):
+        with pytest.raises(UsageError, match=sentence.format(ranks, remedy)):
+            check_ranks(ParallelConfig(strategy="published"), ranks)
 
 
 @pytest.mark.parametrize("name", ["quality", "tolerance", "full_steps"])

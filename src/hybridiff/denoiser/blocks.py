@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 import torch
@@ -14,51 +13,50 @@ Boundary = tuple[torch.Tensor, ...]
 """The tensors that cross a split, in the order in which a block returns them."""
 
 
-class Stage(StrEnum):
-    """The two stages of a nested split: the outer one has the first and the last layers, the inner one the middle."""
-
-    OUTER = "outer"
-    INNER = "inner"
+OUTER = 0
+"""Stages are numbered from the outer one, which has the first and the last layers; each has the next in its middle."""
 
 
 class StageDone(Exception):
-    """The inner stage has its result: leaves the network's forward early."""
+    """An inner stage has its result: leaves the network's forward early."""
 
 
 @dataclass
 class StageState:
     """What the block hooks of one network share during one forward.
 
+    Boundary k lies between the stages k and k + 1.
+
     Attributes:
         stage: The stage that runs; None runs the whole network.
         capturing: Whether a whole forward keeps copies of the boundaries.
         rows: Rows of the forward, for the stand-ins of skipped blocks.
-        down: Boundary from the outer stage to the inner one: captured, or to be injected.
-        up: Boundary from the inner stage back to the outer one: captured, or to be injected.
-        inner: Stands in for the inner stage where the outer one runs alone: takes its fresh `down`, returns `up`.
+        downs: Inward tensors of each boundary: captured, or to be injected.
+        ups: Outward ones: captured, or to be injected.
+        inner: Stands in for the inner stages where the outer one runs alone: takes its fresh `down`, returns `up`.
     """
 
-    stage: Stage | None = None
+    stage: int | None = None
     capturing: bool = False
     rows: int = 0
-    down: Boundary = ()
-    up: Boundary = ()
+    downs: dict[int, Boundary] = field(default_factory=dict)
+    ups: dict[int, Boundary] = field(default_factory=dict)
     inner: Callable[[Boundary], Boundary] | None = None
 
 
 @dataclass
 class BlockHook(ModelHook):
-    """Runs a block, or skips it in the forwards of the other stage.
+    """Runs a block, or skips it in the forwards of other stages.
 
     Attributes:
         state: Shared by the hooks of a network.
         stage: The stage that the block belongs to.
-        is_entry: The last outer block before the inner stage; its output is the boundary `down`.
-        is_exit: The last inner block; its output is the boundary `up`.
+        is_entry: The last block of its stage before the next one; its output is the boundary `down`.
+        is_exit: The last block of its stage; its output is the boundary `up`.
     """
 
     state: StageState
-    stage: Stage
+    stage: int
     is_entry: bool = False
     is_exit: bool = False
     _stand_in: Any = field(default=None, repr=False)
@@ -70,7 +68,7 @@ class BlockHook(ModelHook):
         """Replaces the block's forward (see `diffusers.hooks.ModelHook`)."""
         if self.state.stage in (None, self.stage):
             return self._run(*args, **kwargs)
-        return self._skip()
+        return self._skip(self.state.stage)
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         output = self.fn_ref.original_forward(*args, **kwargs)
@@ -78,31 +76,30 @@ class BlockHook(ModelHook):
         if state.stage is None:
             self._stand_in = map_tensors(output, _shape_only)
         if self.is_entry:
-            self._leave_outer(output)
+            self._enter(output)
         if self.is_exit:
-            if state.stage is Stage.INNER:
-                state.up = tensors_of(output)
+            if state.stage is not None:
+                state.ups[self.stage - 1] = tensors_of(output)
                 raise StageDone
             if state.capturing:
-                state.up = copies(output)
+                state.ups[self.stage - 1] = copies(output)
         return output
 
-    def _leave_outer(self, output: Any) -> None:
+    def _enter(self, output: Any) -> None:
         state = self.state
-        if state.stage is Stage.OUTER:
+        if state.stage is not None or state.capturing:
+            state.downs[self.stage] = copies(output)
+        if state.stage == OUTER:
             assert state.inner is not None
-            state.down = copies(output)
-            state.up = state.inner(state.down)
-        elif state.capturing:
-            state.down = copies(output)
+            state.ups[OUTER] = state.inner(state.downs[OUTER])
 
-    def _skip(self) -> Any:
+    def _skip(self, running: int) -> Any:
         assert self._stand_in is not None, "a stage runs only after a whole forward has shown the blocks' shapes"
         stand_in = map_tensors(self._stand_in, self._empty_rows)
-        if self.is_entry:
-            return replace_tensors(stand_in, self.state.down)
-        if self.is_exit:
-            return replace_tensors(stand_in, self.state.up)
+        if self.is_entry and self.stage == running - 1:
+            return replace_tensors(stand_in, self.state.downs[self.stage])
+        if self.is_exit and self.stage == running + 1:
+            return replace_tensors(stand_in, self.state.ups[running])
         return stand_in
 
     def _empty_rows(self, shape_only: torch.Tensor) -> torch.Tensor:

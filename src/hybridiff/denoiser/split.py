@@ -1,4 +1,4 @@
-"""Where a network is split into an outer and an inner stage, and what that costs."""
+"""Where a network is split into an outer and an inner stage, or more within each other, and what that costs."""
 
 from __future__ import annotations
 
@@ -31,20 +31,21 @@ class SplitPoint:
 
 @dataclass(frozen=True)
 class Split:
-    """A split point with its costs.
+    """A split point with its costs; or several within each other, which make more inner stages (`nesting.py`).
 
     Attributes:
         point: Where the network is split.
         entry: Name of the last outer layer before the inner stage.
         exit: Name of the last inner layer.
         outer: Time of the outer stage as a share of a whole evaluation; for reports, as times differ between runs.
-        inner: That of the inner stage, likewise; what neither stage owns (embeddings) counts in both.
+        inner: That of the inner stage, likewise, or of the slowest one; what no stage owns (embeddings) counts in each.
         seconds: Time of a whole evaluation of one branch.
-        down_bytes: Size of the boundary from the outer stage to the inner one.
-        up_bytes: Size of the boundary back.
+        down_bytes: Size of the boundary from the outer stage to the inner one; of all boundaries inwards.
+        up_bytes: Size of the boundary back, likewise.
         outer_work: Counted work of the outer stage as a share of a whole evaluation: what split points are chosen by,
             as it is the same on every machine and at every call.
-        inner_work: That of the inner stage, likewise.
+        inner_work: That of the inner stage, or of the largest one, likewise.
+        deeper: Further split points, each within the one before it.
     """
 
     point: SplitPoint
@@ -57,6 +58,16 @@ class Split:
     up_bytes: int
     outer_work: float
     inner_work: float
+    deeper: tuple[SplitPoint, ...] = ()
+
+    @property
+    def points(self) -> tuple[SplitPoint, ...]:
+        """All split points, the outermost first."""
+        return (self.point, *self.deeper)
+
+    def stage_of(self, layer: int) -> int:
+        """The stage that a layer belongs to, 0 for the outer one."""
+        return sum(point.is_inner(layer) for point in self.points)
 
     @property
     def larger_work(self) -> float:

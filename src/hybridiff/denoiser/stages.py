@@ -1,4 +1,4 @@
-"""A denoiser that runs in stages: measures its layers, is split, runs whole, outer or inner."""
+"""A denoiser that runs in stages: measures its layers, is split, runs whole or one stage alone."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from .adapters import DenoiserAdapter
 from .attached import AttachedHook
-from .blocks import BlockHook, Boundary, Stage, StageDone, StageState
+from .blocks import OUTER, BlockHook, Boundary, StageDone, StageState
 from .evaluation import Evaluation
 from .layers import Layer, measure_layers
 from .split import Split, SplitPoint, make_split
@@ -61,7 +61,7 @@ class StagedDenoiser:
         self.remove()
         self.split, self.made_for = split, made_for
         try:
-            for name, hook in self._hooks(split.point):
+            for name, hook in self._hooks(split):
                 self._attached.append(AttachedHook(self._network.get_submodule(name), hook, _HOOK_NAME))
         except BaseException:
             self.remove()
@@ -76,7 +76,7 @@ class StagedDenoiser:
         self._state = StageState()
 
     def run_whole(self, evaluation: Evaluation, rows: slice) -> torch.Tensor:
-        """Evaluate the whole network: (rows, ...); both boundaries are kept, to be read by `down` and `up`."""
+        """Evaluate the whole network: (rows, ...); boundaries are kept, to be read by `downs` and `ups`."""
         with self._running(None, rows, capturing=True):
             return evaluation.run(rows)
 
@@ -86,33 +86,53 @@ class StagedDenoiser:
         Args:
             evaluation: The call.
             rows: The rows to evaluate.
-            inner: Stands in for the inner stage: its result at the fresh boundary.
+            inner: Stands in for the inner stages: their result at the fresh boundary.
         """
-        with self._running(Stage.OUTER, rows, inner=inner):
+        with self._running(OUTER, rows, inner=inner):
             return evaluation.run(rows)
 
-    def run_inner(self, evaluation: Evaluation, rows: slice, down: Boundary) -> Boundary:
-        """Evaluate the inner stage alone, on the outer stage's boundary; its result."""
-        with self._running(Stage.INNER, rows, down=down):
+    def run_inner(
+        self, evaluation: Evaluation, rows: slice, down: Boundary, stage: int = 1, up: Boundary = ()
+    ) -> Boundary:
+        """Evaluate an inner stage alone; its result. The boundary to the next one is kept, to be read by `downs`.
+
+        Args:
+            evaluation: The call.
+            rows: The rows to evaluate.
+            down: The boundary from the stage around it.
+            stage: Which one, counted from the outer stage, which is 0.
+            up: The result of the stage within it, where there is one.
+        """
+        with self._running(stage, rows, down=down, up=up):
             try:
                 evaluation.run(rows)
             except StageDone:
-                return self._state.up
+                return self._state.ups[stage - 1]
         raise AssertionError("the inner stage ran past its last block")
 
     @property
+    def downs(self) -> dict[int, Boundary]:
+        """The last boundaries inwards: number k lies between the stages k and k + 1, counted from the outer one."""
+        return self._state.downs
+
+    @property
+    def ups(self) -> dict[int, Boundary]:
+        """The last boundaries outwards, numbered alike."""
+        return self._state.ups
+
+    @property
     def down(self) -> Boundary:
-        """The last boundary from the outer stage to the inner one."""
-        return self._state.down
+        """The last boundary from the outer stage inwards."""
+        return self.downs.get(OUTER, ())
 
     @property
     def up(self) -> Boundary:
-        """The last boundary from the inner stage back to the outer one."""
-        return self._state.up
+        """The last boundary back to the outer stage."""
+        return self.ups.get(OUTER, ())
 
     def release(self) -> None:
         """Let go of the boundaries, at the end of a call."""
-        self._state.down = self._state.up = ()
+        self._state.downs, self._state.ups = {}, {}
 
     def feature(self, down: Boundary, up: Boundary) -> Boundary:
         """What carries over from an inner stage to later steps: its result, or what it adds to its input."""
@@ -129,37 +149,36 @@ class StagedDenoiser:
     @contextmanager
     def _running(
         self,
-        stage: Stage | None,
+        stage: int | None,
         rows: slice,
         *,
         capturing: bool = False,
         down: Boundary = (),
+        up: Boundary = (),
         inner: Callable[[Boundary], Boundary] | None = None,
     ) -> Iterator[None]:
         state = self._state
         state.stage, state.capturing, state.inner = stage, capturing, inner
         state.rows = rows.stop - rows.start
-        state.down, state.up = down, ()
+        state.downs, state.ups = ({stage - 1: down}, {stage: up}) if stage else ({}, {})
         try:
             yield
         finally:  # any other call of the network runs it whole
             state.stage, state.capturing, state.inner = None, False, None
 
-    def _hooks(self, point: SplitPoint) -> list[tuple[str, BlockHook]]:
+    def _hooks(self, split: Split) -> list[tuple[str, BlockHook]]:
         """One hook per block that lies in one stage, one per layer in blocks that hold a boundary."""
-        stages: dict[str, set[Stage]] = {}
-        for i, layer in enumerate(self.layers):
-            stages.setdefault(layer.block or layer.name, set()).add(_stage(point, i))
-        at_boundary = {self.layers[i].block for i in (point.entry, point.exit)}
+        owners = [split.stage_of(i) for i in range(len(self.layers))]
+        entries, exits = {point.entry for point in split.points}, {point.exit for point in split.points}
+        stages: dict[str, set[int]] = {}
+        for layer, owner in zip(self.layers, owners, strict=True):
+            stages.setdefault(layer.block or layer.name, set()).add(owner)
+        at_boundary = {self.layers[i].block for i in entries | exits}
         hooks: dict[str, BlockHook] = {}
         for i, layer in enumerate(self.layers):
             block = layer.block or layer.name
             whole = len(stages[block]) == 1 and layer.block not in at_boundary
             name = block if whole else layer.name
             if name not in hooks:
-                hooks[name] = BlockHook(self._state, _stage(point, i), i == point.entry, i == point.exit)
+                hooks[name] = BlockHook(self._state, owners[i], i in entries, i in exits)
         return list(hooks.items())
-
-
-def _stage(point: SplitPoint, layer: int) -> Stage:
-    return Stage.INNER if point.is_inner(layer) else Stage.OUTER

@@ -54,22 +54,20 @@ class Comm(ABC):
         """
 
     @abstractmethod
-    def sendrecv(self, peers: Mapping[int, int], outgoing: Buffers, incoming: Buffers) -> None:
-        """Send a buffer to a peer and receive one from it, as one grouped message.
+    def sendrecv(self, outgoing: Mapping[int, Buffers], incoming: Mapping[int, Buffers]) -> None:
+        """Send buffers to other ranks and receive some from them, as one grouped message.
 
         Args:
-            peers: For each local rank the rank to talk to; each is the other's peer.
-            outgoing: What each local rank sends.
-            incoming: Where each local rank receives, of the size that its peer sends.
+            outgoing: What each local rank sends, by the rank that is to have it.
+            incoming: Where each local rank receives, by the rank that sends it, of the size that it sends.
         """
 
     @abstractmethod
-    def broadcast(self, source: int, buffers: Buffers) -> None:
-        """Give every rank the buffer of one rank.
+    def broadcast(self, buffers: Mapping[int, Buffers]) -> None:
+        """Give every rank the buffers of some ranks.
 
         Args:
-            source: The rank that has it.
-            buffers: To send from or to receive into.
+            buffers: By the rank that has it, to send from or to receive into; in the same order on every rank.
         """
 
     @abstractmethod
@@ -107,14 +105,16 @@ class LocalComm(Comm):
         for rank, buffer in buffers.items():
             out[rank].copy_(buffer)
 
-    def sendrecv(self, peers: Mapping[int, int], outgoing: Buffers, incoming: Buffers) -> None:
-        for rank, buffer in outgoing.items():
-            incoming[peers[rank]].copy_(buffer)
+    def sendrecv(self, outgoing: Mapping[int, Buffers], incoming: Mapping[int, Buffers]) -> None:
+        for rank, buffers in outgoing.items():
+            for other, buffer in buffers.items():
+                incoming[other][rank].copy_(buffer)
 
-    def broadcast(self, source: int, buffers: Buffers) -> None:
-        for rank, buffer in buffers.items():
-            if rank != source:
-                buffer.copy_(buffers[source])
+    def broadcast(self, buffers: Mapping[int, Buffers]) -> None:
+        for source, copies in buffers.items():
+            for rank, buffer in copies.items():
+                if rank != source:
+                    buffer.copy_(copies[source])
 
     def all_gather_object(self, thing: T) -> list[T]:
         return [thing] * self.size

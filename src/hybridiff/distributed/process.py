@@ -59,18 +59,26 @@ class ProcessComm(Comm):
         all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
         self._guard(lambda: all_gather(out.view(-1), buffers[self.rank], group=self._group))
 
-    def sendrecv(self, peers: Mapping[int, int], outgoing: Buffers, incoming: Buffers) -> None:
-        peer = self._world_ranks[peers[self.rank]]
+    def sendrecv(self, outgoing: Mapping[int, Buffers], incoming: Mapping[int, Buffers]) -> None:
         operations = [
-            dist.P2POp(dist.isend, outgoing[self.rank], peer, self._group),
-            dist.P2POp(dist.irecv, incoming[self.rank], peer, self._group),
+            dist.P2POp(operation, buffer, self._world_ranks[other], self._group)
+            for operation, buffers in ((dist.isend, outgoing[self.rank]), (dist.irecv, incoming[self.rank]))
+            for other, buffer in buffers.items()
         ]
         # With a deadline NCCL's wait would block the host in mid-forward; without one it only orders the streams.
         deadline = (self._deadline,) if self._on_host else ()
         self._guard(lambda: [work.wait(*deadline) for work in dist.batch_isend_irecv(operations)])
 
-    def broadcast(self, source: int, buffers: Buffers) -> None:
-        self._guard(lambda: dist.broadcast(buffers[self.rank], self._world_ranks[source], group=self._group))
+    def broadcast(self, buffers: Mapping[int, Buffers]) -> None:
+        def send() -> None:
+            works = [  # all of them under way before the first wait, which may be interrupted
+                dist.broadcast(copies[self.rank], self._world_ranks[source], group=self._group, async_op=True)
+                for source, copies in buffers.items()
+            ]
+            for work in works:
+                work.wait()
+
+        self._guard(send)
 
     def all_gather_object(self, thing: T) -> list[T]:
         things: list[Any] = [None] * self.size

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def _thresholds(config: ParallelConfig, pipe: Any, steps: int) -> dict[str, Any]
     settings = ModelSettings.find(pipe, find_denoiser(pipe)[0], config.calibration)
     STRATEGIES[config.strategy].check_steps(config, settings, scheduler, steps)
     if config.strategy == "published":
-        return asdict(choose_settings(config, settings, scheduler, steps))
+        return choose_settings(config, settings, scheduler, steps).to_dict()
     if config.strategy != "hybrid":
         return {}
     evaluations = steps * getattr(scheduler, "order", 1)

@@ -78,10 +78,10 @@ class SimulatedPipeline:
 
     @property
     def report(self) -> RunReport:
-        """Of the last call, with the costs of the stages as they were given."""
+        """Of the last call, with the costs of the stages as they were given; of two stages that is."""
         report = self._parallel.report
         assert report is not None
-        if self._splits is None or not report.stages:
+        if self._splits is None or not report.stages or report.stages["deeper"]:
             return report
         return replace(report, stages=self._splits["pipelined" if report.strategy == "published" else "reuse"])
 

@@ -14,7 +14,7 @@ class StageCosts:
 
     Attributes:
         outer: The outer stage (o).
-        inner: The inner stage (n).
+        inner: The inner stage (n); the slowest one where there are several.
     """
 
     outer: float

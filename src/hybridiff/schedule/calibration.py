@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, astuple, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ class Entry:
         bands, published = tuple(map(Band.parse, content["bands"])), PublishedSettings(**content["published"])
         if not bands:
             raise ValueError("an entry needs a band")
-        if None in astuple(published):
+        if None in published.rule:
             raise ValueError("an entry needs all settings of the published rule")
         entry = cls(**content | {"bands": bands, "published": published})
         check_limits("num_inference_steps", entry.num_inference_steps, least=1)

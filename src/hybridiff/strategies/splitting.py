@@ -13,7 +13,11 @@ from .base import RunContext
 
 
 def split_network(
-    context: RunContext, first: Evaluation, kind: StepKind, choose: Callable[[Sequence[Split]], Split]
+    context: RunContext,
+    first: Evaluation,
+    kind: StepKind,
+    choose: Callable[[Sequence[Split]], Split],
+    stages: int = 2,
 ) -> StagedDenoiser:
     """The denoiser, split for steps of a kind; measured anew where the shape or the kind has changed.
 
@@ -22,6 +26,7 @@ def split_network(
         first: A call with the shapes of the run.
         kind: Kind of the steps.
         choose: Chooses among all splits, unless a calibration says which it is.
+        stages: Number of stages; calibrations know of two.
     """
     staged = context.staged
     assert staged is not None
@@ -29,7 +34,7 @@ def split_network(
     if staged.made_for != made_for:
         staged.remove()
         splits = staged.measure(first, branch_rows(first, first.branches - 1))
-        index = context.settings.split_point(kind)
+        index = context.settings.split_point(kind) if stages == 2 else None
         split = choose(splits) if index is None or index >= len(splits) else splits[index]
         # No two measurements are the same: what the leader measured stands in every report.
         staged.apply(context.channel.consensus(split, "agree on the split")[0], made_for)

@@ -141,8 +141,14 @@ def test_an_argument_that_the_pipeline_would_ignore_is_refused(
     ("flags", "message"),
     [
         (["--set", "carry=1"], "unknown setting 'carry'"),
-        (["--devices", "3", "--strategy", "published"], "strategy 'published' needs 2 ranks, got 3"),
-        (["--devices", "4", "--strategy", "published"], "strategy 'published' needs 2 ranks, got 4"),
+        (
+            ["--devices", "3", "--strategy", "published"],
+            "strategy 'published' needs an even number of ranks, 2 at least, got 3",
+        ),
+        (
+            ["--devices", "5", "--strategy", "published"],
+            "strategy 'published' needs an even number of ranks, 2 at least, got 5",
+        ),
         (["--device", "cuda"], "2 ranks requested, 0 GPUs found; use --device cpu"),
         (["--device", "cuda", "--set", "simulate=true"], "1 rank requested, 0 GPUs found; use --device cpu"),
         (["--trace", "trace.png"], "'trace.png' must name a .json file"),
@@ -172,7 +178,7 @@ def test_under_torchrun_its_number_of_ranks_is_checked(
         monkeypatch.setenv(name, value)
     assert config_of().devices is None
     assert main([*RING, "--model", "some/model", "--strategy", "published"]) == 2
-    assert "strategy 'published' needs 2 ranks, got 3" in capsys.readouterr().err
+    assert "strategy 'published' needs an even number of ranks, 2 at least, got 3" in capsys.readouterr().err
 
 
 def test_inspect_wants_its_device_before_its_model(

@@ -17,13 +17,20 @@ def test_local_ranks_gather_in_order_of_rank() -> None:
 
 
 def test_local_ranks_swap_and_broadcast() -> None:
-    comm = LocalComm(2)
-    incoming = {0: torch.zeros(1), 1: torch.zeros(1)}
-    comm.sendrecv({0: 1, 1: 0}, {0: torch.tensor([10.0]), 1: torch.tensor([11.0])}, incoming)
-    assert (incoming[0].item(), incoming[1].item()) == (11, 10)
-    buffers = {0: torch.tensor([1.0]), 1: torch.tensor([2.0])}
-    comm.broadcast(1, buffers)
-    assert (buffers[0].item(), buffers[1].item()) == (2, 2)
+    comm = LocalComm(3)
+    pairs = [(0, 1), (1, 0), (1, 2), (2, 1)]
+    outgoing: dict[int, dict[int, torch.Tensor]] = {0: {}, 1: {}, 2: {}}
+    incoming: dict[int, dict[int, torch.Tensor]] = {0: {}, 1: {}, 2: {}}
+    for rank, other in pairs:
+        outgoing[rank][other], incoming[other][rank] = torch.tensor([10.0 * rank + other]), torch.zeros(1)
+    comm.sendrecv(outgoing, incoming)
+    assert {(other, rank): incoming[rank][other].item() for other, rank in pairs} == {(0, 1): 1, (1, 0): 10} | {
+        (1, 2): 12,
+        (2, 1): 21,
+    }
+    buffers = {source: {rank: torch.tensor([10.0 * source + rank]) for rank in range(3)} for source in (2, 1)}
+    comm.broadcast(buffers)
+    assert [[buffer.item() for buffer in copies.values()] for copies in buffers.values()] == [[22] * 3, [11] * 3]
 
 
 def test_one_process_plays_all_local_ranks() -> None:

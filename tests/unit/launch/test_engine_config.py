@@ -59,7 +59,10 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
     ("options", "message"),
     [
         ({"model": "tiny-sdxx"}, "unknown model 'tiny-sdxx'"),
-        ({"devices": 3, "config": ParallelConfig("published")}, "strategy 'published' needs 2 ranks, got 3"),
+        (
+            {"devices": 3, "config": ParallelConfig("published")},
+            "strategy 'published' needs an even number of ranks, 2 at least, got 3",
+        ),
         ({"devices": 0}, "devices must be at least 1, got 0"),
         ({"device": "tpu"}, "unknown device 'tpu'; choose one of auto, cuda, cpu"),
         ({"dtype": "float8"}, "unknown dtype 'float8'"),

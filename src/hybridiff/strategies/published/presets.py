@@ -27,6 +27,6 @@ def choose_policy(config: ParallelConfig, settings: ModelSettings, scheduler: An
     Raises:
         UsageError: settings contradict the number of steps.
     """
-    if steps < LEAST_STEPS and config.published == PublishedSettings():
+    if steps < LEAST_STEPS and set(config.published.rule) == {None}:
         return FixedPolicy.all_full(steps)
     return PublishedPolicy(choose_settings(config, settings, scheduler, steps), steps)
