@@ -108,7 +108,7 @@ def test_less_than_expected_is_within_the_bound_too(run: dict[str, Any], share: 
     st.integers(8, 60),
     st.floats(0.01, 3),
     st.floats(1e-3, 10),
-    st.floats(1.0, 30.0),
+    st.floats(4.0, 30.0),
     st.integers(2, 9),
     st.floats(0, 4),
 )
@@ -116,7 +116,11 @@ def test_less_than_expected_is_within_the_bound_too(run: dict[str, Any], share: 
 def test_a_tighter_bound_has_no_fewer_full_steps(
     steps: int, speed: float, bound: float, tighter: float, longest: int, share: float
 ) -> None:
-    """Where predictions change evenly and every step counts alike."""
+    """Where predictions change evenly and every step counts alike.
+
+    Much tighter: after a gap that spends nearly all of a budget the others are short, so that half of the budget may
+    take a step less.
+    """
 
     def count(bound: float) -> int:
         run = {"bound": bound, "final": [1.0] * steps, "longest": longest}
