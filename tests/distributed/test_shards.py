@@ -20,6 +20,7 @@ pytestmark = pytest.mark.distributed
 
 CACHED = {"strategy": "hybrid", "full_steps": "0-1,3"}
 UNGUIDED = {"guidance_scale": 1.0}
+DISPLACED = {"displaced": True, "displaced_warm_up": 1}
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,9 @@ UNGUIDED = {"guidance_scale": 1.0}
         pytest.param("sd3", 6, 2, {"num_images_per_prompt": 2}, {}, id="three groups, four rows"),
         pytest.param("sdxl two levels", 4, 2, {"num_images_per_prompt": 3}, {}, id="three images"),
         pytest.param("sd3", 4, 2, {}, CACHED, id="cached steps"),
+        pytest.param("sdxl two levels", 2, 2, {}, FEW, id="both branches by two, displaced"),
+        pytest.param("sdxl two levels", 4, 2, {}, FEW, id="branches of two shards each, displaced"),
+        pytest.param("sd3", 2, 2, {}, FEW, id="a transformer, displaced"),
     ],
 )
 def test_ranks_that_share_pictures(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -55,9 +56,15 @@ class ProcessComm(Comm):
         )
 
     def all_gather(self, buffers: Buffers, out: torch.Tensor) -> None:
-        # torch 2.13 renamed it, and warns of the older name.
-        all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-        self._guard(lambda: all_gather(out.view(-1), buffers[self.rank], group=self._group))
+        self._guard(lambda: _all_gather(out.view(-1), buffers[self.rank], group=self._group))
+
+    def start_all_gather(self, buffers: Buffers, out: torch.Tensor) -> Callable[[], None]:
+        start = functools.partial(_all_gather, out.view(-1), buffers[self.rank], group=self._group, async_op=True)
+        work = self._guard(start)
+        return lambda: self._wait([work])
+
+    def all_to_all(self, outgoing: Buffers, incoming: Buffers) -> None:
+        self._guard(lambda: dist.all_to_all_single(incoming[self.rank], outgoing[self.rank], group=self._group))
 
     def sendrecv(self, peers: Mapping[int, int], outgoing: Buffers, incoming: Buffers) -> None:
         peer = self._world_ranks[peers[self.rank]]
@@ -65,9 +72,7 @@ class ProcessComm(Comm):
             dist.P2POp(dist.isend, outgoing[self.rank], peer, self._group),
             dist.P2POp(dist.irecv, incoming[self.rank], peer, self._group),
         ]
-        # With a deadline NCCL's wait would block the host in mid-forward; without one it only orders the streams.
-        deadline = (self._deadline,) if self._on_host else ()
-        self._guard(lambda: [work.wait(*deadline) for work in dist.batch_isend_irecv(operations)])
+        self._wait(self._guard(lambda: dist.batch_isend_irecv(operations)))
 
     def broadcast(self, source: int, buffers: Buffers) -> None:
         self._guard(lambda: dist.broadcast(buffers[self.rank], self._world_ranks[source], group=self._group))
@@ -94,16 +99,27 @@ class ProcessComm(Comm):
             with contextlib.suppress(RuntimeError):
                 self._group.abort()  # ends the kernels that wait for a lost rank
 
-    def _guard(self, send: Callable[[], object]) -> None:
+    def _wait(self, works: Sequence[Any]) -> None:
+        # With a deadline NCCL's wait would block the host in mid-forward; without one it only orders the streams.
+        deadline = (self._deadline,) if self._on_host else ()
+        self._guard(lambda: [work.wait(*deadline) for work in works])
+
+    def _guard(self, send: Callable[[], T]) -> T:
         if self.broken:
             raise CommError("the process group broke in an earlier step; start the ranks again")
         try:
-            send()
+            return send()
         except (RuntimeError, ValueError) as error:
             self.fail()
             raise CommError(
                 f"no answer from the other ranks within {self.timeout:g} s, or one died: {error}"
             ) from error
+
+
+def _all_gather(*args: Any, **kwargs: Any) -> Any:
+    # torch 2.13 renamed it, and warns of the older name.
+    all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    return all_gather(*args, **kwargs)
 
 
 def world_comm(timeout: float) -> Comm:
