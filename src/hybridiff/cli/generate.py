@@ -69,7 +69,6 @@ class Generate(CallOptions):
     controlnet: Annotated[list[str] | None, flag(HOW, CONTROLNET, "PATH_OR_ID")] = None
     devices: Annotated[int | None, setting(TOGETHER, "devices", "N")] = None
     shards: Annotated[int | None, setting(TOGETHER, "shards", "N")] = None
-    displaced: Annotated[bool, flag(TOGETHER, HELP["displaced"], "", "--displaced")] = False
     strategy: Annotated[str | None, choice(TOGETHER, STRATEGY, STRATEGIES)] = None
     fidelity: Annotated[float | None, setting(TOGETHER, "fidelity", "DB")] = None
     quality: Annotated[str | None, flag(TOGETHER, QUALITY, "NAME", names=tuple(QUALITIES))] = None
@@ -152,7 +151,6 @@ class Generate(CallOptions):
             devices=devices,
             timeout=self.timeout,
             trace=self.trace is not None,
-            displaced=self.displaced,
             published=PublishedSettings(**published),
             **settings,
         )

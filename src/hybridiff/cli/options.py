@@ -29,7 +29,7 @@ ARG = "any further argument of the pipeline, such as guidance_rescale=0.7; repea
 
 HELP: dict[str, str] = {entry.name: entry.metadata["help"] for entry in fields(ParallelConfig)}
 PUBLISHED: dict[str, str] = {"published." + entry.name: entry.metadata["help"] for entry in fields(PublishedSettings)}
-FLAGS = ("strategy", "devices", "shards", "displaced", "fidelity", "quality", "calibration", "timeout", "trace")
+FLAGS = ("strategy", "devices", "shards", "fidelity", "quality", "calibration", "timeout", "trace")
 """Fields of ParallelConfig that have flags of their own."""
 SETTINGS = {name: text for name, text in HELP.items() if name not in (*FLAGS, "published")} | PUBLISHED
 """The names that `--set` takes, with their help texts."""

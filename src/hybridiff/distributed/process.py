@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -38,6 +39,7 @@ class ProcessComm(Comm):
         self.size = len(self._world_ranks)
         self._on_host = dist.get_backend() == "gloo" or not torch.cuda.is_available()
         self._deadline = timedelta(seconds=timeout)
+        self._later: WeakSet[_Later] = WeakSet()
         try:
             self._make_groups(ranks)
         except RuntimeError as error:
@@ -60,8 +62,9 @@ class ProcessComm(Comm):
 
     def start_all_gather(self, buffers: Buffers, out: torch.Tensor) -> Callable[[], None]:
         start = functools.partial(_all_gather, out.view(-1), buffers[self.rank], group=self._group, async_op=True)
-        work = self._guard(start)
-        return lambda: self._wait([work])
+        later = _Later(self._guard(start))
+        self._later.add(later)
+        return lambda: self._wait([later.work])
 
     def all_to_all(self, outgoing: Buffers, incoming: Buffers) -> None:
         self._guard(lambda: dist.all_to_all_single(incoming[self.rank], outgoing[self.rank], group=self._group))
@@ -87,6 +90,8 @@ class ProcessComm(Comm):
         return [comm if comm.local_ranks else None for comm in comms]
 
     def close(self) -> None:
+        for later in self._later:  # they hold connections open, which is what the others would hear of an error by
+            later.work = None
         if self._group is not None and dist.is_initialized() and not self.broken:
             if self._host_group is not self._group:
                 dist.destroy_process_group(self._host_group)
@@ -114,6 +119,13 @@ class ProcessComm(Comm):
             raise CommError(
                 f"no answer from the other ranks within {self.timeout:g} s, or one died: {error}"
             ) from error
+
+
+class _Later:
+    """A message in the background."""
+
+    def __init__(self, work: Any) -> None:
+        self.work = work
 
 
 def _all_gather(*args: Any, **kwargs: Any) -> Any:

@@ -378,6 +378,11 @@ def test_generate_has_33_flags() -> None:
     assert len(fields) == 33
 
 
+def test_displaced_messages_can_be_asked_for() -> None:
+    given = config_of("--shards", "2", "--set", "displaced=true", "--set", "displaced-warm-up=2")
+    assert given == ParallelConfig(devices=2, shards=2, displaced=True, displaced_warm_up=2)
+
+
 def test_every_field_of_the_config_can_be_given() -> None:
     flags = ["--quality", "0.3", "--calibration", "a.json", "--timeout", "9", "--trace", "out/trace.json"]
     flags += ["--set", "simulate=true", "--devices", "4", "--shards", "1", "--strategy", "hybrid"]
