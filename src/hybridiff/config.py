@@ -104,14 +104,6 @@ class ParallelConfig:
         least=1,
         most=4096,
     )
-    displaced: bool = _setting(
-        False,
-        "ranks that share an image go on with what the others said one step earlier, and wait for nobody within the "
-        "network: approximate, for comparisons",
-    )
-    displaced_warm_up: int = _setting(
-        4, "displaced begins after this step, counted from 0; up to it all messages are of their own step", least=0
-    )
     fidelity: float | None = _setting(
         None,
         "promise of hybrid in decibels: the image's PSNR against that of one device, kept by measuring; needs no "
@@ -136,6 +128,14 @@ class ParallelConfig:
         None, "drift that a step of hybrid may have since the last full one; of the quality unless given", least=0
     )
     full_steps: str | None = _setting(None, "a fixed schedule for hybrid: its full steps, such as 0-4,8,11,14,17-19")
+    displaced: bool = _setting(
+        False,
+        "ranks that share an image go on with what the others said one step earlier, and wait for nobody within the "
+        "network: approximate, for comparisons",
+    )
+    displaced_warm_up: int = _setting(
+        4, "displaced begins after this step, counted from 0; up to it all messages are of their own step", least=0
+    )
     simulate: bool = _setting(False, "play all ranks in one process: the same image, no speed-up")
     outputs: str = _setting("leader", "leader decodes and returns images on rank 0 only, all on every rank")
     timeout: float = _setting(

@@ -33,6 +33,7 @@ class _Call:
         times: It came before.
         place: Messages of the running evaluation so far.
         said: In the latest evaluation, at each place.
+        numbers: Of this rank in the latest evaluation, by place, where the others' are changed alike.
         lengths: See `ShardGroup.lengths`.
     """
 
@@ -40,6 +41,7 @@ class _Call:
     times: int = 0
     place: int = 0
     said: list[_Said] = field(default_factory=list)
+    numbers: dict[int, torch.Tensor] = field(default_factory=dict)
     lengths: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
@@ -59,6 +61,7 @@ class DisplacedGroup(ShardGroup):
         self._group, self._warm_up = group, warm_up
         self._calls: list[_Call] = []
         self._number = -1  # of the call that runs, within its step
+        self._is_displaced = False  # what was heard last
 
     @property
     def may_exchange(self) -> bool:
@@ -79,7 +82,7 @@ class DisplacedGroup(ShardGroup):
         self._call.place, self._lengths = 0, self._call.lengths
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        self.own_before = None
+        self._is_displaced = False
         if not self._is_kept:
             return self._group.all_gather(tensor)
         said = _Said(tensor, self._group.start_all_gather(tensor))
@@ -87,9 +90,19 @@ class DisplacedGroup(ShardGroup):
         if before is None or not before.is_like(tensor):
             return said.hear()
         heard = before.hear()
-        heard[self.index] = tensor
-        self.own_before = before.own
+        heard[self.index], self._is_displaced = tensor, True
         return heard
+
+    def changed_alike(self, said: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        if not self._is_kept:
+            return said
+        numbers, place = self._call.numbers, self._call.place
+        before, numbers[place] = numbers.get(place), own
+        if before is None or not self._is_displaced:
+            return said
+        changed = said + (own - before)
+        changed[self.index] = own
+        return changed
 
     def all_to_all(self, tensor: torch.Tensor) -> torch.Tensor:
         return self._group.all_to_all(tensor)

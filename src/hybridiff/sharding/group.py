@@ -28,14 +28,11 @@ class ShardGroup(ABC):
 
     Attributes:
         received: Bytes that this rank received from the others so far, lengths left out.
-        own_before: What this rank said at the place of the latest message when the others said what is heard of them;
-            None where that was now.
     """
 
     def __init__(self, index: int, count: int) -> None:
         self.index, self.count = index, count
         self.received = 0
-        self.own_before: torch.Tensor | None = None
         self._form: object = None
         self._lengths: dict[str, tuple[int, ...]] = {}
 
@@ -94,6 +91,15 @@ class ShardGroup(ABC):
         """
         self.received += (self.count - 1) * tensor.nbytes
         return self._start_all_gather(tensor.contiguous())
+
+    def changed_alike(self, said: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        """Numbers in the latest message, as they should be now: where those of others are displaced, a guess.
+
+        Args:
+            said: By all ranks, (count, ...).
+            own: By this one.
+        """
+        return said
 
     def all_to_all(self, tensor: torch.Tensor) -> torch.Tensor:
         """What each rank says to this one, (count, ...), of one form.

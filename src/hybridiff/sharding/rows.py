@@ -113,18 +113,8 @@ def _statistics(group: ShardGroup, features: torch.Tensor, groups: int) -> tuple
         features.contiguous(), None, None, images, channels, pixels, groups, 0.0
     )
     own = torch.stack((mean, reciprocal.square().reciprocal(), torch.full_like(mean, pixels)))
-    said = _changed_alike(group, group.all_gather(own), own)
-    means, variances, sizes = said.unbind(1)
+    means, variances, sizes = group.changed_alike(group.all_gather(own), own).unbind(1)
+    variances = variances.clamp(min=0)  # a guess may fall below
     shares = sizes / sizes.sum(0)
     mean = (shares * means).sum(0)
-    variance = (shares * (variances + (means - mean).square())).sum(0)
-    return mean, variance if group.own_before is None else torch.where(variance > 0, variance, own[1])
-
-
-def _changed_alike(group: ShardGroup, said: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """What ranks said: where that of the others is displaced, changed as this rank's own numbers have since."""
-    if group.own_before is None:
-        return said
-    changed = said + (own - group.own_before)
-    changed[group.index] = own
-    return changed
+    return mean, (shares * (variances + (means - mean).square())).sum(0)

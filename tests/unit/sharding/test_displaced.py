@@ -150,14 +150,17 @@ def test_statistics_are_exact_where_all_parts_change_alike() -> None:
                 assert relative_difference(value, expected) <= 1e-12
 
 
-def test_a_variance_that_would_be_negative_is_that_of_the_own_part() -> None:
+def test_a_variance_that_would_be_negative_is_zero() -> None:
     group = Ranks(2, 0)
     wide, narrow = features(scale=2.0), features(scale=0.1)
     statistics(group, [wide[0], narrow[1]])
-    made = statistics(group, [narrow[0], narrow[1]])
-    own = narrow[0].reshape(2, 2, -1).var(-1, correction=0)
-    assert relative_difference(made[0][1], own) <= 1e-12
-    assert all((variance > 0).all() for _, variance in made)
+    mean, variance = statistics(group, [narrow[0], narrow[1]])[0]
+    own = narrow[0].reshape(2, 2, -1)
+    others = narrow[1].reshape(2, 2, -1).mean(-1) + own.mean(-1) - wide[0].reshape(2, 2, -1).mean(-1)
+    expected = (6 * own.mean(-1) + 5 * others) / 11
+    spread = (6 * (own.mean(-1) - expected).square() + 5 * (others - expected).square()) / 11
+    assert relative_difference(mean, expected) <= 1e-12
+    assert relative_difference(variance, 6 / 11 * own.var(-1, correction=0) + spread) <= 1e-12
 
 
 def network_and_call(name: str) -> tuple[ShardedNetwork, Arguments]:
