@@ -388,7 +388,7 @@ def test_every_field_of_the_config_can_be_given() -> None:
     flags += ["--set", "simulate=true", "--devices", "4", "--shards", "1", "--strategy", "hybrid"]
     flags += ["--set", "step_kind=reuse", "--set", "tolerance=0.1", "--set", "full-steps=8", "--set", "outputs=all"]
     flags += ["--set", "slope_window=7", "--set", "published.slope_threshold=0.5"]
-    flags += ["--set", "tau-cap=20", "--set", "parallel_steps=3"]
+    flags += ["--set", "tau-cap=20", "--set", "parallel_steps=3", "--set", "displaced_warm_up=2"]
     assert config_of(*flags) == ParallelConfig(
         strategy="hybrid",
         devices=4,
@@ -398,6 +398,7 @@ def test_every_field_of_the_config_can_be_given() -> None:
         step_kind="reuse",
         tolerance=0.1,
         full_steps="8",
+        displaced_warm_up=2,
         simulate=True,
         outputs="all",
         timeout=9.0,
@@ -405,7 +406,10 @@ def test_every_field_of_the_config_can_be_given() -> None:
         published=PublishedSettings(slope_window=7, slope_threshold=0.5, parallel_steps=3, tau_cap=20),
     )
     given = config_of(*flags).to_dict()
-    assert [name for name, value in ParallelConfig().to_dict().items() if given[name] == value] == ["fidelity"]
+    assert [name for name, value in ParallelConfig().to_dict().items() if given[name] == value] == [
+        "fidelity",
+        "displaced",
+    ]
     assert config_of() == ParallelConfig(devices=2)
 
 

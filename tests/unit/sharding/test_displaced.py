@@ -119,6 +119,11 @@ def test_parts_of_uneven_lengths_are_displaced_and_outputs_are_not() -> None:
     assert group.step(both(1)) == [([1, 1, 10], [1, 1, 11]), ([0, 0, 11], [1, 1, 11])]
 
 
+def test_heads_are_exchanged_until_keys_are_kept() -> None:
+    group = Ranks(2, 2)
+    assert [group.step(lambda rank: rank.may_exchange) for _ in range(4)] == [[True] * 2] * 2 + [[False] * 2] * 2
+
+
 def test_bytes_are_those_of_synchronous_messages() -> None:
     group = Ranks(4, 1)
     for _ in range(3):
