@@ -84,7 +84,9 @@ def agree_on_setup(pipe: Any, config: ParallelConfig, comm: Comm) -> Setup:
     require_same(comm, description)
     if settings.may_promise(config):  # decoders of heterogeneous devices differ in the last bits
         settings = replace(settings, decoder_gain=comm.all_gather_object(settings.decoder_gain)[0])
-    groups = RankGroups(comm, networks, config.shards if staged is None else 1, measures=config.trace)
+    warm_up = config.displaced_warm_up if config.displaced else None
+    shards, measures = config.shards if staged is None else 1, config.trace and not config.displaced
+    groups = RankGroups(comm, networks, shards, warm_up, measures)
     vae = SharedVae(pipe, comm, groups, config.strategy != "serial" and config.shards != 1)
     return Setup(pipe, adapter, networks, is_known(pipe, adapter), config, settings, comm, staged, groups, vae)
 
@@ -107,6 +109,7 @@ def agree_on_call(setup: Setup, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         description = error
     require_same(setup.comm, description)
     setup.vae.agree()
+    setup.groups.forget()
     return _with_shared_randomness(setup.comm, arguments)
 
 

@@ -102,7 +102,9 @@ class Beginning:
             notes.append(f"{setup.groups.why_whole}: ranks do not share images")
         if evaluation.is_whole or why_alone or setup.config.strategy == "serial":
             return notes
-        count = setup.comm.size // (groups or setup.groups).count(evaluation)
+        shards = (groups or setup.groups).count(evaluation)
+        notes += self._displaced_notes(shards)
+        count = setup.comm.size // shards
         idle = [own for own in split_rows(rows, evaluation.branches, count) or () if own.start == own.stop]
         if idle:
             notes.append(
@@ -110,6 +112,19 @@ class Beginning:
                 f"{rows} rows, one an image and guidance branch; use fewer ranks, more images at a time, or shards"
             )
         return notes
+
+    def _displaced_notes(self, shards: int) -> list[str]:
+        config = self.setup.config
+        if not config.displaced:
+            return []
+        if shards == 1:
+            return ["no message is displaced: ranks do not share an image; --shards 2 has two do so"]
+        if config.displaced_warm_up + 1 >= count_steps(self.setup.pipe):
+            return [f"no message is displaced: displaced_warm_up is {config.displaced_warm_up}"]
+        return [
+            f"from step {config.displaced_warm_up + 1} on, messages within the network are those of the step before: "
+            "images are approximate"
+        ]
 
     def _unguided_note(self, evaluation: Evaluation) -> str:
         scale = getattr(self.setup.pipe, "guidance_scale", None)

@@ -146,6 +146,14 @@ class ParallelConfig:
         None, "drift that a step of hybrid may have since the last full one; of the quality unless given", least=0
     )
     full_steps: str | None = _setting(None, "a fixed schedule for hybrid: its full steps, such as 0-4,8,11,14,17-19")
+    displaced: bool = _setting(
+        False,
+        "ranks that share an image go on with what the others said one step earlier, and wait for nobody within the "
+        "network: approximate, for comparisons",
+    )
+    displaced_warm_up: int = _setting(
+        4, "displaced begins after this step, counted from 0; up to it all messages are of their own step", least=0
+    )
     simulate: bool = _setting(False, "play all ranks in one process: the same image, no speed-up")
     outputs: str = _setting("leader", "leader decodes and returns images on rank 0 only, all on every rank")
     timeout: float = _setting(
@@ -167,6 +175,7 @@ class ParallelConfig:
         quality_value(self.quality)
         _check_fields(self)
         _check_fidelity(self)
+        _check_displaced(self)
         if self.full_steps is not None:
             parse_steps(self.full_steps)
 
@@ -187,6 +196,15 @@ def _check_fidelity(config: ParallelConfig) -> None:
         raise UsageError(f"fidelity is promised for cached steps only, got step_kind {config.step_kind!r}")
     if config.strategy != "hybrid":
         raise UsageError(f"fidelity is a promise of strategy 'hybrid', got {config.strategy!r}")
+
+
+def _check_displaced(config: ParallelConfig) -> None:
+    if config.displaced and config.strategy != "cfg":
+        raise UsageError(f"displaced messages are for strategy 'cfg', got {config.strategy!r}")
+    if config.displaced and config.shards == 1:
+        raise UsageError(
+            "displaced messages are those of ranks that share an image, got shards=1; use shards=2 or more"
+        )
 
 
 def quality_value(quality: str | float | None) -> float:

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from hybridiff import ParallelConfig, parallelize
+from hybridiff.sharding import heads
+from hybridiff.sharding.group import ShardGroup
 from support.failing import GROUP_TIMEOUT, QUICK, SOON, Planted
-from support.jobs import Outcome, attempt, generate_parallel, on_ranks, rank, told_alike
+from support.jobs import Generated, Outcome, attempt, generate_parallel, on_ranks, rank, told_alike
 from support.oracles import relative_difference
 from support.pipelines import build, denoiser_of, generate
 from support.ranks import run_ranks
@@ -20,6 +22,7 @@ pytestmark = pytest.mark.distributed
 
 CACHED = {"strategy": "hybrid", "full_steps": "0-1,3"}
 UNGUIDED = {"guidance_scale": 1.0}
+DISPLACED = {"displaced": True, "displaced_warm_up": 1}
 
 
 @pytest.mark.parametrize(
@@ -53,7 +56,7 @@ def test_ranks_that_share_pictures(
 
 
 def traced(ranks: int) -> dict[str, Any]:
-    return generate_parallel(NAME, {}, devices=ranks, shards=2, trace=True)[-1].report
+    return generate_parallel("sdxl two levels", {}, devices=ranks, shards=2, trace=True)[-1].report
 
 
 def test_a_trace_measures_what_a_shared_image_costs() -> None:
@@ -67,10 +70,75 @@ def test_a_trace_measures_what_a_shared_image_costs() -> None:
         assert report["ideal_speedup"] == pytest.approx(2 / costs["share"])
 
 
-def run_until_rank_1_fails(way: str, timeout: float) -> tuple[Outcome, Outcome]:
+def by_heads(name: str, changes: dict[str, Any], config: dict[str, Any]) -> tuple[Generated, int]:
+    """What a rank generates that exchanges heads wherever it can, and how often; so short messages are not worth it."""
+    patch = pytest.MonkeyPatch()
+    exchange, exchanges = ShardGroup.all_to_all, []
+    patch.setattr(heads, "LATENCY", -(2**30))
+    patch.setattr(ShardGroup, "all_to_all", lambda *args: exchanges.append(1) or exchange(*args))
+    try:
+        return generate_parallel(name, changes, **config)[-1], len(exchanges)
+    finally:
+        patch.undo()
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "shards", "changes"),
+    [
+        pytest.param("sd3", 4, 2, {}, id="branches of two shards each"),
+        pytest.param("sd3.5", 2, 2, {"num_images_per_prompt": 3}, id="both branches by two, three images"),
+        pytest.param("sdxl", 4, 4, UNGUIDED, id="one branch of a U-Net by four"),
+    ],
+)
+def test_ranks_that_exchange_heads(name: str, ranks: int, shards: int, changes: dict[str, Any]) -> None:
+    config = {"shards": shards}
+    generated = run_ranks(by_heads, ranks, name, changes, config)
+    simulated, exchanges = by_heads(name, changes, config | {"simulate": True, "devices": ranks})
+    assert exchanges > 0
+    for of_rank, exchanges_of_rank in generated:
+        assert torch.equal(of_rank.latents, simulated.latents)
+        assert exchanges_of_rank == exchanges // ranks
+    gathered = generate_parallel(name, changes, simulate=True, devices=ranks, **config)[-1]
+    assert relative_difference(simulated.latents, gathered.latents) < 1e-4
+    fewer = simulated.report["bytes_by_purpose"]["shards"] < gathered.report["bytes_by_purpose"]["shards"]
+    assert fewer == (shards > 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "changes", "config"),
+    [
+        pytest.param("sdxl two levels", 2, {}, {}, id="both branches by two"),
+        pytest.param("sdxl two levels", 4, {"num_images_per_prompt": 2}, {}, id="branches of two shards each"),
+        pytest.param("sd3", 2, {}, {}, id="a transformer"),
+        pytest.param("sd3.5", 3, {}, {"shards": 3}, id="three"),
+    ],
+)
+def test_displaced_messages(name: str, ranks: int, changes: dict[str, Any], config: dict[str, Any]) -> None:
+    config = {"shards": 2, **DISPLACED, **config}
+    generated = run_ranks(on_ranks, ranks, name, changes, config | {"runs": 2})
+    simulated = generate_parallel(name, changes, simulate=True, devices=ranks, **config)[-1]
+    for run in (run for runs in generated for run in runs):
+        assert torch.equal(run.latents, simulated.latents)
+        assert told_alike(run) == told_alike(simulated)
+    exact = generate_parallel(name, changes, simulate=True, devices=ranks, shards=config["shards"])[-1]
+    assert 1e-6 < relative_difference(simulated.latents, exact.latents) < 0.2
+    assert simulated.report["bytes_by_purpose"] == exact.report["bytes_by_purpose"]
+
+
+KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "keys gathered": ("sdxl two levels", "mid_block", {}),
+    "heads exchanged": ("sd3", "transformer_blocks.1", {}),
+    "displaced": ("sdxl two levels", "mid_block", DISPLACED | {"displaced_warm_up": 0}),
+}
+"""Ways to share a picture: a pipeline, a module in the middle of its network, and a config."""
+
+
+def run_until_rank_1_fails(way: str, timeout: float, kind: str) -> tuple[Outcome, Outcome]:
     """How a call ends in which rank 1 leaves in the middle of the network at the third step, and the call after it."""
-    pipe = build(NAME)
-    parallel = parallelize(pipe, ParallelConfig(outputs="all", shards=2, timeout=timeout))
+    name, middle, config = KINDS[kind]
+    heads.LATENCY = -(2**30) if kind == "heads exchanged" else heads.LATENCY
+    pipe = build(name)
+    parallel = parallelize(pipe, ParallelConfig(outputs="all", shards=2, timeout=timeout, **config))
     came_by = 0
 
     def leave(*_: Any) -> None:
@@ -81,16 +149,14 @@ def run_until_rank_1_fails(way: str, timeout: float) -> tuple[Outcome, Outcome]:
                 raise Planted("in the middle")
             os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[way])
 
-    denoiser_of(pipe).mid_block.register_forward_pre_hook(leave)
-    return attempt(lambda: generate(parallel, NAME)), attempt(lambda: generate(parallel, NAME))
+    denoiser_of(pipe).get_submodule(middle).register_forward_pre_hook(leave)
+    return attempt(lambda: generate(parallel, name)), attempt(lambda: generate(parallel, name))
 
 
-NAME = "sdxl two levels"
-
-
-def test_a_rank_that_raises_in_the_middle_of_the_network() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_rank_that_raises_in_the_middle_of_the_network(kind: str) -> None:
     """Its peer, which waits for its rows, hears of it as soon as the ranks of the other branch do."""
-    results = run_ranks(run_until_rank_1_fails, 4, "raise", GROUP_TIMEOUT)
+    results = run_ranks(run_until_rank_1_fails, 4, "raise", GROUP_TIMEOUT, kind)
     outcomes, again = zip(*results, strict=True)
     for number, outcome in enumerate(outcomes):
         if number == 1:
@@ -103,9 +169,10 @@ def test_a_rank_that_raises_in_the_middle_of_the_network() -> None:
     assert all(torch.equal(outcome.value, again[0].value) for outcome in again)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("way", ["kill", "stop"])
-def test_a_rank_that_dies_or_hangs_in_the_middle_of_the_network(way: str) -> None:
-    outcomes = run_ranks(run_until_rank_1_fails, 4, way, SOON, may_die=[1])
+def test_a_rank_that_dies_or_hangs_in_the_middle_of_the_network(way: str, kind: str) -> None:
+    outcomes = run_ranks(run_until_rank_1_fails, 4, way, SOON, kind, may_die=[1])
     for outcome, again in (outcomes[number] for number in (0, 2, 3)):
         assert outcome.error == "RankError"
         assert "no answer from the other ranks within 5 s, or one died" in outcome.message

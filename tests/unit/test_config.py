@@ -61,6 +61,16 @@ def test_every_field_says_what_it_is_for(documented: Any) -> None:
         ({"devices": math.nan}, "devices must be an integer, got nan"),
         ({"devices": "2"}, "devices must be an integer, got '2'"),
         ({"devices": True}, "devices must be an integer, got True"),
+        ({"displaced": 1}, "displaced must be true or false, got 1"),
+        ({"displaced_warm_up": -1}, "displaced_warm_up must be at least 0, got -1"),
+        (
+            {"displaced": True, "shards": 1},
+            "displaced messages are those of ranks that share an image, got shards=1; use",
+        ),
+        *[
+            ({"displaced": True, "strategy": name}, f"displaced messages are for strategy 'cfg', got '{name}'")
+            for name in ("serial", "hybrid", "published")
+        ],
         ({"timeout": 0.0}, "timeout must be above 0, got 0"),
         ({"timeout": -1.0}, "timeout must be above 0, got -1"),
         ({"timeout": math.nan}, "timeout must be a finite number, got nan"),
@@ -135,6 +145,7 @@ def test_numeric_fields_cannot_be_forgotten() -> None:
     }
     assert {name for _, name in numeric} == {
         "shards",
+        "displaced_warm_up",
         "devices",
         "fidelity",
         "quality",

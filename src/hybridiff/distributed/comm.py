@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -51,6 +51,24 @@ class Comm(ABC):
         Args:
             buffers: 1-D, of n elements each.
             out: Receives all buffers in order of rank, (size, n).
+        """
+
+    def start_all_gather(self, buffers: Buffers, out: torch.Tensor) -> Callable[[], None]:
+        """The same in the background, where that can be; neither buffers nor `out` may be touched before its end.
+
+        Returns:
+            Waits for the end.
+        """
+        self.all_gather(buffers, out)
+        return lambda: None
+
+    @abstractmethod
+    def all_to_all(self, outgoing: Buffers, incoming: Buffers) -> None:
+        """Hand every rank its own piece of the buffer of each.
+
+        Args:
+            outgoing: 1-D, as many pieces of one size as there are ranks, in the order of those they are for.
+            incoming: Receive as many pieces, in order of the ranks they are from.
         """
 
     @abstractmethod
@@ -104,6 +122,10 @@ class LocalComm(Comm):
     def all_gather(self, buffers: Buffers, out: torch.Tensor) -> None:
         for rank, buffer in buffers.items():
             out[rank].copy_(buffer)
+
+    def all_to_all(self, outgoing: Buffers, incoming: Buffers) -> None:
+        for rank, buffer in incoming.items():
+            torch.cat([outgoing[other].chunk(self.size)[rank] for other in self.local_ranks], out=buffer)
 
     def sendrecv(self, outgoing: Mapping[int, Buffers], incoming: Mapping[int, Buffers]) -> None:
         for rank, buffers in outgoing.items():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import torch
 import torch.distributed as dist
@@ -37,6 +39,7 @@ class ProcessComm(Comm):
         self.size = len(self._world_ranks)
         self._on_host = dist.get_backend() == "gloo" or not torch.cuda.is_available()
         self._deadline = timedelta(seconds=timeout)
+        self._later: WeakSet[_Later] = WeakSet()
         try:
             self._make_groups(ranks)
         except RuntimeError as error:
@@ -55,9 +58,16 @@ class ProcessComm(Comm):
         )
 
     def all_gather(self, buffers: Buffers, out: torch.Tensor) -> None:
-        # torch 2.13 renamed it, and warns of the older name.
-        all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-        self._guard(lambda: all_gather(out.view(-1), buffers[self.rank], group=self._group))
+        self._guard(lambda: _all_gather(out.view(-1), buffers[self.rank], group=self._group))
+
+    def start_all_gather(self, buffers: Buffers, out: torch.Tensor) -> Callable[[], None]:
+        start = functools.partial(_all_gather, out.view(-1), buffers[self.rank], group=self._group, async_op=True)
+        later = _Later(self._guard(start))
+        self._later.add(later)
+        return lambda: self._wait([later.work])
+
+    def all_to_all(self, outgoing: Buffers, incoming: Buffers) -> None:
+        self._guard(lambda: dist.all_to_all_single(incoming[self.rank], outgoing[self.rank], group=self._group))
 
     def sendrecv(self, outgoing: Mapping[int, Buffers], incoming: Mapping[int, Buffers]) -> None:
         operations = [
@@ -65,9 +75,7 @@ class ProcessComm(Comm):
             for operation, buffers in ((dist.isend, outgoing[self.rank]), (dist.irecv, incoming[self.rank]))
             for other, buffer in buffers.items()
         ]
-        # With a deadline NCCL's wait would block the host in mid-forward; without one it only orders the streams.
-        deadline = (self._deadline,) if self._on_host else ()
-        self._guard(lambda: [work.wait(*deadline) for work in dist.batch_isend_irecv(operations)])
+        self._wait(self._guard(lambda: dist.batch_isend_irecv(operations)))
 
     def broadcast(self, buffers: Mapping[int, Buffers]) -> None:
         def send() -> None:
@@ -90,6 +98,8 @@ class ProcessComm(Comm):
         return [comm if comm.local_ranks else None for comm in comms]
 
     def close(self) -> None:
+        for later in self._later:  # they hold connections open, which is what the others would hear of an error by
+            later.work = None
         if self._group is not None and dist.is_initialized() and not self.broken:
             if self._host_group is not self._group:
                 dist.destroy_process_group(self._host_group)
@@ -102,16 +112,34 @@ class ProcessComm(Comm):
             with contextlib.suppress(RuntimeError):
                 self._group.abort()  # ends the kernels that wait for a lost rank
 
-    def _guard(self, send: Callable[[], object]) -> None:
+    def _wait(self, works: Sequence[Any]) -> None:
+        # With a deadline NCCL's wait would block the host in mid-forward; without one it only orders the streams.
+        deadline = (self._deadline,) if self._on_host else ()
+        self._guard(lambda: [work.wait(*deadline) for work in works])
+
+    def _guard(self, send: Callable[[], T]) -> T:
         if self.broken:
             raise CommError("the process group broke in an earlier step; start the ranks again")
         try:
-            send()
+            return send()
         except (RuntimeError, ValueError) as error:
             self.fail()
             raise CommError(
                 f"no answer from the other ranks within {self.timeout:g} s, or one died: {error}"
             ) from error
+
+
+class _Later:
+    """A message in the background."""
+
+    def __init__(self, work: Any) -> None:
+        self.work = work
+
+
+def _all_gather(*args: Any, **kwargs: Any) -> Any:
+    # torch 2.13 renamed it, and warns of the older name.
+    all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    return all_gather(*args, **kwargs)
 
 
 def world_comm(timeout: float) -> Comm:

@@ -1,4 +1,4 @@
-"""Attention over the whole picture where each rank has the queries of its part only."""
+"""Attention over the whole picture where each rank has the tokens of its part only."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import UsageError
 from .group import ShardGroup
+from .heads import can_be_by_heads, heads_to_tokens, is_cheaper_by_heads, tokens_to_heads
 from .place import current_group
 
 ATTENTIONS = (Attention, MochiAttention, AttentionModuleMixin)
-_ARGUMENTS = ("query", "key", "value", "attn_mask")
+_TENSORS = ("query", "key", "value")
+_ARGUMENTS = (*_TENSORS, "attn_mask")
 
 
 class AttentionHook(ModelHook):
-    """Around an attention layer: where it attends to the picture, keys and values of all parts are gathered.
+    """Around an attention layer: where it attends to the picture, it attends to that of all parts.
 
     Args:
         name: Of the layer.
@@ -38,9 +40,9 @@ class AttentionHook(ModelHook):
         text = args[1] if len(args) > 1 else kwargs.get("encoder_hidden_states")
         if group is None or not (text is None or self._text_is_cut):
             return forward(*args, **kwargs)
-        with _GatheredKeys(group, self._name) as gathered:
+        with _WholeAttention(group, self._name) as whole:
             answer = forward(*args, **kwargs)
-        if not gathered.times:
+        if not whole.times:
             raise UsageError(
                 f"{self._name} does not attend by scaled_dot_product_attention, so it cannot be shared by "
                 f"{group.count} devices; use the attention backend 'native', or shards=1"
@@ -48,15 +50,16 @@ class AttentionHook(ModelHook):
         return answer
 
 
-class _GatheredKeys(TorchFunctionMode):
-    """While this lasts, keys and values are those of all parts, in order of the ranks.
+class _WholeAttention(TorchFunctionMode):
+    """While this lasts, attention is over the tokens of all parts, in order of the ranks.
 
+    Either keys and values are gathered, or ranks exchange heads, whichever is cheaper: the same but for rounding.
     Attention does not ask in which order keys come, so that streams of text and picture may both be cut.
     """
 
-    def __init__(self, group: ShardGroup, place: str) -> None:
+    def __init__(self, group: ShardGroup, layer: str) -> None:
         super().__init__()
-        self._group, self._layer = group, place
+        self._group, self._layer = group, layer
         self.times = 0  # that the layer attended
 
     def __torch_function__(
@@ -70,17 +73,36 @@ class _GatheredKeys(TorchFunctionMode):
         rest = args[len(_ARGUMENTS) :]
         if rest or named.get("is_causal"):
             raise UsageError(f"{self._layer} attends in order (causally), which cannot be shared; use shards=1")
-        mine = named["key"].shape[-2]
-        named["key"], named["value"] = self._both(named["key"], named["value"])
-        mask = named.get("attn_mask")
-        if mask is not None and mask.shape[-1] == mine:
-            named["attn_mask"] = self._group.concatenate(f"{self._place} mask", mask, -1)
-        return func(**named)
+        lengths = self._lengths_by_heads(named)
+        if lengths is None:
+            return func(**self._gathered(named))
+        tensors = tokens_to_heads(self._group, [named.pop(name) for name in _TENSORS], lengths)
+        return heads_to_tokens(self._group, func(*tensors, **named), lengths)
 
     @property
     def _place(self) -> str:
         """Of the running attention, as a layer may attend to several things."""
         return f"{self._layer} {self.times}"
+
+    def _lengths_by_heads(self, named: dict[str, Any]) -> tuple[int, ...] | None:
+        """Tokens of each rank where heads are exchanged; None where keys and values are gathered."""
+        query, key, value = (named[name] for name in _TENSORS)
+        is_plain = named.get("attn_mask") is None and not named.get("enable_gqa")
+        if not is_plain or not can_be_by_heads(self._group, query, key, value):
+            return None
+        lengths = self._group.lengths(self._place, key.shape[-2])
+        if not is_cheaper_by_heads(key, lengths):
+            return None
+        # Each rank may have as many queries as keys by chance: all have to.
+        return lengths if self._group.lengths(f"{self._place} queries", query.shape[-2]) == lengths else None
+
+    def _gathered(self, named: dict[str, Any]) -> dict[str, Any]:
+        """The arguments with keys, values and mask of all parts."""
+        mine, mask = named["key"].shape[-2], named.get("attn_mask")
+        named["key"], named["value"] = self._both(named["key"], named["value"])
+        if mask is not None and mask.shape[-1] == mine:
+            named["attn_mask"] = self._group.concatenate(f"{self._place} mask", mask, -1)
+        return named
 
     def _both(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """All keys and values, by one message where their shapes allow it."""

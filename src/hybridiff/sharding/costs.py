@@ -104,6 +104,10 @@ class PartAlone(ShardGroup):
         self.messages += 1
         return tensor.expand(self.count, *tensor.shape).contiguous()
 
+    def _all_to_all(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.messages += 1
+        return tensor.clone()
+
 
 def measure_shards(
     members: Sequence[ShardGroup],

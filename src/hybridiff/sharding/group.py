@@ -6,6 +6,7 @@ import contextlib
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from types import EllipsisType
 from typing import TypeVar
 
 import torch
@@ -34,6 +35,11 @@ class ShardGroup(ABC):
         self.received = 0
         self._form: object = None
         self._lengths: dict[str, tuple[int, ...]] = {}
+
+    @property
+    def may_exchange(self) -> bool:
+        """Whether layers may say things by `all_to_all`, too."""
+        return True
 
     @property
     def is_first(self) -> bool:
@@ -66,27 +72,72 @@ class ShardGroup(ABC):
             tensor: This rank's part.
             dim: The dimension along which parts may differ in length.
         """
-        lengths = self._lengths_at(place, tensor.shape[dim])
-        front = tensor.movedim(dim, 0)
-        padded = front.new_empty(max(lengths), *front.shape[1:])
-        padded[: len(front)] = front
-        parts = self.all_gather(padded)
-        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)]).movedim(0, dim)
+        return self._one_after_other(self.all_gather, place, tensor, dim)
+
+    def join(self, place: str, tensor: torch.Tensor, dim: int) -> torch.Tensor:
+        """The same of an output, which is never displaced."""
+        return self.concatenate(place, tensor, dim)
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """What all ranks say at a place, of one form: (count, ...)."""
         self.received += (self.count - 1) * tensor.nbytes
         return self._all_gather(tensor.contiguous())
 
-    def _lengths_at(self, place: str, mine: int) -> tuple[int, ...]:
+    def start_all_gather(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+        """The same in the background; the tensor must not be changed.
+
+        Returns:
+            Waits for what all ranks say.
+        """
+        self.received += (self.count - 1) * tensor.nbytes
+        return self._start_all_gather(tensor.contiguous())
+
+    def changed_alike(self, said: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        """Numbers in the latest message, as they should be now: where those of others are displaced, a guess.
+
+        Args:
+            said: By all ranks, (count, ...).
+            own: By this one.
+        """
+        return said
+
+    def all_to_all(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What each rank says to this one, (count, ...), of one form.
+
+        Args:
+            tensor: What this rank says to each, (count, ...).
+        """
+        self.received += (self.count - 1) * tensor[0].nbytes
+        return self._all_to_all(tensor.contiguous())
+
+    def lengths(self, place: str, mine: int) -> tuple[int, ...]:
+        """The lengths that the ranks have at a place; they are told once for each form of an evaluation."""
         if place not in self._lengths:
             told = self._all_gather(torch.tensor([mine]))
             self._lengths[place] = tuple(int(length) for length in told.flatten())
         return self._lengths[place]
 
+    def _one_after_other(
+        self, gather: Callable[[torch.Tensor], torch.Tensor], place: str, tensor: torch.Tensor, dim: int
+    ) -> torch.Tensor:
+        lengths = self.lengths(place, tensor.shape[dim])
+        front = tensor.movedim(dim, 0)
+        padded = front.new_empty(max(lengths), *front.shape[1:])
+        padded[: len(front)] = front
+        parts = gather(padded)
+        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)]).movedim(0, dim)
+
+    def _start_all_gather(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+        said = self._all_gather(tensor)
+        return lambda: said
+
     @abstractmethod
     def _all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """See `all_gather`; the tensor is contiguous."""
+
+    @abstractmethod
+    def _all_to_all(self, tensor: torch.Tensor) -> torch.Tensor:
+        """See `all_to_all`; the tensor is contiguous."""
 
 
 class ProcessGroup(ShardGroup):
@@ -107,6 +158,23 @@ class ProcessGroup(ShardGroup):
         self._comm.all_gather({self.index: mine.view(-1)}, out)
         return out.view(self.count, *tensor.shape)
 
+    def _start_all_gather(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+        mine = tensor.to(self.device)
+        out = mine.new_empty(self.count, mine.numel())
+        wait = self._comm.start_all_gather({self.index: mine.view(-1)}, out)
+
+        def hear() -> torch.Tensor:
+            wait()
+            return out.view(self.count, *tensor.shape)
+
+        return hear
+
+    def _all_to_all(self, tensor: torch.Tensor) -> torch.Tensor:
+        mine = tensor.to(self.device)
+        out = torch.empty_like(mine)
+        self._comm.all_to_all({self.index: mine.view(-1)}, {self.index: out.view(-1)})
+        return out
+
 
 class _Table:
     """Where threads meet: each puts down what it has to say, and takes what all have said."""
@@ -115,10 +183,10 @@ class _Table:
         self._said: dict[int, torch.Tensor] = {}
         self._barrier = threading.Barrier(count)
 
-    def exchange(self, index: int, tensor: torch.Tensor) -> torch.Tensor:
+    def exchange(self, index: int, tensor: torch.Tensor, piece: int | EllipsisType) -> torch.Tensor:
         self._said[index] = tensor
         self._barrier.wait()
-        said = torch.stack([self._said[other] for other in sorted(self._said)])
+        said = torch.stack([self._said[other][piece] for other in sorted(self._said)])
         self._barrier.wait()
         return said
 
@@ -133,7 +201,10 @@ class ThreadGroup(ShardGroup):
     table: _Table
 
     def _all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self.table.exchange(self.index, tensor)
+        return self.table.exchange(self.index, tensor, ...)
+
+    def _all_to_all(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self.table.exchange(self.index, tensor, self.index)
 
 
 def play(ranks: Sequence[ThreadGroup], work: Callable[[ThreadGroup], T]) -> list[T]:

@@ -107,7 +107,7 @@ class RowShards(ShardedNetwork):
         part = {name: _rows_of(value, rows, own, name in _PICTURES) for name, value in arguments.items()}
         name = next(iter(arguments))
         part[name] = arguments[name][:, :, own]
-        return _joined(forward(**part), lambda output: group.concatenate("output", output, 2))
+        return _joined(forward(**part), lambda output: group.join("output", output, 2))
 
     def _picture(self, arguments: Mapping[str, Any]) -> torch.Tensor:
         picture: torch.Tensor = next(iter(arguments.values()))

@@ -15,6 +15,7 @@ from ..denoiser.rows import split_rows
 from ..distributed.comm import Comm
 from ..errors import CommError, ShardError, UsageError
 from .costs import ShardCosts, measure_shards
+from .displaced import DisplacedGroup
 from .group import ProcessGroup, ShardGroup, ThreadGroup, play
 from .network import ShardedNetwork, shard_network
 
@@ -37,6 +38,7 @@ class RankGroups:
         comm: The ranks.
         networks: The pipeline's denoisers.
         wanted: Shards of each group; None chooses.
+        warm_up: Messages are displaced after so many evaluations (`DisplacedGroup`); None never does so.
         measures: The first evaluation of each form is measured, too.
 
     Attributes:
@@ -45,11 +47,17 @@ class RankGroups:
     """
 
     def __init__(
-        self, comm: Comm, networks: Sequence[torch.nn.Module], wanted: int | None, measures: bool = False
+        self,
+        comm: Comm,
+        networks: Sequence[torch.nn.Module],
+        wanted: int | None,
+        warm_up: int | None = None,
+        measures: bool = False,
     ) -> None:
         self.why_whole = ""
         self.costs: ShardCosts | None = None
         self._measures, self._measured = measures, dict[object, ShardCosts]()
+        self._warm_up, self._displaced = warm_up, dict[ShardGroup, DisplacedGroup]()
         self._comm, self._networks, self._wanted = comm, networks, wanted
         self._sharded: dict[torch.nn.Module, ShardedNetwork | None] = {}
         self._groups: dict[int, list[ShardGroup]] = {}
@@ -154,8 +162,13 @@ class RankGroups:
         if self._wanted is not None:
             raise UsageError(f"{self.why_whole}: ranks cannot share images; use shards=1")
 
+    def forget(self) -> None:
+        """Forget what ranks said in an earlier run."""
+        self._displaced = {}
+
     def drop(self) -> None:
         """Give groups up after a run that failed; all ranks alike, they are made anew."""
+        self.forget()
         for comm in self._comms:
             comm.close()
         self._comms, self._groups = [], {}
@@ -172,8 +185,9 @@ class RankGroups:
         self, evaluation: Evaluation, first: int, rows: slice, forward: Forward
     ) -> Callable[[ShardGroup], torch.Tensor]:
         def work(group: ShardGroup) -> torch.Tensor:
+            sharing = self._perhaps_displaced(group)
             calls = tuple(
-                replace(call, forward=self._known(call.network).shared_by(group, call.forward))
+                replace(call, forward=self._known(call.network).shared_by(sharing, call.forward))
                 for call in evaluation.calls
             )
             return forward(replace(evaluation, calls=calls), first + group.index, rows)
@@ -189,6 +203,14 @@ class RankGroups:
                 lambda: measure_shards(group, lambda: evaluation.run(rows), part, evaluation.sample.device)
             )
         self.costs = self._measured[form]
+
+    def _perhaps_displaced(self, group: ShardGroup) -> ShardGroup:
+        """A rank as it takes part in a step."""
+        if self._warm_up is None:
+            return group
+        displaced = self._displaced.setdefault(group, DisplacedGroup(group, self._warm_up))
+        displaced.begin_step()
+        return displaced
 
     def _run(self, group: Sequence[ShardGroup], work: Callable[[Any], torch.Tensor]) -> list[torch.Tensor]:
         """What the local ranks of a group make of some work; one that fails lets the others know."""

@@ -112,8 +112,9 @@ def _statistics(group: ShardGroup, features: torch.Tensor, groups: int) -> tuple
     _, mean, reciprocal = torch.native_group_norm(
         features.contiguous(), None, None, images, channels, pixels, groups, 0.0
     )
-    said = group.all_gather(torch.stack((mean, reciprocal.square().reciprocal(), torch.full_like(mean, pixels))))
-    means, variances, sizes = said.unbind(1)
+    own = torch.stack((mean, reciprocal.square().reciprocal(), torch.full_like(mean, pixels)))
+    means, variances, sizes = group.changed_alike(group.all_gather(own), own).unbind(1)
+    variances = variances.clamp(min=0)  # a guess may fall below
     shares = sizes / sizes.sum(0)
     mean = (shares * means).sum(0)
     return mean, (shares * (variances + (means - mean).square())).sum(0)

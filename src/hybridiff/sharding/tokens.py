@@ -103,7 +103,7 @@ class TokensHook(ModelHook):
             bound.arguments.update(self._cuts.cut_arguments(bound.arguments, group))
             args, kwargs = bound.args, bound.kwargs
         output = self._cuts.cut_outputs(forward(*args, **kwargs), group)
-        return output if self._cuts.joined is None else group.concatenate(self._name, output, self._cuts.joined)
+        return output if self._cuts.joined is None else group.join(self._name, output, self._cuts.joined)
 
 
 def known_cuts(network: nn.Module) -> dict[str, ModuleCuts] | None:

@@ -384,12 +384,17 @@ def test_generate_has_33_flags() -> None:
     assert len(fields) == 33
 
 
+def test_displaced_messages_can_be_asked_for() -> None:
+    given = config_of("--shards", "2", "--set", "displaced=true", "--set", "displaced-warm-up=2")
+    assert given == ParallelConfig(devices=2, shards=2, displaced=True, displaced_warm_up=2)
+
+
 def test_every_field_of_the_config_can_be_given() -> None:
     flags = ["--quality", "0.3", "--calibration", "a.json", "--timeout", "9", "--trace", "out/trace.json"]
     flags += ["--set", "simulate=true", "--devices", "4", "--shards", "1", "--strategy", "hybrid"]
     flags += ["--set", "step_kind=reuse", "--set", "tolerance=0.1", "--set", "full-steps=8", "--set", "outputs=all"]
     flags += ["--set", "slope_window=7", "--set", "published.slope_threshold=0.5"]
-    flags += ["--set", "tau-cap=20", "--set", "parallel_steps=3"]
+    flags += ["--set", "tau-cap=20", "--set", "parallel_steps=3", "--set", "displaced_warm_up=2"]
     assert config_of(*flags) == ParallelConfig(
         strategy="hybrid",
         devices=4,
@@ -399,6 +404,7 @@ def test_every_field_of_the_config_can_be_given() -> None:
         step_kind="reuse",
         tolerance=0.1,
         full_steps="8",
+        displaced_warm_up=2,
         simulate=True,
         outputs="all",
         timeout=9.0,
@@ -406,7 +412,10 @@ def test_every_field_of_the_config_can_be_given() -> None:
         published=PublishedSettings(slope_window=7, slope_threshold=0.5, parallel_steps=3, tau_cap=20),
     )
     given = config_of(*flags).to_dict()
-    assert [name for name, value in ParallelConfig().to_dict().items() if given[name] == value] == ["fidelity"]
+    assert [name for name, value in ParallelConfig().to_dict().items() if given[name] == value] == [
+        "fidelity",
+        "displaced",
+    ]
     assert config_of() == ParallelConfig(devices=2)
 
 

@@ -16,6 +16,19 @@ def test_local_ranks_gather_in_order_of_rank() -> None:
     assert out.tolist() == [[0, 0], [1, 1], [2, 2]]
 
 
+def test_local_ranks_gather_later_what_they_gather_now() -> None:
+    comm, out = LocalComm(2), torch.zeros(2, 1)
+    comm.start_all_gather({0: torch.tensor([1.0]), 1: torch.tensor([2.0])}, out)()
+    assert out.tolist() == [[1], [2]]
+
+
+def test_local_ranks_hand_each_its_piece() -> None:
+    comm = LocalComm(2)
+    incoming = {0: torch.zeros(4), 1: torch.zeros(4)}
+    comm.all_to_all({0: torch.arange(4.0), 1: 10 + torch.arange(4.0)}, incoming)
+    assert (incoming[0].tolist(), incoming[1].tolist()) == ([0, 1, 10, 11], [2, 3, 12, 13])
+
+
 def test_local_ranks_swap_and_broadcast() -> None:
     comm = LocalComm(3)
     pairs = [(0, 1), (1, 0), (1, 2), (2, 1)]

@@ -61,6 +61,13 @@ def test_bytes_are_counted() -> None:
     assert [rank.received for rank in group] == [3 * 10 * 4] * 4
 
 
+def test_each_rank_hears_what_is_said_to_it() -> None:
+    group = ranks(3)
+    made = play(group, lambda rank: rank.all_to_all(10 * rank.index + torch.arange(3)).tolist())
+    assert made == [[0, 10, 20], [1, 11, 21], [2, 12, 22]]
+    assert [rank.received for rank in group] == [2 * 8] * 3
+
+
 def test_first_and_last() -> None:
     assert [(rank.is_first, rank.is_last) for rank in ranks(3)] == [(True, False), (False, False), (False, True)]
 
