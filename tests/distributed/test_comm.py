@@ -71,8 +71,8 @@ def say_everything(comm: Comm) -> dict[str, Any]:
     comm.all_gather({mine: torch.tensor([float(mine), float(rank())])}, gathered)
     later = torch.zeros(comm.size, 1)
     wait = comm.start_all_gather({mine: torch.tensor([rank() + 0.5])}, later)
-    told = torch.zeros(comm.size)
-    comm.all_to_all({mine: 10.0 * rank() + torch.arange(float(comm.size))}, {mine: told})
+    pieces = torch.zeros(comm.size)
+    comm.all_to_all({mine: 10.0 * rank() + torch.arange(float(comm.size))}, {mine: pieces})
     wait()
     swapped = torch.tensor([-1.0])
     if comm.size % 2 == 0:
@@ -91,7 +91,7 @@ def say_everything(comm: Comm) -> dict[str, Any]:
         "is_leader": comm.is_leader,
         "gathered": gathered.tolist(),
         "gathered later": later.flatten().tolist(),
-        "told": told.tolist(),
+        "pieces": pieces.tolist(),
         "swapped": swapped.item(),
         "heard": [heard.item(), first.item()],
         "from all": {other: buffer.tolist() for other, buffer in from_all.items()},
@@ -107,7 +107,7 @@ def everything(size: int, mine: int, ranks: str) -> dict[str, Any]:
         "is_leader": mine == 0,
         "gathered": [[float(number), float(name)] for number, name in enumerate(ranks)],
         "gathered later": [float(name) + 0.5 for name in ranks],
-        "told": [10.0 * float(name) + mine for name in ranks],
+        "pieces": [10.0 * float(name) + mine for name in ranks],
         "swapped": float(ranks[mine ^ 1]) if size % 2 == 0 else -1.0,
         "heard": [float(ranks[-1]), float(ranks[0])],
         "from all": {other: [float(name)] * (1 + other) for other, name in enumerate(ranks) if other != mine},
