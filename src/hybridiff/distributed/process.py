@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from ..errors import CommError
 from .comm import Buffers, Comm, LocalComm
+from .wires import Wires
 
 T = TypeVar("T")
 
@@ -22,8 +23,10 @@ _WATCHDOG_GRACE = 60.0
 class ProcessComm(Comm):
     """Ranks of the running process group, in a group of their own so that the deadline is ours.
 
-    On the CPU (gloo) a message blocks until it is there or the deadline has passed. On GPUs (NCCL) it is only put into
-    the stream; the deadline is kept where its status is read (`readback.Readback`), the one place where the host waits.
+    On the CPU (gloo) a message blocks until it is there or the deadline has passed; in groups that were split off,
+    whose messages are many and small, ranks gather over connections of their own (`Wires`). On GPUs (NCCL) it is only
+    put into the stream; the deadline is kept where its status is read (`readback.Readback`), the one place where the
+    host waits.
 
     Args:
         timeout: Deadline of every wait in seconds.
@@ -37,6 +40,7 @@ class ProcessComm(Comm):
         self.size = len(self._world_ranks)
         self._on_host = dist.get_backend() == "gloo" or not torch.cuda.is_available()
         self._deadline = timedelta(seconds=timeout)
+        self._wires: Wires | None = None
         try:
             self._make_groups(ranks)
         except RuntimeError as error:
@@ -55,9 +59,12 @@ class ProcessComm(Comm):
         )
 
     def all_gather(self, buffers: Buffers, out: torch.Tensor) -> None:
+        if self._wires is not None and out.device.type == "cpu":
+            wires = self._wires
+            return self._guard(lambda: wires.all_gather(buffers[self.rank], out))
         # torch 2.13 renamed it, and warns of the older name.
         all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-        self._guard(lambda: all_gather(out.view(-1), buffers[self.rank], group=self._group))
+        return self._guard(lambda: all_gather(out.view(-1), buffers[self.rank], group=self._group))
 
     def sendrecv(self, peers: Mapping[int, int], outgoing: Buffers, incoming: Buffers) -> None:
         peer = self._world_ranks[peers[self.rank]]
@@ -79,9 +86,13 @@ class ProcessComm(Comm):
 
     def split(self, groups: Sequence[Sequence[int]]) -> list[Comm | None]:
         comms = [ProcessComm(self.timeout, [self._world_ranks[rank] for rank in group]) for group in groups]
+        for comm in comms:
+            if comm.local_ranks and comm._on_host:
+                comm._connect()
         return [comm if comm.local_ranks else None for comm in comms]
 
     def close(self) -> None:
+        self._cut_wires()
         if self._group is not None and dist.is_initialized() and not self.broken:
             if self._host_group is not self._group:
                 dist.destroy_process_group(self._host_group)
@@ -90,16 +101,28 @@ class ProcessComm(Comm):
 
     def fail(self) -> None:
         super().fail()
+        self._cut_wires()
         if not self._on_host:
             with contextlib.suppress(RuntimeError):
                 self._group.abort()  # ends the kernels that wait for a lost rank
+
+    def _connect(self) -> None:
+        def connect() -> None:
+            self._wires = Wires.connect(self.rank, self.all_gather_object, self.timeout)
+
+        self._guard(connect)
+
+    def _cut_wires(self) -> None:
+        if self._wires is not None:
+            self._wires.close()
+        self._wires = None
 
     def _guard(self, send: Callable[[], object]) -> None:
         if self.broken:
             raise CommError("the process group broke in an earlier step; start the ranks again")
         try:
             send()
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, OSError) as error:
             self.fail()
             raise CommError(
                 f"no answer from the other ranks within {self.timeout:g} s, or one died: {error}"
