@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -41,7 +41,7 @@ class PartAlone(ShardGroup):
         super().__init__(index, count)
         self._known, self.sizes = lengths, list[int]()
 
-    def begin(self, form: object) -> None:
+    def begin(self, form: Hashable) -> None:
         self._lengths, self.sizes = dict(self._known), []
 
     def _all_gather(self, tensor: torch.Tensor) -> torch.Tensor:

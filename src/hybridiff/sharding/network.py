@@ -64,7 +64,7 @@ class ShardedNetwork(ABC):
         @functools.wraps(forward)
         def shared(*args: Any, **kwargs: Any) -> Any:
             arguments = signature_of(forward).bind(args, kwargs) or kwargs
-            group.begin((self, {name: _form(value) for name, value in arguments.items()}))
+            group.begin((self, tuple((name, _form(value)) for name, value in arguments.items())))
             with in_parts(group):
                 return self.run(group, forward, arguments)
 
