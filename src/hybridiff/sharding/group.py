@@ -73,6 +73,8 @@ class ShardGroup(ABC):
         """
         lengths = self._lengths_at(place, tensor.shape[dim])
         front = tensor.movedim(dim, 0)
+        if min(lengths) == max(lengths):
+            return self.all_gather(front).flatten(0, 1).movedim(0, dim)
         padded = front.new_empty(max(lengths), *front.shape[1:])
         padded[: len(front)] = front
         parts = self.all_gather(padded)

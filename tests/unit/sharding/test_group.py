@@ -10,17 +10,7 @@ import torch
 from hybridiff.sharding import group as group_module
 from hybridiff.sharding.group import ThreadGroup, play
 from hybridiff.sharding.place import current_group, in_parts
-from support.shards import ranks
-
-
-class CountingGroup(ThreadGroup):
-    """Counts its messages."""
-
-    sent = 0
-
-    def _all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        self.sent += 1
-        return super()._all_gather(tensor)
+from support.shards import CountingGroup, ranks
 
 
 def numbers(length: int, of: int) -> torch.Tensor:
