@@ -21,7 +21,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hybridiff.distributed.comm import Comm
 from hybridiff.distributed.placement import Placement
 from hybridiff.distributed.process import ProcessComm
 from hybridiff.evaluation.workload import versions
@@ -38,7 +37,8 @@ TIMEOUT = 300.0
 
 def measure(names: Sequence[str], sizes: Sequence[int], repeats: int) -> Iterator[dict[str, Any]]:
     """One row per network, size of picture and number of ranks; on both ranks."""
-    comm: Comm = ProcessComm(TIMEOUT)
+    (comm,) = ProcessComm(TIMEOUT).split([range(2)])
+    assert comm is not None
     group = ProcessGroup(comm, torch.device("cpu"))
     for name in names:
         for pixels in sizes:
