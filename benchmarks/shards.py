@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -20,7 +20,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hybridiff.distributed.comm import Comm
 from hybridiff.distributed.placement import Placement
 from hybridiff.distributed.process import ProcessComm
 from hybridiff.evaluation.workload import versions
@@ -41,7 +40,7 @@ class PartAlone(ShardGroup):
         super().__init__(index, count)
         self._known, self.sizes = lengths, list[int]()
 
-    def begin(self, form: object) -> None:
+    def begin(self, form: Hashable) -> None:
         self._lengths, self.sizes = dict(self._known), []
 
     def _all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -79,7 +78,8 @@ class Link:
 
 def measure(names: Sequence[str], sizes: Sequence[int], repeats: int) -> Iterator[dict[str, Any]]:
     """One row per network, size of picture and number of ranks; on both ranks."""
-    comm: Comm = ProcessComm(TIMEOUT)
+    (comm,) = ProcessComm(TIMEOUT).split([range(2)])
+    assert comm is not None
     group = ProcessGroup(comm, torch.device("cpu"))
     for name in names:
         for pixels in sizes:

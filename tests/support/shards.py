@@ -18,6 +18,16 @@ from zoo import ZOO, run
 Arguments = dict[str, Any]
 
 
+class CountingGroup(ThreadGroup):
+    """Counts its messages."""
+
+    sent = 0
+
+    def _all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.sent += 1
+        return super()._all_gather(tensor)
+
+
 def ranks(parts: int) -> list[ThreadGroup]:
     """Ranks that have a part of the picture each."""
     return [ThreadGroup(index, parts) for index in range(parts)]

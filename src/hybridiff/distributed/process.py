@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from ..errors import CommError
 from .comm import Buffers, Comm, LocalComm
+from .wires import Wires
 
 T = TypeVar("T")
 
@@ -24,8 +25,10 @@ _WATCHDOG_GRACE = 60.0
 class ProcessComm(Comm):
     """Ranks of the running process group, in a group of their own so that the deadline is ours.
 
-    On the CPU (gloo) a message blocks until it is there or the deadline has passed. On GPUs (NCCL) it is only put into
-    the stream; the deadline is kept where its status is read (`readback.Readback`), the one place where the host waits.
+    On the CPU (gloo) a message blocks until it is there or the deadline has passed; in groups that were split off,
+    whose messages are many and small, ranks gather over connections of their own (`Wires`). On GPUs (NCCL) it is only
+    put into the stream; the deadline is kept where its status is read (`readback.Readback`), the one place where the
+    host waits.
 
     Args:
         timeout: Deadline of every wait in seconds.
@@ -40,6 +43,7 @@ class ProcessComm(Comm):
         self._on_host = dist.get_backend() == "gloo" or not torch.cuda.is_available()
         self._deadline = timedelta(seconds=timeout)
         self._later: WeakSet[_Later] = WeakSet()
+        self._wires: Wires | None = None
         try:
             self._make_groups(ranks)
         except RuntimeError as error:
@@ -58,7 +62,11 @@ class ProcessComm(Comm):
         )
 
     def all_gather(self, buffers: Buffers, out: torch.Tensor) -> None:
-        self._guard(lambda: _all_gather(out.view(-1), buffers[self.rank], group=self._group))
+        wires, mine = self._wires, buffers[self.rank]
+        if wires is not None and out.device.type == "cpu":
+            self._guard(lambda: wires.all_gather(mine, out))
+        else:
+            self._guard(lambda: _all_gather(out.view(-1), mine, group=self._group))
 
     def start_all_gather(self, buffers: Buffers, out: torch.Tensor) -> Callable[[], None]:
         start = functools.partial(_all_gather, out.view(-1), buffers[self.rank], group=self._group, async_op=True)
@@ -67,7 +75,11 @@ class ProcessComm(Comm):
         return lambda: self._wait([later.work])
 
     def all_to_all(self, outgoing: Buffers, incoming: Buffers) -> None:
-        self._guard(lambda: dist.all_to_all_single(incoming[self.rank], outgoing[self.rank], group=self._group))
+        wires, mine, into = self._wires, outgoing[self.rank], incoming[self.rank]
+        if wires is not None and into.device.type == "cpu":
+            self._guard(lambda: wires.all_to_all(mine, into))
+        else:
+            self._guard(lambda: dist.all_to_all_single(into, mine, group=self._group))
 
     def sendrecv(self, peers: Mapping[int, int], outgoing: Buffers, incoming: Buffers) -> None:
         peer = self._world_ranks[peers[self.rank]]
@@ -87,11 +99,15 @@ class ProcessComm(Comm):
 
     def split(self, groups: Sequence[Sequence[int]]) -> list[Comm | None]:
         comms = [ProcessComm(self.timeout, [self._world_ranks[rank] for rank in group]) for group in groups]
+        for comm in comms:
+            if comm.local_ranks and comm._on_host:
+                comm._connect()
         return [comm if comm.local_ranks else None for comm in comms]
 
     def close(self) -> None:
         for later in self._later:  # they hold connections open, which is what the others would hear of an error by
             later.work = None
+        self._cut_wires()
         if self._group is not None and dist.is_initialized() and not self.broken:
             if self._host_group is not self._group:
                 dist.destroy_process_group(self._host_group)
@@ -100,9 +116,21 @@ class ProcessComm(Comm):
 
     def fail(self) -> None:
         super().fail()
+        self._cut_wires()
         if not self._on_host:
             with contextlib.suppress(RuntimeError):
                 self._group.abort()  # ends the kernels that wait for a lost rank
+
+    def _connect(self) -> None:
+        def connect() -> None:
+            self._wires = Wires.connect(self.rank, self.all_gather_object, self.timeout)
+
+        self._guard(connect)
+
+    def _cut_wires(self) -> None:
+        if self._wires is not None:
+            self._wires.close()
+        self._wires = None
 
     def _wait(self, works: Sequence[Any]) -> None:
         # With a deadline NCCL's wait would block the host in mid-forward; without one it only orders the streams.
@@ -114,7 +142,7 @@ class ProcessComm(Comm):
             raise CommError("the process group broke in an earlier step; start the ranks again")
         try:
             return send()
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, OSError) as error:
             self.fail()
             raise CommError(
                 f"no answer from the other ranks within {self.timeout:g} s, or one died: {error}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from types import EllipsisType
 from typing import TypeVar
 
@@ -14,6 +14,9 @@ import torch
 from ..distributed.comm import Comm
 
 T = TypeVar("T")
+
+_MOST_FORMS = 32
+"""Forms of evaluations whose lengths a group keeps: the latest ones."""
 
 
 class ShardGroup(ABC):
@@ -33,8 +36,8 @@ class ShardGroup(ABC):
     def __init__(self, index: int, count: int) -> None:
         self.index, self.count = index, count
         self.received = 0
-        self._form: object = None
         self._lengths: dict[str, tuple[int, ...]] = {}
+        self._lengths_of: dict[Hashable, dict[str, tuple[int, ...]]] = {}
 
     @property
     def may_exchange(self) -> bool:
@@ -51,14 +54,16 @@ class ShardGroup(ABC):
         """Whether nothing of the picture comes after this part."""
         return self.index == self.count - 1
 
-    def begin(self, form: object) -> None:
-        """An evaluation begins; lengths learned at places hold as long as its form is the same.
+    def begin(self, form: Hashable) -> None:
+        """An evaluation begins; lengths learned at places hold for all evaluations of its form.
 
         Args:
             form: What decides all lengths, such as the shape of the sample; the same on all ranks.
         """
-        if form != self._form:
-            self._form, self._lengths = form, {}
+        self._lengths = self._lengths_of.pop(form, {})
+        self._lengths_of[form] = self._lengths  # behind all others, as the latest
+        if len(self._lengths_of) > _MOST_FORMS:
+            del self._lengths_of[next(iter(self._lengths_of))]
 
     def part(self, tensor: torch.Tensor, dim: int) -> torch.Tensor:
         """This rank's part of a tensor that all ranks have; parts differ by at most one in length."""
@@ -122,6 +127,8 @@ class ShardGroup(ABC):
     ) -> torch.Tensor:
         lengths = self.lengths(place, tensor.shape[dim])
         front = tensor.movedim(dim, 0)
+        if min(lengths) == max(lengths):
+            return gather(front).flatten(0, 1).movedim(0, dim)
         padded = front.new_empty(max(lengths), *front.shape[1:])
         padded[: len(front)] = front
         parts = gather(padded)

@@ -17,6 +17,7 @@ from ..denoiser.attached import AttachedHook
 from ..denoiser.signature import signature_of
 from .attention import ATTENTIONS, AttentionHook
 from .group import ShardGroup
+from .pairs import normalized_convolutions
 from .place import in_parts
 from .rows import ConvolutionHook, DownsampleHook, GroupNormHook, rows_of_part
 from .tokens import ModuleCuts, TokensHook, known_cuts
@@ -64,7 +65,7 @@ class ShardedNetwork(ABC):
         @functools.wraps(forward)
         def shared(*args: Any, **kwargs: Any) -> Any:
             arguments = signature_of(forward).bind(args, kwargs) or kwargs
-            group.begin((self, {name: _form(value) for name, value in arguments.items()}))
+            group.begin((self, tuple((name, _form(value)) for name, value in arguments.items())))
             with in_parts(group):
                 return self.run(group, forward, arguments)
 
@@ -114,15 +115,16 @@ class RowShards(ShardedNetwork):
         return picture
 
     def _hooks(self) -> Iterator[tuple[nn.Module, ModelHook]]:
-        inside = set()
+        inside, pairs = set(), normalized_convolutions(self.network)
+        extended = set(pairs.values())
         for module in self.network.modules():
             if isinstance(module, Downsample2D) and module.use_conv and module.padding == 0:
                 inside.add(module.conv)
                 yield module, DownsampleHook()
             elif isinstance(module, nn.Conv2d) and module.kernel_size[0] > 1 and module not in inside:
-                yield module, ConvolutionHook()
+                yield module, ConvolutionHook(module in extended)
             elif isinstance(module, nn.GroupNorm):
-                yield module, GroupNormHook()
+                yield module, GroupNormHook(pairs[module].kernel_size[0] // 2 if module in pairs else 0)
         yield from self._attention_hooks()
 
 

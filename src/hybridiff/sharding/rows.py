@@ -36,12 +36,22 @@ class RowsHook(ModelHook, ABC):
 
 
 class ConvolutionHook(RowsHook):
-    """A 2-D convolution with zeros around the picture; parts begin at multiples of its stride."""
+    """A 2-D convolution with zeros around the picture; parts begin at multiples of its stride.
+
+    Args:
+        is_extended: What it gets has the rows around the part already (`GroupNormHook`).
+    """
+
+    def __init__(self, is_extended: bool = False) -> None:
+        super().__init__()
+        self._is_extended = is_extended
 
     def run(self, group: ShardGroup, module: Any, picture: torch.Tensor) -> torch.Tensor:
         above, aside = module.padding
-        extended = with_neighbours(group, picture, module.kernel_size[0] - module.stride[0], (above, above))
-        return _convolve(module, extended, aside)
+        if not self._is_extended:
+            overlap = module.kernel_size[0] - module.stride[0]
+            picture = with_neighbours(group, picture, overlap, (above, above))
+        return _convolve(module, picture, aside)
 
 
 class DownsampleHook(RowsHook):
@@ -54,23 +64,28 @@ class DownsampleHook(RowsHook):
 
 
 class GroupNormHook(RowsHook):
-    """Group normalization by the statistics of all parts together."""
+    """Group normalization by the statistics of all parts together.
+
+    Args:
+        around: So many rows above and below the part are normalized, too, for the convolution that follows: they come
+            with the statistics, in one message. Around the whole picture they are zeros.
+    """
+
+    def __init__(self, around: int = 0) -> None:
+        super().__init__()
+        self._around = around
 
     def run(self, group: ShardGroup, module: Any, picture: torch.Tensor) -> torch.Tensor:
-        images, channels = picture.shape[:2]
-        exact = picture if picture.dtype is torch.float64 else picture.float()
-        mean, variance = (
-            value.repeat_interleave(channels // module.num_groups, 1).flatten()
-            for value in _statistics(group, exact, module.num_groups)
-        )
-        weight, bias = (
-            None if parameter is None else parameter.to(exact.dtype).repeat(images)
-            for parameter in (module.weight, module.bias)
-        )
-        # Channels of all images, side by side, as one image: a single operation that applies given statistics.
-        stacked = exact.reshape(1, images * channels, -1)
-        normal = F.batch_norm(stacked, mean, variance, weight, bias, eps=module.eps)
-        return normal.view(picture.shape).to(picture.dtype)
+        own, around = _statistics(_exact(picture), module.num_groups), self._around
+        if not around:
+            return _normalize(module, picture, *_of_all(group, group.changed_alike(group.all_gather(own), own)))
+        said, rows = _gathered(group, own, _rows_to_say(picture, around, around))
+        extended = _extended(group, picture, rows, (around, around))
+        normal = _normalize(module, extended, *_of_all(group, group.changed_alike(said, own)))
+        for is_outside, outside in ((group.is_first, slice(around)), (group.is_last, slice(-around, None))):
+            if is_outside:
+                normal[..., outside, :] = 0
+        return normal
 
 
 def with_neighbours(group: ShardGroup, picture: torch.Tensor, overlap: int, padding: tuple[int, int]) -> torch.Tensor:
@@ -82,12 +97,30 @@ def with_neighbours(group: ShardGroup, picture: torch.Tensor, overlap: int, padd
         overlap: Rows that two neighbouring parts both look at: size of the kernel less stride.
         padding: Rows of zeros above and below the whole picture.
     """
-    rows, above = picture.shape[-2], min(padding[0], overlap)
-    below = overlap - above
-    said = group.all_gather(torch.cat((picture[..., rows - above :, :], picture[..., :below, :]), -2))
+    above = min(padding[0], overlap)
+    said = group.all_gather(_rows_to_say(picture, above, overlap - above))
+    return _extended(group, picture, said, padding)
+
+
+def _rows_to_say(picture: torch.Tensor, above: int, below: int) -> torch.Tensor:
+    """What the next part needs above its first row, and the part before below its last."""
+    return torch.cat((picture[..., picture.shape[-2] - above :, :], picture[..., :below, :]), -2)
+
+
+def _extended(group: ShardGroup, picture: torch.Tensor, said: torch.Tensor, padding: tuple[int, int]) -> torch.Tensor:
+    """A part with the rows around it, of what all parts said (`_rows_to_say`)."""
+    above = min(padding[0], said.shape[-2])
     top = _blank(picture, padding[0]) if group.is_first else said[group.index - 1][..., :above, :]
     bottom = _blank(picture, padding[1]) if group.is_last else said[group.index + 1][..., above:, :]
     return torch.cat((top, picture, bottom), -2)
+
+
+def _gathered(group: ShardGroup, one: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What all ranks say of two things, in one message; the first may be of a wider dtype."""
+    bits = one.view(-1).view(other.dtype)
+    said = group.all_gather(torch.cat((bits, other.reshape(-1))))
+    first = said[:, : len(bits)].contiguous().view(one.dtype)
+    return first.view(-1, *one.shape), said[:, len(bits) :].view(-1, *other.shape)
 
 
 def _blank(picture: torch.Tensor, rows: int) -> torch.Tensor:
@@ -99,12 +132,15 @@ def _convolve(convolution: Any, picture: torch.Tensor, aside: int) -> torch.Tens
     return F.conv2d(picture, weight, bias, convolution.stride, (0, aside), convolution.dilation, groups)
 
 
-def _statistics(group: ShardGroup, features: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance of each group of channels, over the parts of all ranks, (images, groups) each.
+def _exact(picture: torch.Tensor) -> torch.Tensor:
+    return picture if picture.dtype is torch.float64 else picture.float()
+
+
+def _statistics(features: torch.Tensor, groups: int) -> torch.Tensor:
+    """Mean and variance of each group of channels of a part, and its size: (3, images, groups).
 
     Args:
-        group: The ranks.
-        features: This rank's part, (images, channels, ...).
+        features: Of the part, (images, channels, ...).
         groups: Number of groups of channels.
     """
     images, channels, pixels = *features.shape[:2], features[0, 0].numel()
@@ -112,9 +148,28 @@ def _statistics(group: ShardGroup, features: torch.Tensor, groups: int) -> tuple
     _, mean, reciprocal = torch.native_group_norm(
         features.contiguous(), None, None, images, channels, pixels, groups, 0.0
     )
-    own = torch.stack((mean, reciprocal.square().reciprocal(), torch.full_like(mean, pixels)))
-    means, variances, sizes = group.changed_alike(group.all_gather(own), own).unbind(1)
+    return torch.stack((mean, reciprocal.square().reciprocal(), torch.full_like(mean, pixels)))
+
+
+def _of_all(group: ShardGroup, said: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance over all parts, (images, groups) each, of the statistics that they said."""
+    means, variances, sizes = said.unbind(1)
     variances = variances.clamp(min=0)  # a guess may fall below
     shares = sizes / sizes.sum(0)
     mean = (shares * means).sum(0)
     return mean, (shares * (variances + (means - mean).square())).sum(0)
+
+
+def _normalize(module: Any, picture: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
+    """A picture by given statistics, (images, groups) each."""
+    exact, (images, channels) = _exact(picture), picture.shape[:2]
+    each = channels // module.num_groups
+    mean, variance = (value.repeat_interleave(each, 1).flatten() for value in (mean, variance))
+    weight, bias = (
+        None if parameter is None else parameter.to(exact.dtype).repeat(images)
+        for parameter in (module.weight, module.bias)
+    )
+    # Channels of all images, side by side, as one image: a single operation that applies given statistics.
+    stacked = exact.reshape(1, images * channels, -1)
+    normal = F.batch_norm(stacked, mean, variance, weight, bias, eps=module.eps)
+    return normal.view(picture.shape).to(picture.dtype)

@@ -7,19 +7,10 @@ import threading
 import pytest
 import torch
 
+from hybridiff.sharding import group as group_module
 from hybridiff.sharding.group import ThreadGroup, play
 from hybridiff.sharding.place import current_group, in_parts
-from support.shards import ranks
-
-
-class CountingGroup(ThreadGroup):
-    """Counts its messages."""
-
-    sent = 0
-
-    def _all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        self.sent += 1
-        return super()._all_gather(tensor)
+from support.shards import CountingGroup, ranks
 
 
 def numbers(length: int, of: int) -> torch.Tensor:
@@ -47,12 +38,28 @@ def test_lengths_are_asked_for_once_a_form_and_place() -> None:
         ("small", 1, "ab", 6),
         ("large", 4, "a", 8),
         ("large", 4, "aa", 10),
-        ("small", 1, "a", 12),
+        ("small", 1, "a", 11),
+        ("large", 4, "ab", 14),
+        ("small", 1, "ab", 16),
     ):
         made = play(group, lambda rank: evaluate(rank, form, length, *places))  # type: ignore[arg-type]  # noqa: B023
         whole = torch.cat([numbers(length + index, index) for index in range(3)], 1)
         assert all(torch.equal(one, torch.cat([whole] * len(places))) for one in made)
         assert [rank.sent for rank in group] == [sent] * 3
+
+
+def test_lengths_of_the_latest_forms_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group_module, "_MOST_FORMS", 2)
+    group = [CountingGroup(index, 2) for index in range(2)]
+
+    def evaluate(rank: CountingGroup, form: str) -> None:
+        rank.begin(form)
+        rank.concatenate("here", numbers(1, 0), 1)
+
+    for forms, sent in (("ab", 4), ("a", 5), ("c", 7), ("a", 8), ("b", 10), ("c", 12)):
+        for form in forms:
+            play(group, lambda rank: evaluate(rank, form))  # type: ignore[arg-type]  # noqa: B023
+        assert [rank.sent for rank in group] == [sent] * 2
 
 
 def test_bytes_are_counted() -> None:

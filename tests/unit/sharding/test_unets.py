@@ -91,17 +91,19 @@ def test_a_group_evaluates_calls_of_other_shapes_in_turn(name: str) -> None:
         assert relative_difference(shared(sharded, arguments, group), expected) <= 1e-5
 
 
-def blank_neighbours(group: ShardGroup, picture: torch.Tensor, overlap: int, padding: tuple[int, int]) -> torch.Tensor:
+def blank_neighbours(
+    group: ShardGroup, picture: torch.Tensor, said: torch.Tensor, padding: tuple[int, int]
+) -> torch.Tensor:
     """The rows around a part, zeros instead of what its neighbours have there."""
-    above = min(padding[0], overlap)
-    top = picture.new_zeros(*picture.shape[:-2], padding[0] if group.is_first else above, picture.shape[-1])
-    bottom = picture.new_zeros(*picture.shape[:-2], padding[1] if group.is_last else overlap - above, picture.shape[-1])
-    return torch.cat((top, picture, bottom), -2)
+    return EXTENDED(group, picture, torch.zeros_like(said), padding)
 
 
-def own_statistics(group: ShardGroup, features: torch.Tensor, groups: int) -> tuple[torch.Tensor, torch.Tensor]:
+EXTENDED = rows._extended
+
+
+def own_statistics(group: ShardGroup, said: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and variance of a part by itself."""
-    variance, mean = torch.var_mean(features.reshape(len(features), groups, -1), 2, correction=0)
+    mean, variance, _ = said[group.index]
     return mean, variance
 
 
@@ -117,8 +119,8 @@ GATHERED = ThreadGroup.concatenate
 @pytest.mark.parametrize(
     ("owner", "attribute", "fault"),
     [
-        (rows, "with_neighbours", blank_neighbours),
-        (rows, "_statistics", own_statistics),
+        (rows, "_extended", blank_neighbours),
+        (rows, "_of_all", own_statistics),
         (ThreadGroup, "concatenate", own_keys),
     ],
     ids=["blank neighbours", "own statistics", "own keys"],

@@ -1,0 +1,200 @@
+"""Connections of a group of CPU ranks for messages in the middle of a network, each end read by the thread that waits.
+
+Gloo hands each message from thread to thread, on the core that computes: a millisecond and more where it is busy. Here
+the thread that has to wait reads by itself, so that a message takes what the network takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import selectors
+import socket
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+_POLLED = 1e-4
+"""Seconds for which a rank asks again and again before it sleeps: a core that sleeps takes as long to wake."""
+
+_LONGEST_CONNECT = 10.0
+_TOKEN_BYTES, _RANK_BYTES = 16, 4
+
+Tell = Callable[[Any], list[Any]]
+"""Hands all ranks one object of each (`Comm.all_gather_object`)."""
+
+
+class Wires:
+    """A TCP connection to each other rank of a group.
+
+    Args:
+        sockets: By rank of the other.
+        rank: This one.
+        timeout: Deadline of every message in seconds.
+    """
+
+    def __init__(self, sockets: Mapping[int, socket.socket], rank: int, timeout: float) -> None:
+        self._sockets, self._rank, self._timeout = dict(sockets), rank, timeout
+        for connection in sockets.values():
+            connection.setblocking(False)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    @classmethod
+    def connect(cls, rank: int, tell: Tell, timeout: float) -> Wires | None:
+        """Connections between all ranks of a group, which call this together; None where some cannot be reached.
+
+        Args:
+            rank: This one.
+            tell: How they hear of each other's addresses.
+            timeout: Deadline of every message in seconds.
+        """
+        sockets: dict[int, socket.socket] = {}
+        with _listener() as listener, contextlib.ExitStack() as closing:
+            closing.callback(_close, sockets)
+            told = tell((listener.getsockname(), secrets.token_bytes(_TOKEN_BYTES)))
+            with contextlib.suppress(OSError):
+                for other, (address, token) in enumerate(told[:rank]):
+                    sockets[other] = _call(address, token, rank, min(timeout, _LONGEST_CONNECT))
+            if not all(tell(len(sockets) == rank)):
+                return None
+            listener.settimeout(timeout)
+            while len(sockets) < len(told) - 1:  # all who called wait in the backlog
+                sockets |= _accepted(listener, told[rank][1])
+            closing.pop_all()
+        return cls(sockets, rank, timeout)
+
+    def all_gather(self, mine: torch.Tensor, out: torch.Tensor) -> None:
+        """What all ranks say.
+
+        Args:
+            mine: 1-D, of n elements, on the CPU.
+            out: Receives all in order of rank, (ranks, n).
+
+        Raises:
+            OSError: another rank left, or the deadline passed.
+        """
+        out[self._rank].copy_(mine)
+        self._exchange(dict.fromkeys(self._sockets, _bytes(mine)), out)
+
+    def all_to_all(self, mine: torch.Tensor, out: torch.Tensor) -> None:
+        """What all ranks say to this one.
+
+        Args:
+            mine: 1-D, on the CPU: a piece for each rank, all of one size, one after the other.
+            out: Receives as many pieces, in order of the ranks they are from.
+
+        Raises:
+            OSError: another rank left, or the deadline passed.
+        """
+        ranks = len(self._sockets) + 1
+        pieces, into = mine.view(ranks, -1), out.view(ranks, -1)
+        into[self._rank].copy_(pieces[self._rank])
+        self._exchange({other: _bytes(pieces[other]) for other in self._sockets}, into)
+
+    def close(self) -> None:
+        """Leave; whoever waits for this rank hears of it."""
+        _close(self._sockets)
+
+    def _exchange(self, said: Mapping[int, memoryview], heard: torch.Tensor) -> None:
+        """Send each other rank something, and receive of each, (ranks, n)."""
+        sockets = self._sockets.items()
+        streams = [_Stream(one, one.send, said[other], selectors.EVENT_WRITE) for other, one in sockets]
+        streams += [_Stream(one, one.recv_into, _bytes(heard[other]), selectors.EVENT_READ) for other, one in sockets]
+        begun = time.monotonic()
+        while streams := [stream for stream in streams if not stream.advance()]:
+            waited = time.monotonic() - begun
+            if waited > _POLLED and not _ready(streams, self._timeout - waited):
+                raise TimeoutError(f"waited for {self._timeout:g} s")
+
+
+class _Stream:
+    """What is still to be sent to a rank, or received of it."""
+
+    def __init__(
+        self, connection: socket.socket, move: Callable[[memoryview], int], rest: memoryview, event: int
+    ) -> None:
+        self.connection, self.event = connection, event
+        self._move, self._rest = move, rest
+
+    def advance(self) -> bool:
+        """Move what can be moved at once; whether nothing is left."""
+        try:
+            while self._rest:
+                moved = self._move(self._rest)
+                if not moved:
+                    raise ConnectionError("the connection was closed by its other end")
+                self._rest = self._rest[moved:]
+        except BlockingIOError:
+            return False
+        return True
+
+
+def _ready(streams: list[_Stream], timeout: float) -> bool:
+    """Sleep until one of them can go on; False where none could in time."""
+    events: dict[socket.socket, int] = {}
+    for stream in streams:
+        events[stream.connection] = events.get(stream.connection, 0) | stream.event
+    with selectors.DefaultSelector() as selector:
+        for connection, event in events.items():
+            selector.register(connection, event)
+        return timeout > 0 and bool(selector.select(timeout))
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    """A 1-D tensor's memory."""
+    memory: Any = tensor.detach().view(torch.uint8).numpy()
+    return memoryview(memory)
+
+
+def _close(sockets: Mapping[int, socket.socket]) -> None:
+    for connection in sockets.values():
+        connection.close()
+
+
+def _listener() -> socket.socket:
+    family, address = _own_address()
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.bind((address, 0))
+    listener.listen()
+    return listener
+
+
+def _own_address() -> tuple[socket.AddressFamily, str]:
+    """Where the other ranks reach this one: on its way to the first rank's machine, of which torchrun tells."""
+    leader = os.environ.get("MASTER_ADDR", "127.0.0.1")
+    try:
+        family, *_, towards = socket.getaddrinfo(leader, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect(towards)  # sends nothing
+            return family, probe.getsockname()[0]
+    except OSError:
+        return socket.AF_INET, "127.0.0.1"
+
+
+def _call(address: tuple[Any, ...], token: bytes, rank: int, timeout: float) -> socket.socket:
+    """A connection to a rank that listens; its token and this rank's number tell it who calls."""
+    connection = socket.create_connection(address[:2], timeout)
+    connection.sendall(token + rank.to_bytes(_RANK_BYTES, "big"))
+    return connection
+
+
+def _accepted(listener: socket.socket, token: bytes) -> dict[int, socket.socket]:
+    """The next connection, by the rank that called; nothing where a stranger did."""
+    connection, _ = listener.accept()
+    connection.settimeout(_LONGEST_CONNECT)
+    with contextlib.suppress(OSError):
+        if secrets.compare_digest(_received(connection, _TOKEN_BYTES), token):
+            return {int.from_bytes(_received(connection, _RANK_BYTES), "big"): connection}
+    connection.close()
+    return {}
+
+
+def _received(connection: socket.socket, count: int) -> bytes:
+    """The next bytes; fewer where the other end closes."""
+    said = b""
+    while len(said) < count and (more := connection.recv(count - len(said))):
+        said += more
+    return said

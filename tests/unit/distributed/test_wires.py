@@ -1,0 +1,147 @@
+"""Connections of a group: what is said and heard over them, and what ends a wait. Threads play the ranks."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+
+from hybridiff.distributed import wires
+from hybridiff.distributed.wires import Wires
+
+TIMEOUT = 20.0
+
+
+class Told:
+    """How threads tell each other things: everyone hears all, in order of rank."""
+
+    def __init__(self, count: int) -> None:
+        self.things: list[Any] = [None] * count
+        self.barrier = threading.Barrier(count, timeout=TIMEOUT)
+
+    def by(self, rank: int) -> Callable[[Any], list[Any]]:
+        def tell(thing: Any) -> list[Any]:
+            self.things[rank] = thing
+            self.barrier.wait()
+            heard = list(self.things)
+            self.barrier.wait()
+            return heard
+
+        return tell
+
+
+def in_threads(count: int, work: Callable[[int], Any]) -> list[Any]:
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(work, range(count)))
+
+
+def connected(count: int, timeout: float = TIMEOUT) -> list[Wires | None]:
+    told = Told(count)
+    return in_threads(count, lambda rank: Wires.connect(rank, told.by(rank), timeout))
+
+
+@pytest.fixture
+def pair() -> Iterator[list[Wires]]:
+    ends = [end for end in connected(2, 0.5) if end is not None]
+    yield ends
+    for end in ends:
+        end.close()
+
+
+def gathered(end: Wires, mine: torch.Tensor, count: int) -> torch.Tensor:
+    out = mine.new_empty(count, mine.numel())
+    end.all_gather(mine, out)
+    return out
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_everyone_hears_what_is_said_to_it(count: int) -> None:
+    ends = connected(count)
+    said = torch.randn(count, count, 4)  # by, to
+
+    def exchanged(rank: int) -> torch.Tensor:
+        out, end = torch.empty(count * 4), ends[rank]
+        assert end is not None
+        end.all_to_all(said[rank].view(-1), out)
+        return out.view(count, 4)
+
+    for rank, heard in enumerate(in_threads(count, exchanged)):
+        assert torch.equal(heard, said[:, rank])
+    for end in ends:
+        assert end is not None
+        end.close()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool])
+def test_everyone_hears_all_in_order_of_rank(count: int, dtype: torch.dtype) -> None:
+    ends = connected(count)
+    said = [torch.arange(7 * rank, 7 * rank + 7).to(dtype) for rank in range(count)]
+    for heard in in_threads(count, lambda rank: gathered(ends[rank], said[rank], count)):  # type: ignore[arg-type]
+        assert torch.equal(heard, torch.stack(said))
+    for end in ends:
+        assert end is not None
+        end.close()
+
+
+@pytest.mark.parametrize("elements", [0, 1, 2**22])
+def test_messages_of_any_length_one_after_the_other(pair: list[Wires], elements: int) -> None:
+    def work(rank: int) -> list[float]:
+        return [gathered(pair[rank], torch.full((elements,), rank + turn), 2).sum().item() for turn in range(3)]
+
+    assert in_threads(2, work) == [[elements * (1 + 2 * turn) for turn in range(3)]] * 2
+
+
+def test_a_rank_that_leaves_ends_the_wait_of_the_others(pair: list[Wires]) -> None:
+    pair[1].close()
+    begun = time.monotonic()
+    with pytest.raises(OSError, match="closed"):
+        gathered(pair[0], torch.zeros(3), 2)
+    assert time.monotonic() - begun < 0.4
+
+
+@pytest.mark.parametrize("elements", [3, 2**23])
+def test_a_silent_rank_is_waited_for_until_the_deadline(pair: list[Wires], elements: int) -> None:
+    with pytest.raises(TimeoutError, match=r"waited for 0\.5 s"):
+        gathered(pair[0], torch.zeros(elements), 2)
+
+
+def test_strangers_are_not_listened_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = wires._call
+
+    def after_strangers(address: tuple[Any, ...], token: bytes, *rest: Any) -> socket.socket:
+        for guess in (b"", bytes(len(token)), b"G"):
+            call(address, guess, 1, TIMEOUT).close()
+        return call(address, token, *rest)
+
+    monkeypatch.setattr(wires, "_call", after_strangers)
+    ends = connected(2)
+    heard = in_threads(2, lambda rank: gathered(ends[rank], torch.tensor([rank]), 2).tolist())  # type: ignore[arg-type]
+    assert heard == [[[0], [1]]] * 2
+
+
+def test_where_one_cannot_be_reached_nobody_has_wires(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(address: Any, token: bytes, rank: int, timeout: float) -> socket.socket:
+        if rank == 2:
+            raise ConnectionRefusedError
+        return CALL(address, token, rank, timeout)
+
+    monkeypatch.setattr(wires, "_call", refused)
+    assert connected(3) == [None] * 3
+
+
+CALL = wires._call
+
+
+@pytest.mark.parametrize("leader", [None, "127.0.0.1", "localhost", "no such machine"])
+def test_ranks_listen_where_the_first_one_hears_them(leader: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    if leader is not None:
+        monkeypatch.setenv("MASTER_ADDR", leader)
+    assert wires._own_address()[1] in ("127.0.0.1", "::1")
