@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
 import torch
 
 from hybridiff import ParallelConfig, parallelize
+from hybridiff.distributed import wires
 from hybridiff.distributed.comm import Comm
 from hybridiff.distributed.process import ProcessComm, world_comm
 from support.failing import GROUP_TIMEOUT, QUICK, Planted
@@ -52,9 +54,27 @@ def test_groups_are_numbered_anew_and_do_not_hear_each_other(groups: list[list[i
                 assert words is None
 
 
-def say_everything_in_groups(groups: list[list[int]]) -> list[Any]:
+def test_groups_whose_ranks_cannot_reach_each_other_talk_by_gloo() -> None:
+    first, second, *others = run_ranks(say_everything_in_groups, 4, [[0, 1]], True)
+    assert [first, second] == [[everything(2, number, "01")] for number in range(2)]
+    assert others == [[None], [None]]
+
+
+def say_everything_in_groups(groups: list[list[int]], are_apart: bool = False) -> list[Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        if are_apart:
+            patch.setattr(wires, "_call", refuse)
+        return _say_everything_in_groups(groups, are_apart)
+
+
+def refuse(*_: Any) -> socket.socket:
+    raise ConnectionRefusedError
+
+
+def _say_everything_in_groups(groups: list[list[int]], are_apart: bool) -> list[Any]:
     world = world_comm(GROUP_TIMEOUT)
     comms = world.split(groups)
+    assert all(comm is None or (comm._wires is None) is are_apart for comm in comms)  # type: ignore[attr-defined]
     said = [None if comm is None else say_everything(comm) for comm in comms]
     assert world.all_gather_object(rank()) == [0, 1, 2, 3]  # the whole is still there
     for comm in comms:

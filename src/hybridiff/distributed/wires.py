@@ -21,6 +21,8 @@ _POLLED = 1e-4
 """Seconds for which a rank asks again and again before it sleeps: a core that sleeps takes as long to wake."""
 
 _LONGEST_CONNECT = 10.0
+"""Seconds that a call to another rank may take; the others wait meanwhile."""
+
 _TOKEN_BYTES, _RANK_BYTES = 16, 4
 
 Tell = Callable[[Any], list[Any]]
@@ -57,7 +59,7 @@ class Wires:
             told = tell((listener.getsockname(), secrets.token_bytes(_TOKEN_BYTES)))
             with contextlib.suppress(OSError):
                 for other, (address, token) in enumerate(told[:rank]):
-                    sockets[other] = _call(address, token, rank, min(timeout, _LONGEST_CONNECT))
+                    sockets[other] = _call(address, token, rank, min(timeout / 2, _LONGEST_CONNECT))
             if not all(tell(len(sockets) == rank)):
                 return None
             listener.settimeout(timeout)
