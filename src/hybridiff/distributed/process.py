@@ -62,11 +62,11 @@ class ProcessComm(Comm):
         )
 
     def all_gather(self, buffers: Buffers, out: torch.Tensor) -> None:
-        wires = self._wires
+        wires, mine = self._wires, buffers[self.rank]
         if wires is not None and out.device.type == "cpu":
-            self._guard(lambda: wires.all_gather(buffers[self.rank], out))
+            self._guard(lambda: wires.all_gather(mine, out))
         else:
-            self._guard(lambda: _all_gather(out.view(-1), buffers[self.rank], group=self._group))
+            self._guard(lambda: _all_gather(out.view(-1), mine, group=self._group))
 
     def start_all_gather(self, buffers: Buffers, out: torch.Tensor) -> Callable[[], None]:
         start = functools.partial(_all_gather, out.view(-1), buffers[self.rank], group=self._group, async_op=True)
@@ -75,7 +75,11 @@ class ProcessComm(Comm):
         return lambda: self._wait([later.work])
 
     def all_to_all(self, outgoing: Buffers, incoming: Buffers) -> None:
-        self._guard(lambda: dist.all_to_all_single(incoming[self.rank], outgoing[self.rank], group=self._group))
+        wires, mine, into = self._wires, outgoing[self.rank], incoming[self.rank]
+        if wires is not None and into.device.type == "cpu":
+            self._guard(lambda: wires.all_to_all(mine, into))
+        else:
+            self._guard(lambda: dist.all_to_all_single(into, mine, group=self._group))
 
     def sendrecv(self, outgoing: Mapping[int, Buffers], incoming: Mapping[int, Buffers]) -> None:
         operations = [
@@ -109,9 +113,9 @@ class ProcessComm(Comm):
         return [comm if comm.local_ranks else None for comm in comms]
 
     def close(self) -> None:
-        self._cut_wires()
         for later in self._later:  # they hold connections open, which is what the others would hear of an error by
             later.work = None
+        self._cut_wires()
         if self._group is not None and dist.is_initialized() and not self.broken:
             if self._host_group is not self._group:
                 dist.destroy_process_group(self._host_group)

@@ -79,19 +79,32 @@ class Wires:
             OSError: another rank left, or the deadline passed.
         """
         out[self._rank].copy_(mine)
-        self._exchange(_bytes(mine), {other: _bytes(out[other]) for other in self._sockets})
+        self._exchange(dict.fromkeys(self._sockets, _bytes(mine)), out)
+
+    def all_to_all(self, mine: torch.Tensor, out: torch.Tensor) -> None:
+        """What all ranks say to this one.
+
+        Args:
+            mine: 1-D, on the CPU: a piece for each rank, all of one size, one after the other.
+            out: Receives as many pieces, in order of the ranks they are from.
+
+        Raises:
+            OSError: another rank left, or the deadline passed.
+        """
+        ranks = len(self._sockets) + 1
+        pieces, into = mine.view(ranks, -1), out.view(ranks, -1)
+        into[self._rank].copy_(pieces[self._rank])
+        self._exchange({other: _bytes(pieces[other]) for other in self._sockets}, into)
 
     def close(self) -> None:
         """Leave; whoever waits for this rank hears of it."""
         _close(self._sockets)
 
-    def _exchange(self, said: memoryview, heard: Mapping[int, memoryview]) -> None:
-        """Send the same to all others, and receive of each."""
-        streams = [_Stream(one, one.send, said, selectors.EVENT_WRITE) for one in self._sockets.values()]
-        streams += [
-            _Stream(self._sockets[other], self._sockets[other].recv_into, into, selectors.EVENT_READ)
-            for other, into in heard.items()
-        ]
+    def _exchange(self, said: Mapping[int, memoryview], heard: torch.Tensor) -> None:
+        """Send each other rank something, and receive of each, (ranks, n)."""
+        sockets = self._sockets.items()
+        streams = [_Stream(one, one.send, said[other], selectors.EVENT_WRITE) for other, one in sockets]
+        streams += [_Stream(one, one.recv_into, _bytes(heard[other]), selectors.EVENT_READ) for other, one in sockets]
         begun = time.monotonic()
         while streams := [stream for stream in streams if not stream.advance()]:
             waited = time.monotonic() - begun

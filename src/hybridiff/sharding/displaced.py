@@ -5,7 +5,7 @@ The displaced patches of DistriFusion (Li et al. 2024), and their form for seque
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 import torch
@@ -37,7 +37,7 @@ class _Call:
         lengths: See `ShardGroup.lengths`.
     """
 
-    form: object
+    form: Hashable
     times: int = 0
     place: int = 0
     said: list[_Said] = field(default_factory=list)
@@ -71,7 +71,7 @@ class DisplacedGroup(ShardGroup):
         """Calls are counted from the first one again."""
         self._number = -1
 
-    def begin(self, form: object) -> None:
+    def begin(self, form: Hashable) -> None:
         self._number += 1
         if self._number == len(self._calls):
             self._calls.append(_Call(form))

@@ -78,9 +78,10 @@ class GroupNormHook(RowsHook):
     def run(self, group: ShardGroup, module: Any, picture: torch.Tensor) -> torch.Tensor:
         own, around = _statistics(_exact(picture), module.num_groups), self._around
         if not around:
-            return _normalize(module, picture, *_of_all(group, own, group.all_gather(own)))
+            return _normalize(module, picture, *_of_all(group, group.changed_alike(group.all_gather(own), own)))
         said, rows = _gathered(group, own, _rows_to_say(picture, around, around))
-        normal = _normalize(module, _extended(group, picture, rows, (around, around)), *_of_all(group, own, said))
+        extended = _extended(group, picture, rows, (around, around))
+        normal = _normalize(module, extended, *_of_all(group, group.changed_alike(said, own)))
         for is_outside, outside in ((group.is_first, slice(around)), (group.is_last, slice(-around, None))):
             if is_outside:
                 normal[..., outside, :] = 0
@@ -150,9 +151,9 @@ def _statistics(features: torch.Tensor, groups: int) -> torch.Tensor:
     return torch.stack((mean, reciprocal.square().reciprocal(), torch.full_like(mean, pixels)))
 
 
-def _of_all(group: ShardGroup, own: torch.Tensor, said: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _of_all(group: ShardGroup, said: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and variance over all parts, (images, groups) each, of the statistics that they said."""
-    means, variances, sizes = group.changed_alike(said, own).unbind(1)
+    means, variances, sizes = said.unbind(1)
     variances = variances.clamp(min=0)  # a guess may fall below
     shares = sizes / sizes.sum(0)
     mean = (shares * means).sum(0)

@@ -61,6 +61,24 @@ def gathered(end: Wires, mine: torch.Tensor, count: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_everyone_hears_what_is_said_to_it(count: int) -> None:
+    ends = connected(count)
+    said = torch.randn(count, count, 4)  # by, to
+
+    def exchanged(rank: int) -> torch.Tensor:
+        out, end = torch.empty(count * 4), ends[rank]
+        assert end is not None
+        end.all_to_all(said[rank].view(-1), out)
+        return out.view(count, 4)
+
+    for rank, heard in enumerate(in_threads(count, exchanged)):
+        assert torch.equal(heard, said[:, rank])
+    for end in ends:
+        assert end is not None
+        end.close()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.bool])
 def test_everyone_hears_all_in_order_of_rank(count: int, dtype: torch.dtype) -> None:
     ends = connected(count)

@@ -13,7 +13,7 @@ from hybridiff.sharding import heads
 from hybridiff.sharding.displaced import DisplacedGroup
 from hybridiff.sharding.group import ThreadGroup, play
 from hybridiff.sharding.network import ShardedNetwork, shard_network
-from hybridiff.sharding.rows import _statistics
+from hybridiff.sharding.rows import _of_all, _statistics
 from support.networks import NETWORKS, evaluation_of
 from support.oracles import relative_difference
 from support.pipelines import build, generate
@@ -139,7 +139,13 @@ def features(changed: float = 0.0, scale: float = 1.0) -> list[torch.Tensor]:
 
 
 def statistics(group: Ranks, parts: list[torch.Tensor]) -> list[Any]:
-    return group.step(lambda rank: _statistics(rank, parts[rank.index], 2))
+    own = [_statistics(part, 2) for part in parts]
+
+    def of_all(rank: DisplacedGroup) -> Any:
+        mine = own[rank.index]
+        return _of_all(rank, rank.changed_alike(rank.all_gather(mine), mine))
+
+    return group.step(of_all)
 
 
 def exact(parts: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
