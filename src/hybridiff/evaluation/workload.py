@@ -11,6 +11,7 @@ from typing import Any
 from ..config import LEAST_STEPS
 from ..distributed.placement import Placement
 from ..errors import UsageError
+from ..models.bench import GUIDED
 from ..models.loading import find_model, load_pipeline
 from ..models.tiny import EMBEDDED, GUIDANCE
 from ..utils.prompts import Prompt, read_prompts
@@ -89,8 +90,8 @@ class Workload:
 
 
 def recommended(model: str) -> dict[str, Any]:
-    """The guidance scale at which an embedded model generates best; other models keep their pipeline's default."""
-    return {"guidance_scale": GUIDANCE[model]} if model in GUIDANCE else {}
+    """Arguments with which an embedded model generates best, or a bench model has guidance; none for other models."""
+    return {"guidance_scale": GUIDANCE[model]} if model in GUIDANCE else dict(GUIDED.get(model, {}))
 
 
 def take_prompts(model: str, path: str | None, split: str, counts: Sequence[int]) -> list[Prompt]:

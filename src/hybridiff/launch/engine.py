@@ -94,6 +94,7 @@ class Engine:
         if scheduler is not None:
             check_scheduler(scheduler, self.folder.scheduler_config)
         self.device = placement.device_type
+        self.folder.check_device(self.device)
         self._is_closed = False
         self._turns = _Turns()
         loading: dict[str, Any] = {"dtype": dtype, "scheduler": scheduler, "task": task, "variant": variant}
