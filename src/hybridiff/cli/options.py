@@ -24,7 +24,7 @@ from .flags import choice, dashes, flag, number
 
 WHAT, HOW, WHERE = "What", "How to denoise (default: as the model does)", "On what"
 PROMPTS = "one prompt per line, as text or as JSON with prompt, seed and negative_prompt"
-MODEL = f"{', '.join((*EMBEDDED, *BENCH))}, a local folder, a hub id, or a .safetensors file"
+MODEL = f"{', '.join((*EMBEDDED, *BENCH[:2]))}, a local folder, a hub id, or a .safetensors file"
 MODEL_CONFIG = "configuration of a .safetensors file: a folder or a hub id (default: told by what the file holds)"
 ARG = "any further argument of the pipeline, such as guidance_rescale=0.7; repeatable"
 
