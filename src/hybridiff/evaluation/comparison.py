@@ -87,7 +87,8 @@ def make_rows(
     """
     serial = turns[SERIAL.name]
     whole, denoising = seconds(serial), seconds(serial, "denoising")
-    rho = denoising.median / seconds(turns[ONE_BRANCH], "denoising").median
+    one_branch = seconds(turns[ONE_BRANCH], "denoising")
+    rho = denoising.median / one_branch.median
     rows = []
     for contender in contenders:
         own = turns[contender.name]
@@ -104,7 +105,11 @@ def make_rows(
             "seconds": own_whole.median,
             "speedup_whole": whole.median / own_whole.median,
             "denoising_seconds": own_denoising.median,
-            "spread": {"seconds": asdict(own_whole), "denoising_seconds": asdict(own_denoising)},
+            "spread": {
+                "seconds": asdict(own_whole),
+                "denoising_seconds": asdict(own_denoising),
+                "one_branch_seconds": asdict(one_branch),
+            },
             **_costs([generation.report for turn in own for generation in turn], contender.devices),
         }
         rows.append(row | (likeness(_images(own[0]), _images(serial[0])) if has_fidelity else {}))
@@ -130,7 +135,8 @@ def ideal_at(reports: Sequence[RunReport], rho: float) -> float:
 
 def _costs(reports: Sequence[RunReport], devices: int) -> dict[str, Any]:
     """What a generation costs beside time, as means over several; waiting and messages where traces tell."""
-    spans = [span for report in reports for span in report.spans if span.category == "message"]
+    is_message = devices > 1  # alone, a rank hears nobody
+    spans = [span for report in reports for span in report.spans if is_message and span.category == "message"]
     waiting = dict.fromkeys(range(devices), 0.0)
     for span in spans:
         waiting[span.rank] += span.seconds

@@ -31,7 +31,8 @@ def format_comparison(content: Row) -> str:
     """The rows as text with aligned columns: times, then costs and fidelity."""
     tables = [align(table) for rows in _by_resolution(content["rows"]) for table in (_times(rows), _costs(rows))]
     further = [align(_resolutions(content))] if len(_sizes(content)) > 1 else []
-    return "\n\n".join([*tables, *further, *_sentences(content)])
+    said = "\n".join(f"note: {sentence}" for sentence in _sentences(content))
+    return "\n\n".join(filter(None, [*tables, *further, said]))
 
 
 def format_page(content: Row, charts: Sequence[str]) -> str:
@@ -51,7 +52,8 @@ def format_page(content: Row, charts: Sequence[str]) -> str:
         parts += [_title(rows), markdown_table(_times(rows)), markdown_table(_costs(rows))]
     if len(_sizes(content)) > 1:
         parts += ["## By resolution", _PREDICTED, markdown_table(_resolutions(content))]
-    return "\n\n".join([*parts, *(f"- {sentence}" for sentence in _sentences(content))]) + "\n"
+    parts.append("\n".join(f"- {sentence}." for sentence in _sentences(content)))
+    return "\n\n".join(parts) + "\n"
 
 
 def name_of(row: Row) -> str:
