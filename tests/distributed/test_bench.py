@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from hybridiff import Engine, load_pipeline
 from hybridiff.cli.main import main
 
 pytestmark = pytest.mark.distributed
@@ -29,3 +32,12 @@ def test_strategies_are_timed_and_compared_side_by_side(tmp_path: Path, capsys: 
         assert cfg["efficiency"] == pytest.approx(cfg["speedup"] / cfg["rho"])
         assert 0.0 < cfg["denoising_seconds"] < cfg["seconds"]
     assert "cfg on 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["bench-sdxl", "bench-sd3"])
+def test_ranks_make_the_same_bench_model(name: str) -> None:
+    call = {"num_inference_steps": 3, "guidance_scale": 5.0, "height": 64, "width": 64, "output_type": "np"}
+    with Engine(name, 2, device="cpu") as engine:
+        ours = engine.generate("a red ring", seed=0, **call).images
+    theirs = load_pipeline(name)("a red ring", generator=torch.Generator().manual_seed(0), **call).images
+    assert np.allclose(ours, theirs, atol=1e-4)
