@@ -88,8 +88,7 @@ def load_pipeline(
         dtype: Of the networks. None takes float32 on the CPU, on CUDA the half type of the model's family.
         scheduler: A name from `schedulers.SCHEDULERS`; None keeps the pipeline's own.
         task: `text-to-image`, `image-to-image` or `inpainting`.
-        variant: See `find_model`.
-        model_config: Likewise.
+        variant, model_config: See `find_model`.
         loras: See `loras.find_loras`.
         controlnets: Folders of ControlNets.
 
