@@ -79,8 +79,7 @@ class Bench(CallOptions):
             raise UsageError("bench starts ranks of its own: run it without torchrun")
         contenders = parse_contenders(self.strategies, self.devices)
         device = Placement.resolve(self.devices, self.device).device_type
-        folder = find_model(self._model(), self.variant, self.model_config)
-        folder.check_device(device)
+        folder = find_model(self._model(), self.variant, self.model_config).for_device(device)
         given = recommended(folder.name) | self.call_arguments()
         folder.check_call(given)
         check_guided(given)

@@ -89,11 +89,10 @@ class Engine:
         check_ranks(self.config, devices)
         if dtype is not None:
             require_known("dtype", dtype, DTYPES)
-        self.folder = find_model(model, variant, model_config)
+        self.folder = find_model(model, variant, model_config).for_device(placement.device_type)
         if scheduler is not None:
             check_scheduler(scheduler, self.folder.scheduler_config)
         self.device = placement.device_type
-        self.folder.check_device(self.device)
         self._is_closed = False
         self._turns = Turns()
         loading: dict[str, Any] = {"dtype": dtype, "scheduler": scheduler, "task": task, "variant": variant}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from ..arguments import MOST_PIXELS, SizeLimits, check_arguments
 from ..denoiser import DENOISERS
@@ -89,8 +89,9 @@ class ModelFolder:
         """
         check_arguments(arguments, self.sizes)
 
-    def check_device(self, device: str) -> None:
-        """Refuse a device that the model is not for (`cpu`, `cuda:0`): none, but for bench models in full size."""
+    def for_device(self, device: str) -> Self:
+        """This model, for a device such as `cpu` or `cuda:0`; bench models in full size refuse a CPU."""
+        return self
 
     def read_networks(self, dtype: torch.dtype) -> dict[str, Any]:
         """The networks that lie elsewhere than in the folder: none."""

@@ -88,7 +88,8 @@ def load_pipeline(
         dtype: Of the networks. None takes float32 on the CPU, on CUDA the half type of the model's family.
         scheduler: A name from `schedulers.SCHEDULERS`; None keeps the pipeline's own.
         task: `text-to-image`, `image-to-image` or `inpainting`.
-        variant, model_config: See `find_model`.
+        variant: See `find_model`.
+        model_config: Likewise.
         loras: See `loras.find_loras`.
         controlnets: Folders of ControlNets.
 
@@ -96,8 +97,7 @@ def load_pipeline(
         UsageError: the model, dtype, scheduler or task is unknown, the pipeline not complete, or a LoRA does not fit.
     """
     require_known("task", task, TASKS)
-    folder = find_model(name_or_path, variant, model_config)
-    folder.check_device(str(device))
+    folder = find_model(name_or_path, variant, model_config).for_device(str(device))
     chosen = choose_dtype(dtype, str(device), folder.denoiser)
     if scheduler is not None:
         check_scheduler(scheduler, folder.scheduler_config)

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from ...errors import UsageError
 from .. import tiny
@@ -36,20 +36,20 @@ class BenchFolder(ModelFolder):
     Text encoders have one layer and the words of the embedded models: they make embeddings of the right width.
     """
 
-    def check_device(self, device: str) -> None:
-        """Refuse to make a network in its true shape on a CPU.
+    def for_device(self, device: str) -> Self:
+        """This model; a network in its true shape is not made on a CPU.
 
         Raises:
             UsageError: names the narrow one.
         """
         if self.name.endswith(FULL) and device.startswith("cpu"):
             raise UsageError(f"{self.name} is for a GPU; on a CPU use {' or '.join(BENCH[:2])}")
+        return self
 
     def read_networks(self, dtype: torch.dtype) -> dict[str, Any]:
         """All components but the scheduler."""
         import torch
 
-        self.check_device("cuda" if torch.cuda.is_available() else "cpu")
         # Billions of random numbers are drawn where it takes seconds, in the type that they are wanted in.
         device = torch.device("cuda" if self.name.endswith(FULL) else "cpu")
         with device, torch.random.fork_rng(), _default_dtype(dtype):
