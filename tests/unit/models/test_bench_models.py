@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from hybridiff import UsageError
+from hybridiff.evaluation.comparison import unguided
 from hybridiff.evaluation.workload import recommended
 from hybridiff.models.bench import BENCH, TRAINED, BenchFolder
 from hybridiff.models.loading import find_model, load_pipeline
@@ -84,3 +88,51 @@ def test_full_shapes_are_refused_on_a_cpu(name: str) -> None:
 def test_every_bench_model_has_a_trained_one_for_its_schedules_and_a_call_with_guidance() -> None:
     assert {TRAINED[name] for name in BENCH} <= set(EMBEDDED)
     assert all(recommended(name) for name in BENCH)
+
+
+def narrowed(name: str, folder: Path, **changes: dict[str, Any]) -> BenchFolder:
+    """A full model with other numbers in some of its configurations, by component, so that a core can run it."""
+    full = find_model(name)
+    shutil.copytree(full.path, folder / "narrow")
+    for part, numbers in changes.items():
+        path = folder / "narrow" / part / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | numbers))
+    return BenchFolder("narrow", folder / "narrow")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        (
+            "bench-qwen-image-full",
+            {
+                "transformer": {"num_layers": 1, "num_attention_heads": 1, "joint_attention_dim": 28},
+                "text_encoder": {"hidden_size": 28, "intermediate_size": 28},
+                "vae": {"base_dim": 8},
+            },
+        ),
+        (
+            "bench-sd3-full",
+            {
+                "transformer": {"num_layers": 14, "num_attention_heads": 2, "caption_projection_dim": 128},
+                "vae": {"block_out_channels": [32] * 4},
+            },
+        ),
+    ],
+)
+def test_full_pipelines_run_in_bfloat16_once_they_are_narrow(
+    name: str, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    pipe = load_pipeline(narrowed(name, tmp_path, **changes), dtype="bfloat16")
+    pipe.set_progress_bar_config(disable=True)
+    denoiser = pipe.transformer
+    assert denoiser.dtype == torch.bfloat16
+    calls: list[int] = []
+    denoiser.register_forward_hook(lambda module, args, output: calls.append(len(output[0])))
+    call = recommended(name) | {"height": 64, "width": 64, "num_inference_steps": 2, "output_type": "np"}
+    branches = {}
+    for kind, arguments in (("guided", call), ("unguided", unguided(call))):
+        calls.clear()
+        assert pipe("a red ring", **arguments).images[0].shape == (64, 64, 3)
+        branches[kind] = sum(calls) / 2
+    assert branches == {"guided": 2, "unguided": 1}
