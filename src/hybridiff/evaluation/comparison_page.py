@@ -17,8 +17,8 @@ with a single branch, was measured in the same turns. The ideal is that of the r
 free; efficiency is the speed-up's share of it."""
 
 _PREDICTED = """\
-Speed-up of denoising. In brackets: predicted, for each strategy by its own measured times as a polynomial of the number
-of pixels (quadratic, without negative terms)."""
+Speed-up of denoising. In brackets: predicted, serial by its measured times as a polynomial of the number of pixels
+(at most quadratic, without negative terms), the others as a share of serial and a constant."""
 
 LEFT_OUT = {
     "ssim": "SSIM is left out: torchmetrics (hybridiff[eval]) is not installed",

@@ -19,43 +19,54 @@ def fit_seconds(pixels: Sequence[float], seconds: Sequence[float]) -> Callable[[
         pixels: Of the images that were measured.
         seconds: What they took.
     """
-    import numpy as np
-
-    places, times = np.asarray(pixels, dtype=float), np.asarray(seconds, dtype=float)
-    unit = places.max()
-    best: tuple[float, dict[int, float]] = (float("inf"), {})
-    # No term may be negative: the best of all choices of terms whose coefficients come out so.
-    for count in range(1, min(len(POWERS), len(places)) + 1):
-        for powers in itertools.combinations(POWERS, count):
-            terms = np.stack([(places / unit) ** power / times for power in powers], axis=1)
-            found = np.linalg.lstsq(terms, np.ones(len(places)), rcond=None)[0]
-            error = float(np.square(terms @ found - 1).sum())
-            if (found >= 0).all() and error < best[0] - 1e-12:
-                best = error, dict(zip(powers, found, strict=True))
-    return lambda place: float(sum(factor * (place / unit) ** power for power, factor in best[1].items()))
+    unit = max(pixels)
+    most = max(2, len(pixels) - 1)  # through as many terms as points a curve follows their noise
+    factors = _non_negative([[(place / unit) ** power for place in pixels] for power in POWERS], seconds, most)
+    return lambda place: sum(f * (place / unit) ** power for f, power in zip(factors, POWERS, strict=True))
 
 
 def predict(rows: Sequence[dict[str, Any]], resolutions: Sequence[int]) -> list[dict[str, Any]]:
-    """Rows of further resolutions: for every strategy what its denoising would take, by its own measured times.
+    """Rows of further resolutions: what serial would take by its own times, the others as share of it and a constant.
 
     Args:
         rows: Measured at two resolutions at least; see `comparison.make_rows`. Schedules are alike at all of them.
         resolutions: Sides of the further images in pixels.
     """
-    times = {name: fit_seconds(*zip(*points, strict=True)) for name, points in _points(rows).items()}
-    serial = times[SERIAL.label, SERIAL.devices]
+    points = _points(rows)
+    sizes, serial = zip(*points[SERIAL.label, SERIAL.devices], strict=True)
+    serial_at = fit_seconds(sizes, serial)
+    shares = {
+        name: _non_negative([serial, [1.0] * len(serial)], [seconds for _, seconds in own], 2)
+        for name, own in points.items()
+    }
     return [
         {
             "strategy": label,
             "devices": devices,
             "resolution": resolution,
             "is_predicted": True,
-            "denoising_seconds": time(resolution**2),
-            "speedup": serial(resolution**2) / time(resolution**2),
+            "denoising_seconds": share * serial_at(resolution**2) + constant,
+            "speedup": serial_at(resolution**2) / (share * serial_at(resolution**2) + constant),
         }
         for resolution in resolutions
-        for (label, devices), time in times.items()
+        for (label, devices), (share, constant) in shares.items()
     ]
+
+
+def _non_negative(terms: Sequence[Sequence[float]], seconds: Sequence[float], most: int) -> list[float]:
+    """Factors of terms, none negative and at most so many not 0, whose sum has the least squares of relative errors."""
+    import numpy as np
+
+    table = np.stack([np.asarray(term) / np.asarray(seconds) for term in terms], axis=1)
+    best = float("inf"), [0.0] * len(terms)
+    for count in range(1, min(most, len(seconds)) + 1):
+        for chosen in itertools.combinations(range(len(terms)), count):
+            found = np.linalg.lstsq(table[:, chosen], np.ones(len(seconds)), rcond=None)[0]
+            error = float(np.square(table[:, chosen] @ found - 1).sum())
+            if (found >= 0).all() and error < best[0] - 1e-12:
+                factors = dict(zip(chosen, map(float, found), strict=True))
+                best = error, [factors.get(term, 0.0) for term in range(len(terms))]
+    return best[1]
 
 
 def check_prediction(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
