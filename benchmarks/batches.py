@@ -14,8 +14,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from hybridiff.evaluation.frontier import HIGHEST_PSNR, Reference, generate, generate_references, seeded
-from hybridiff.evaluation.metrics import psnr
+from hybridiff.evaluation.frontier import Reference, generate, generate_references, seeded
+from hybridiff.evaluation.metrics import capped_psnr
 from hybridiff.evaluation.simulation import SimulatedPipeline
 from hybridiff.evaluation.solvers import promised
 from hybridiff.evaluation.workload import Workload, take_prompts, versions
@@ -58,7 +58,7 @@ def _generate(
         images = generate(pipe, [reference.prompt for reference in part], call)
         full += [pipe.summary.schedule.count("f")] * len(part)
         pairs = zip(images, part, strict=True)
-        decibels += [min(HIGHEST_PSNR, psnr(255 * image, 255 * reference.pixels)) for image, reference in pairs]
+        decibels += [capped_psnr(image, reference.pixels) for image, reference in pairs]
     return full, decibels
 
 

@@ -16,8 +16,8 @@ from statistics import mean
 from typing import Any
 
 from hybridiff import ParallelConfig, PublishedSettings
-from hybridiff.evaluation.frontier import HIGHEST_PSNR, Reference, generate, generate_references
-from hybridiff.evaluation.metrics import psnr
+from hybridiff.evaluation.frontier import Reference, generate, generate_references
+from hybridiff.evaluation.metrics import HIGHEST_PSNR, psnr
 from hybridiff.evaluation.simulation import SimulatedPipeline
 from hybridiff.evaluation.workload import Workload, take_prompts, versions
 from hybridiff.report.report import RunReport

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 from hybridiff.denoiser.adapters.base import argument
-from hybridiff.evaluation.frontier import HIGHEST_PSNR, generate, seeded
-from hybridiff.evaluation.metrics import psnr
+from hybridiff.evaluation.frontier import generate, seeded
+from hybridiff.evaluation.metrics import capped_psnr
 from hybridiff.evaluation.simulation import SimulatedPipeline
 from hybridiff.evaluation.solvers import promised
 from hybridiff.evaluation.tables import markdown_table
@@ -148,7 +148,7 @@ def measure(case: Case, prompts: Sequence[Prompt]) -> dict[str, Any]:
     with SimulatedPipeline(pipe, config) as simulated:
         for prompt, reference in zip(prompts, references, strict=True):
             pixels = _generate(simulated, prompt, call)
-            fidelity = min(HIGHEST_PSNR, psnr(255.0 * pixels, 255.0 * reference))
+            fidelity = capped_psnr(pixels, reference)
             images.append(_image(fidelity, simulated))
     evaluations = len(pipe.scheduler.timesteps)
     fresh = build(case)

@@ -29,7 +29,7 @@ from hybridiff.sharding.group import ProcessGroup, ThreadGroup, play
 from hybridiff.sharding.network import ShardedNetwork, shard_network
 from hybridiff.utils.tables import align
 
-from .networks import NETWORKS
+from .networks import NETWORKS, make_network
 
 RANKS = (2, 4, 8)
 TIMEOUT = 300.0
@@ -42,7 +42,7 @@ def measure(names: Sequence[str], sizes: Sequence[int], repeats: int) -> Iterato
     group = ProcessGroup(comm, torch.device("cpu"))
     for name in names:
         for pixels in sizes:
-            network, call = NETWORKS[name](pixels)
+            network, call = make_network(name, pixels)
             sharded = shard_network(network)
             assert sharded is not None
             yield from _rows(name, pixels, sharded, call, group, repeats)

@@ -70,6 +70,13 @@ def test_an_error_of_on_step_ends_the_request(
     assert engine.pids == before
 
 
+def test_drain_waits_until_an_ended_request_is_over_on_all_ranks(engine: Engine) -> None:
+    with pytest.raises(ValueError, match="the caller's own"):
+        engine.generate(PROMPT, seed=1, num_inference_steps=1000, on_step=fail)
+    engine.drain()
+    assert len(engine._ranks._group._replies) == len(engine.pids)  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -1,10 +1,9 @@
 """The same scene with every embedded model on one device and on several: how fast, and how alike."""
 
-import contextlib
-import statistics
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -16,7 +15,7 @@ from .flags import flag, number, setting
 from .options import WHAT, WHERE, Device, Dtype
 
 if TYPE_CHECKING:
-    from ..launch.engine import Engine
+    from ..evaluation.measuring import EngineSet
     from ..launch.protocol import Generation
 
 PROMPT = "a large red ring at the left on a white background"
@@ -76,24 +75,22 @@ class Demo:
 def run_demo(folder: Path, steps: int, repeats: int, **machine: Any) -> Iterator[DemoRow]:
     """Generate the scene in every way with every embedded model; the rows of the table as they come.
 
-    The ways take turns, so that a disturbance of the machine meets all of them, after one short warm-up each.
+    The ways take turns after one short warm-up each; see `EngineSet`.
     """
-    from ..launch.engine import Engine
+    from ..evaluation.measuring import EngineSet, take_turns
 
     for model in EMBEDDED:
         _tell(f"{model}: starting {sum(run.devices for run in RUNS)} ranks")
-        with contextlib.ExitStack() as stack:
-            engines = {
-                run: stack.enter_context(Engine(model, run.devices, ParallelConfig(strategy=run.strategy), **machine))
-                for run in RUNS
-            }
-            for engine in engines.values():
-                _generate(engine, model, WARM_UP_STEPS)
-            generations: dict[DemoRun, list[Generation]] = {run: [] for run in RUNS}
-            for repeat in range(repeats):
-                for run, engine in engines.items():
-                    _tell(f"{model}: {run.strategy} on {run.devices}, {repeat + 1} of {repeats}")
-                    generations[run].append(_generate(engine, model, steps))
+        ways = {run: (run.devices, ParallelConfig(strategy=run.strategy)) for run in RUNS}
+        with EngineSet(model, ways, **machine) as engines:
+            for run in RUNS:
+                _generate(engines, run, model, WARM_UP_STEPS)
+
+            def tell(run: DemoRun, repeat: int, model: str = model) -> None:
+                _tell(f"{model}: {run.strategy} on {run.devices}, {repeat + 1} of {repeats}")
+
+            works = {run: partial(_generate, engines, run, model, steps) for run in RUNS}
+            generations = take_turns(works, repeats, tell)
         yield from _rows(model, generations, folder)
 
 
@@ -107,21 +104,20 @@ def format_table(rows: Sequence[DemoRow]) -> str:
     return align(cells, words=2)
 
 
-def _generate(engine: "Engine", model: str, steps: int) -> "Generation":
-    return engine.generate(
-        PROMPT, seed=0, num_inference_steps=steps, num_images_per_prompt=IMAGES, guidance_scale=GUIDANCE[model]
+def _generate(engines: "EngineSet[DemoRun]", run: DemoRun, model: str, steps: int) -> "Generation":
+    return engines.generate(
+        run, PROMPT, seed=0, num_inference_steps=steps, num_images_per_prompt=IMAGES, guidance_scale=GUIDANCE[model]
     )
 
 
 def _rows(model: str, generations: "dict[DemoRun, list[Generation]]", folder: Path) -> Iterator[DemoRow]:
     import numpy as np
 
+    from ..evaluation.measuring import Spread
     from ..evaluation.metrics import psnr
     from .output import Output
 
-    seconds = {
-        run: statistics.median(result.report.seconds for result in results) for run, results in generations.items()
-    }
+    seconds = {run: Spread.of([each.report.seconds for each in results]).median for run, results in generations.items()}
     pixels = {run: np.stack(results[0].images) for run, results in generations.items()}
     for run, results in generations.items():
         facts = {"model": model, "prompt": PROMPT, "settings": {"repeats": len(results)}}

@@ -65,6 +65,7 @@ def build_app() -> "typer.Typer":
     import typer
 
     from .. import __version__
+    from .bench import Bench
     from .demo import Demo
     from .flags import dashes, flag
     from .generate import Generate
@@ -83,7 +84,7 @@ def build_app() -> "typer.Typer":
 
     names = {"help_option_names": ["-h", "--help"], "token_normalize_func": dashes}
     app = typer.Typer(callback=root, pretty_exceptions_enable=False, context_settings=names)
-    for command in (Generate, Inspect, Calibrate, Simulate, Study, Demo):
+    for command in (Generate, Inspect, Calibrate, Simulate, Study, Bench, Demo):
         app.command(command.__name__.lower())(command)
     return app
 

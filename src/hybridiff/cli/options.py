@@ -15,6 +15,7 @@ from ..arguments import MOST_PIXELS, MOST_STEPS
 from ..config import ParallelConfig, PublishedSettings, check_limits, field_types
 from ..distributed.placement import DEVICES
 from ..errors import UsageError
+from ..models.bench import BENCH
 from ..models.loading import DTYPES
 from ..models.schedulers import SCHEDULERS
 from ..models.tiny import EMBEDDED
@@ -23,7 +24,7 @@ from .flags import choice, dashes, flag, number
 
 WHAT, HOW, WHERE = "What", "How to denoise (default: as the model does)", "On what"
 PROMPTS = "one prompt per line, as text or as JSON with prompt, seed and negative_prompt"
-MODEL = f"{', '.join(EMBEDDED)}, a local folder, a hub id, or a .safetensors file"
+MODEL = f"{', '.join((*EMBEDDED, *BENCH[:2]))}, a local folder, a hub id, or a .safetensors file"
 MODEL_CONFIG = "configuration of a .safetensors file: a folder or a hub id (default: told by what the file holds)"
 ARG = "any further argument of the pipeline, such as guidance_rescale=0.7; repeatable"
 
@@ -43,7 +44,7 @@ Pixels = Annotated[int | None, number(WHAT, "of an image", "PIXELS", least=1, mo
 class ModelOptions:
     """The model, the size of its images, and where it runs."""
 
-    model: Annotated[str, flag(WHAT, MODEL, "MODEL", names=EMBEDDED)]
+    model: Annotated[str, flag(WHAT, MODEL, "MODEL", names=(*EMBEDDED, *BENCH))]
     height: Pixels = None
     width: Pixels = None
     device: Device = "auto"

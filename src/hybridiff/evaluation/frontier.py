@@ -19,15 +19,12 @@ from ..models.tiny.checking import check
 from ..models.tiny.scenes import parse_caption
 from ..utils.prompts import Prompt
 from .kept import KeptImages, Pixels
-from .metrics import psnr, structural_similarity
+from .metrics import capped_psnr, structural_similarity
 from .rows import FrontierRow, ImageResult
 from .settings import Setting
 from .simulation import RunSummary, Splits
 
 T = TypeVar("T")
-
-HIGHEST_PSNR = 100.0
-"""In dB: that of identical images, which would be infinite."""
 
 
 @dataclass(frozen=True)
@@ -162,16 +159,12 @@ def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 def _compare(pixels: Pixels, reference: Reference, run: RunSummary) -> ImageResult:
     return ImageResult(
-        psnr=_psnr(pixels, reference.pixels),
+        psnr=capped_psnr(pixels, reference.pixels),
         ssim=structural_similarity(pixels, reference.pixels),
         is_right=_is_right(pixels, reference.prompt.prompt),
         run=run,
-        psnr_converged=None if reference.converged is None else _psnr(pixels, reference.converged),
+        psnr_converged=None if reference.converged is None else capped_psnr(pixels, reference.converged),
     )
-
-
-def _psnr(pixels: Pixels, reference: Pixels) -> float:
-    return min(HIGHEST_PSNR, psnr(pixels * 255.0, reference * 255.0))
 
 
 def _is_right(pixels: Pixels, text: str) -> bool | None:

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
+
+HIGHEST_PSNR = 100.0
+"""In dB: that of identical images, which would be infinite."""
 
 
 def psnr(image: Any, reference: Any) -> float:
@@ -22,6 +28,11 @@ def psnr(image: Any, reference: Any) -> float:
     return math.inf if error == 0.0 else 10.0 * math.log10(255.0**2 / error)
 
 
+def capped_psnr(image: Any, reference: Any) -> float:
+    """The PSNR in dB of two images with values from 0 to 1, at most `HIGHEST_PSNR`."""
+    return min(HIGHEST_PSNR, psnr(image * 255.0, reference * 255.0))
+
+
 def structural_similarity(image: Any, reference: Any) -> float | None:
     """Structural similarity (SSIM) of two images, at most 1; None where torchmetrics is not installed.
 
@@ -38,3 +49,37 @@ def structural_similarity(image: Any, reference: Any) -> float | None:
     ours, theirs = (torch.as_tensor(pixels).permute(2, 0, 1)[None] for pixels in (image, reference))
     similarity: Any = structural_similarity_index_measure(ours, theirs, data_range=1.0)
     return float(similarity)
+
+
+def likeness(images: Sequence[Any], references: Sequence[Any]) -> dict[str, float | None]:
+    """How alike images are to others, (H, W, C) from 0 to 1 each: means of PSNR, SSIM and LPIPS.
+
+    What cannot be computed here is None; see `structural_similarity` and `perceptual_distance`.
+    """
+    pairs = list(zip(images, references, strict=True))
+    found: dict[str, list[float | None]] = {
+        "psnr": [capped_psnr(*pair) for pair in pairs],
+        "ssim": [structural_similarity(*pair) for pair in pairs],
+        "lpips": [perceptual_distance(*pair) for pair in pairs],
+    }
+    known = {name: [value for value in values if value is not None] for name, values in found.items()}
+    return {name: math.fsum(values) / len(values) if values else None for name, values in known.items()}
+
+
+def perceptual_distance(image: Any, reference: Any) -> float | None:
+    """LPIPS (AlexNet) of two images; None where torchmetrics or weights are not on this machine. Loads nothing.
+
+    Args:
+        image: (H, W, C) with values from 0 to 1.
+        reference: Of the same size.
+    """
+    import torch
+
+    weights = (Path(torch.hub.get_dir()) / "checkpoints").glob("alexnet-*.pth")
+    if not any(weights) or not all(map(find_spec, ("torchvision", "torchmetrics"))):
+        return None
+    from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
+
+    ours, theirs = (torch.as_tensor(pixels).float().permute(2, 0, 1)[None] for pixels in (image, reference))
+    distance: Any = learned_perceptual_image_patch_similarity(ours, theirs, normalize=True)
+    return float(distance)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..config import LEAST_STEPS
 from ..distributed.placement import Placement
 from ..errors import UsageError
+from ..models.bench import GUIDED
 from ..models.loading import find_model, load_pipeline
 from ..models.tiny import EMBEDDED, GUIDANCE
 from ..utils.prompts import Prompt, read_prompts
@@ -59,17 +60,10 @@ class Workload:
         folder = find_model(model, variant, model_config)
         arguments = recommended(model) | arguments
         folder.check_call(arguments)
-        guidance = arguments.get("guidance_scale", 2.0)
-        if guidance <= 1.0:
-            raise UsageError(
-                f"guidance_scale must be above 1, got {guidance:g}: without guidance there is one branch only"
-            )
+        check_guided(arguments)
         pipe = load_pipeline(folder, place.device, dtype, scheduler=scheduler, variant=variant)
         pipe.set_progress_bar_config(disable=True)
-        workload = cls(model, pipe, _call_defaults(pipe) | arguments)
-        if workload.steps < LEAST_STEPS:
-            raise UsageError(f"num_inference_steps must be at least {LEAST_STEPS}, got {workload.steps}")
-        return workload
+        return cls(model, pipe, with_steps(pipe, arguments))
 
     @property
     def steps(self) -> int:
@@ -88,9 +82,38 @@ class Workload:
         }
 
 
+def check_guided(arguments: Mapping[str, Any]) -> None:
+    """Refuse a call without guidance.
+
+    Raises:
+        UsageError: names the argument.
+    """
+    for name in ("guidance_scale", "true_cfg_scale"):
+        scale = arguments.get(name)
+        if scale is not None and scale <= 1.0:
+            raise UsageError(f"{name} must be above 1, got {scale:g}: without guidance there is one branch only")
+
+
+def with_steps(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call, with the number of steps and the guidance scale that the pipeline would take by itself.
+
+    Args:
+        pipe: The pipeline, or its class.
+        arguments: What the user gave.
+
+    Raises:
+        UsageError: there are too few steps for any but full ones.
+    """
+    parameters = inspect.signature(pipe.__call__).parameters
+    call = {name: parameters[name].default for name in ("num_inference_steps", "guidance_scale")} | dict(arguments)
+    if call["num_inference_steps"] < LEAST_STEPS:
+        raise UsageError(f"num_inference_steps must be at least {LEAST_STEPS}, got {call['num_inference_steps']}")
+    return call
+
+
 def recommended(model: str) -> dict[str, Any]:
-    """The guidance scale at which an embedded model generates best; other models keep their pipeline's default."""
-    return {"guidance_scale": GUIDANCE[model]} if model in GUIDANCE else {}
+    """Arguments with which an embedded model generates best, or a bench model has guidance; none for other models."""
+    return {"guidance_scale": GUIDANCE[model]} if model in GUIDANCE else dict(GUIDED.get(model, {}))
 
 
 def take_prompts(model: str, path: str | None, split: str, counts: Sequence[int]) -> list[Prompt]:
@@ -128,8 +151,3 @@ def versions() -> dict[str, str]:
 
     found = {"hybridiff": __version__, "diffusers": diffusers.__version__, "torch": str(torch.__version__)}
     return found | {"python": platform.python_version()}
-
-
-def _call_defaults(pipe: Any) -> dict[str, Any]:
-    parameters = inspect.signature(pipe.__call__).parameters
-    return {name: parameters[name].default for name in ("num_inference_steps", "guidance_scale")}

@@ -6,9 +6,7 @@ import contextlib
 import logging
 import os
 import random
-import threading
 import weakref
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -25,6 +23,7 @@ from ..models.schedulers import check_scheduler
 from ..utils.names import require_known
 from .launcher import RankGroup
 from .protocol import Call, Generation, OnStep, RankSpec, Swap, pack
+from .turns import Turns
 
 logger = logging.getLogger("hybridiff")
 
@@ -90,12 +89,12 @@ class Engine:
         check_ranks(self.config, devices)
         if dtype is not None:
             require_known("dtype", dtype, DTYPES)
-        self.folder = find_model(model, variant, model_config)
+        self.folder = find_model(model, variant, model_config).for_device(placement.device_type)
         if scheduler is not None:
             check_scheduler(scheduler, self.folder.scheduler_config)
         self.device = placement.device_type
         self._is_closed = False
-        self._turns = _Turns()
+        self._turns = Turns()
         loading: dict[str, Any] = {"dtype": dtype, "scheduler": scheduler, "task": task, "variant": variant}
         loading |= {"loras": find_loras(loras), "controlnets": find_controlnets(controlnets)}
         spec = RankSpec(placement, self.config, self.folder, loading, startup_timeout)
@@ -152,6 +151,11 @@ class Engine:
                 raise EngineError("this engine was closed; make a new one")
             self._ranks.swap(found)
 
+    def drain(self) -> None:
+        """Wait until the ranks are done with a request that `on_step` ended: they finish the step that they are in."""
+        with self._turns.wait():
+            self._ranks.drain()
+
     def close(self) -> None:
         """End the ranks once the call that is running has been answered; calls after it raise EngineError."""
         self._is_closed = True
@@ -165,31 +169,6 @@ class Engine:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class _Turns:
-    """A lock that threads get in the order in which they asked."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._waiting: deque[int] = deque()
-
-    @contextlib.contextmanager
-    def wait(self) -> Iterator[None]:
-        """Wait for this thread's turn, and hold it."""
-        mine = threading.get_ident()
-        with self._changed:
-            if mine in self._waiting:
-                raise UsageError("on_step cannot call the engine that it is called by; do so after generate")
-            self._waiting.append(mine)
-        try:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting[0] == mine)
-            yield
-        finally:
-            with self._changed:
-                self._waiting.remove(mine)
-                self._changed.notify_all()
 
 
 class _Spawned:
@@ -230,6 +209,9 @@ class _Spawned:
             if not self._group.is_usable:
                 self.close()
 
+    def drain(self) -> None:
+        self._group.drain()
+
     def close(self) -> None:
         self._end()
 
@@ -264,6 +246,9 @@ class _Joined:
     def swap(self, loras: tuple[Lora, ...]) -> None:
         with _as_engine_error():
             self._rank.put_loras(loras)
+
+    def drain(self) -> None:
+        """Nothing runs here between two calls."""
 
     def close(self) -> None:
         self._undo.close()

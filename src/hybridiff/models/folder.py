@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from ..arguments import MOST_PIXELS, SizeLimits, check_arguments
 from ..denoiser import DENOISERS
@@ -35,7 +35,7 @@ class ModelFolder:
     @cached_property
     def index(self) -> dict[str, Any]:
         """The pipeline's class and components."""
-        return _read_json(self.path / "model_index.json")
+        return read_json(self.path / "model_index.json")
 
     @property
     def denoiser(self) -> str:
@@ -53,13 +53,13 @@ class ModelFolder:
     @property
     def scheduler_config(self) -> dict[str, Any]:
         """The configuration of the pipeline's own scheduler, class name included."""
-        return _read_json(self.path / "scheduler" / "scheduler_config.json")
+        return read_json(self.path / "scheduler" / "scheduler_config.json")
 
     @property
     def sizes(self) -> SizeLimits:
         """Which heights and widths of images the model takes: multiples of the VAE's scale times the patch size."""
-        vae = _read_json(self.path / "vae" / "config.json") if (self.path / "vae").is_dir() else {}
-        denoiser = _read_json(self.path / self.denoiser / "config.json")
+        vae = read_json(self.path / "vae" / "config.json") if (self.path / "vae").is_dir() else {}
+        denoiser = read_json(self.path / self.denoiser / "config.json")
         scale = 2 ** (len(vae.get("block_out_channels", [1] * 4)) - 1)
         patch = denoiser.get("patch_size") or 1  # of films: frames, height and width
         multiple = int(scale * (patch[-1] if isinstance(patch, list) else patch))
@@ -89,6 +89,10 @@ class ModelFolder:
         """
         check_arguments(arguments, self.sizes)
 
+    def for_device(self, device: str) -> Self:
+        """This model, for a device such as `cpu` or `cuda:0`; bench models in full size refuse a CPU."""
+        return self
+
     def read_networks(self, dtype: torch.dtype) -> dict[str, Any]:
         """The networks that lie elsewhere than in the folder: none."""
         return {}
@@ -107,7 +111,12 @@ def open_folder(name: str, path: Path) -> ModelFolder:
     return folder
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        UsageError: it cannot be read, or is none.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

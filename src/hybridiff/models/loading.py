@@ -11,6 +11,7 @@ from ..errors import UsageError
 from ..utils.names import require_known
 from ..utils.text import one_line
 from . import tiny
+from .bench import BENCH, open_bench
 from .controlnets import controlled_class, load_controlnets
 from .folder import ModelFolder, open_folder
 from .loras import Lora, put_loras
@@ -35,7 +36,7 @@ def find_model(
     """Find a pipeline, downloading it where the name is a hub id.
 
     Args:
-        name_or_path: `tiny-sdxl` or `tiny-sd3`, a local folder, a hub id such as
+        name_or_path: `tiny-sdxl`, `tiny-sd3` or a bench model, a local folder, a hub id such as
             `stabilityai/stable-diffusion-xl-base-1.0`, or a checkpoint: one .safetensors file, on this disk or on
             the hub; or what was found already.
         variant: Suffix of the weight files to download, such as `fp16`.
@@ -53,6 +54,8 @@ def find_model(
         raise UsageError(
             f"{name} is no {SUFFIX} file: it has a configuration of its own, so leave out the model config"
         )
+    if name in BENCH:
+        return open_bench(name)
     path = tiny.folder(name) if name in tiny.EMBEDDED else Path(name).expanduser()
     if path.is_file():
         raise UsageError(f"{name} is a file; a folder in diffusers' format or a {SUFFIX} file is needed")
@@ -94,7 +97,7 @@ def load_pipeline(
         UsageError: the model, dtype, scheduler or task is unknown, the pipeline not complete, or a LoRA does not fit.
     """
     require_known("task", task, TASKS)
-    folder = find_model(name_or_path, variant, model_config)
+    folder = find_model(name_or_path, variant, model_config).for_device(str(device))
     chosen = choose_dtype(dtype, str(device), folder.denoiser)
     if scheduler is not None:
         check_scheduler(scheduler, folder.scheduler_config)
@@ -131,7 +134,7 @@ def _cuda_dtype(denoiser: str) -> str:
 
 
 def _download(name: str, variant: str | None) -> Path:
-    embedded = ", ".join(tiny.EMBEDDED)
+    embedded = ", ".join((*tiny.EMBEDDED, *BENCH))
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UsageError(
             f"unknown model {name!r}: not an embedded model ({embedded}), no such folder, and not a hub id (owner/name)"

@@ -137,6 +137,10 @@ class RunReport:
     @property
     def ideal_speedup(self) -> float | None:
         """Serial time over the critical path of this schedule, from stage costs measured alone; None if serial."""
+        return self.ideal_at(None)
+
+    def ideal_at(self, serial_step: float | None) -> float | None:
+        """The same where a step on one device costs so many evaluations of one branch (rho)."""
         is_shared = self.partition is not None or any(step.kind is not StepKind.FULL for step in self.steps)
         is_guided = self.branches > 1
         if self.strategy == "serial" or not self.steps or not (is_guided or is_shared):
@@ -148,7 +152,7 @@ class RunReport:
         alone = RowPartition(self.branches, self.branches, branches=self.branches)
         single = alone if self.devices == 1 or self.branches == 1 else BRANCH_EACH
         partition, share = self.partition or single, self.shards.get("share")
-        return ideal_speedup(kinds, costs, partition, unguided=unguided, extra=extra, share=share)
+        return ideal_speedup(kinds, costs, partition, serial_step, unguided, extra, share)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, ready for JSON."""

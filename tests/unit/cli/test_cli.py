@@ -475,7 +475,7 @@ def test_the_shell_completes_flags_and_names(
 ) -> None:
     monkeypatch.setenv("_HYBRIDIFF_COMPLETE", "complete_bash")
     for words, offered in {
-        "hybridiff ": ["generate", "inspect", "calibrate", "simulate", "study", "demo"],
+        "hybridiff ": ["generate", "inspect", "calibrate", "simulate", "study", "bench", "demo"],
         "hybridiff generate --num": ["--num-inference-steps", "--num-images"],
         "hybridiff generate --scheduler dpm": ["dpmsolver++", "dpmsolver++-sde"],
         "hybridiff generate --set st": ["step_kind="],

@@ -10,7 +10,7 @@ from PIL import Image
 from hybridiff import ParallelConfig
 from hybridiff.cli.demo import RUNS, DemoRow, format_table, run_demo
 from hybridiff.cli.main import main
-from hybridiff.launch.protocol import Generation
+from hybridiff.launch.protocol import Generation, OnStep
 from hybridiff.models.tiny import EMBEDDED
 from support.reports import report
 
@@ -26,12 +26,25 @@ class FakeEngine:
         assert options["device"] == "cpu"
 
     def generate(
-        self, prompt: str, *, seed: int, num_inference_steps: int, num_images_per_prompt: int, guidance_scale: float
+        self,
+        prompt: str,
+        *,
+        seed: int,
+        num_inference_steps: int,
+        num_images_per_prompt: int,
+        guidance_scale: float,
+        on_step: OnStep | None = None,
     ) -> Generation:
-        self.asked.append((self.model, self.devices))
+        if on_step is not None:  # it keeps a core busy
+            on_step(1, num_inference_steps)
+        else:
+            self.asked.append((self.model, self.devices))
         seconds = num_inference_steps / self.devices
         image = Image.new("RGB", (8, 8), "red")
         return Generation([image] * num_images_per_prompt, report([0.1], devices=self.devices, seconds=seconds), seed)
+
+    def drain(self) -> None:
+        pass
 
     def __enter__(self) -> FakeEngine:
         return self
