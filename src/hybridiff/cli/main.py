@@ -66,6 +66,7 @@ def build_app() -> "typer.Typer":
 
     from .. import __version__
     from .demo import Demo
+    from .evaluate import Evaluate
     from .flags import dashes, flag
     from .generate import Generate
     from .measure import Calibrate, Inspect, Simulate, Study
@@ -83,7 +84,7 @@ def build_app() -> "typer.Typer":
 
     names = {"help_option_names": ["-h", "--help"], "token_normalize_func": dashes}
     app = typer.Typer(callback=root, pretty_exceptions_enable=False, context_settings=names)
-    for command in (Generate, Inspect, Calibrate, Simulate, Study, Demo):
+    for command in (Generate, Inspect, Calibrate, Simulate, Study, Evaluate, Demo):
         app.command(command.__name__.lower())(command)
     return app
 
