@@ -1,4 +1,4 @@
-"""`hybridiff evaluate`: pictures of several strategies, what is measured of them, and a page to look at."""
+"""`hybridiff evaluate`: images of several strategies, what is measured of them, and a page to look at."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from .options import WHAT, CallOptions, check_known
 
 CAPTIONS = "COCO's captions (.json; one for each image), or one prompt per line; the embedded models bring theirs"
 STRATEGIES = "strategies to set beside serial, each NAME or NAME:SETTING=VALUE:..., such as hybrid:fidelity=50"
-REFERENCE = "a folder of pictures, the ground truth of the FID"
+REFERENCE = "a folder of images, the ground truth of the FID"
 MEASURES = "What to measure by (default: what torch and transformers have downloaded before)"
 CAPTION_COUNTS = (16, 16)
 """Captions of one object, and of two, that the embedded models bring."""
@@ -29,16 +29,16 @@ CAPTION_COUNTS = (16, 16)
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(CallOptions):
-    """Compare the pictures of several strategies: fidelity, FID, fit to the prompt, and a page to look at.
+    """Compare the images of several strategies: fidelity, FID, fit to the prompt, and a page to look at.
 
-    Stopped at any time, it goes on where it was: pictures that are there are not generated again.
+    Stopped at any time, it goes on where it was: images that are there are not generated again.
     """
 
     prompts: Annotated[str | None, flag(WHAT, CAPTIONS, "FILE")] = None
     limit: Annotated[int | None, number(WHAT, "take the first prompts only", least=1)] = None
     images_per_prompt: Annotated[int, number(WHAT, "each with a seed of its own", least=1, most=MOST_IMAGES)] = 1
-    output: Annotated[str, flag(WHAT, "pictures, metrics.json, metrics.md and index.html", "FOLDER")] = "out/evaluation"
-    fresh: Annotated[bool, flag(WHAT, "delete the pictures that are in the output already", "", "--fresh")] = False
+    output: Annotated[str, flag(WHAT, "images, metrics.json, metrics.md and index.html", "FOLDER")] = "out/evaluation"
+    fresh: Annotated[bool, flag(WHAT, "delete the images that are in the output already", "", "--fresh")] = False
     strategies: Annotated[str, flag(TOGETHER, STRATEGIES, "A,B")] = "cfg,hybrid:fidelity=50"
     devices: Annotated[int, setting(TOGETHER, "devices", "N")] = DEFAULT_RANKS
     timeout: Annotated[float, setting(TOGETHER, "timeout", "SECONDS")] = ParallelConfig.timeout

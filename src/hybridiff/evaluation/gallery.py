@@ -82,13 +82,14 @@ class Gallery:
         strategies = {_file_name(name): _identity(config) for name, config in configs.items()}
         content = {"run": run, "strategies": strategies, "prompts": describe_prompts(prompts)}
         content = json.loads(json.dumps(content))
+        folder.mkdir(parents=True, exist_ok=True)
         if fresh:
             for path in gallery._ours():
                 path.unlink()
         elif (folder / SETTINGS).exists():
             content = _joined(folder, _read(folder / SETTINGS), content)
         elif gallery._ours():
-            raise UsageError(f"{folder} holds pictures, but no {SETTINGS}; use another --output, or --fresh")
+            raise UsageError(f"{folder} holds images, but no {SETTINGS}; use another --output, or --fresh")
         write_whole(folder / SETTINGS, json.dumps(content, indent=1) + "\n")
         return gallery
 
@@ -161,7 +162,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} is malformed; {remedy}") from error
     kinds = {"run": dict, "strategies": dict, "prompts": list}
     if not isinstance(content, dict) or not all(isinstance(content.get(name), kind) for name, kind in kinds.items()):
-        raise UsageError(f"{path} does not say what its pictures are; {remedy}")
+        raise UsageError(f"{path} does not say what the images are; {remedy}")
     return content
 
 
@@ -175,7 +176,7 @@ def _joined(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> dict[str,
         other.append("prompts or seeds")
     if other:
         raise UsageError(
-            f"{folder} holds other pictures, with other {', '.join(other)}; use another --output, or --fresh"
+            f"{folder} holds other images, with other {', '.join(other)}; use another --output, or --fresh"
         )
     strategies = old["strategies"] | new["strategies"]
     return {"run": new["run"], "strategies": strategies, "prompts": max(old["prompts"], new["prompts"], key=len)}

@@ -131,17 +131,21 @@ class Measures:
         self, title: str, flag: str, given: str | None, default: str | Path | None, make: Callable[[Any], T]
     ) -> T | None:
         """What a network is made of; None where it is skipped."""
-        source = default if given is None else Path(given).expanduser() if Path(given).expanduser().exists() else given
+        source = default if given is None else Path(given).expanduser()
+        if given is not None and isinstance(default, str) and not Path(given).expanduser().exists():
+            source = given  # a hub id
         try:
             if source is None or (isinstance(source, Path) and not source.exists()):
                 raise FileNotFoundError("its weights are not on this disk")
             return make(source)
         except ImportError as error:
             self.skipped[title] = f"{error.name or 'a package'} cannot be imported ({one_line(error, 80)})"
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except Exception as error:  # of files that hold something else, torch raises what it likes
             if given is not None:
                 raise UsageError(f"{flag} {given} cannot be used: {one_line(error)}") from error
-            self.skipped[title] = f"no weights at hand: give {flag} {_WANTED[flag]}"
+            is_missing = isinstance(error, OSError)
+            reason = "no weights at hand" if is_missing else f"{source} cannot be used ({one_line(error, 80)})"
+            self.skipped[title] = f"{reason}: give {flag} {_WANTED[flag]}"
         return None
 
 

@@ -17,7 +17,7 @@ from .tables import markdown_table
 
 COLUMNS: dict[str, tuple[str, str]] = {
     "strategy": ("strategy", "{}"),
-    "pictures": ("pictures", "{}"),
+    "images": ("images", "{}"),
     "ideal speed-up": ("ideal_speedup", "{:.2f}x"),
     "full steps": ("full_steps", "{:g}"),
     "PSNR": ("psnr", "{:.1f} dB"),
@@ -33,11 +33,11 @@ COLUMNS: dict[str, tuple[str, str]] = {
 """Each column: the entry of a row, and how it is shown."""
 
 EXPLANATION = """\
-PSNR (at most 100 dB a picture), SSIM and LPIPS: each picture against that of `serial`, the stock pipeline on one
-device, from the same prompt and seed; means, and of PSNR that of the worst tenth too. FID: all pictures of a strategy
-against those of `serial`, and against the ground truth. CLIP score and ImageReward: pictures against their prompts.
-Right: share of captions whose picture is right. Ideal speed-up: of the schedules, against one device; nothing is timed
-here. Full steps: mean of a picture."""
+PSNR (at most 100 dB an image), SSIM and LPIPS: each image against that of `serial`, the stock pipeline on one device,
+from the same prompt and seed; means, and of PSNR that of the worst tenth too. FID: all images of a strategy against
+those of `serial`, and against the ground truth. CLIP score and ImageReward: images against their prompts. Right: share
+of captions whose image is right. Ideal speed-up: of the schedules, against one device; nothing is timed here. Full
+steps: mean of an image."""
 
 _COLORS = {kind.value[0]: (kind.value, KIND_COLORS.get(kind, LINE_COLOR)) for kind in StepKind}
 """Of each letter of a schedule: what it means, and its colour."""
@@ -97,7 +97,7 @@ def format_page(content: Mapping[str, Any], gallery: Gallery, scores: Sequence[S
 
 def _title(content: Mapping[str, Any]) -> str:
     run = content["run"]
-    return f"{run['model']}: {content['rows'][0]['pictures']} pictures by {len(content['rows'])} strategies"
+    return f"{run['model']}: {content['rows'][0]['images']} images by {len(content['rows'])} strategies"
 
 
 def _code(text: str) -> str:

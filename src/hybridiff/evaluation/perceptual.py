@@ -28,7 +28,7 @@ class Lpips(nn.Module):
 
     Raises:
         ModuleNotFoundError: torchmetrics is not installed.
-        OSError, ValueError, RuntimeError: the file does not hold these weights.
+        Exception: the file does not hold these weights; torch raises what it likes.
     """
 
     shift: torch.Tensor

@@ -39,24 +39,24 @@ class StrategyScores:
 
     def to_dict(self, measures: Sequence[Measure]) -> dict[str, Any]:
         """The row of the strategy as plain data, ready for JSON: of each measure mean, median, and its worst tenth."""
-        row: dict[str, Any] = {"strategy": self.strategy, "pictures": len(self.records)}
+        row: dict[str, Any] = {"strategy": self.strategy, "images": len(self.records)}
         for measure in measures:
             known = [value for value in self.values.get(measure.name, []) if value is not None]
             if known:
                 row |= _summary(measure, known)
         speeds = [record.ideal_speedup for record in self.records if record.ideal_speedup is not None]
         if speeds:
-            row["ideal_speedup"] = round(statistics.mean(speeds), 3)
-        full = statistics.mean(record.schedule.count("f") for record in self.records)
+            row["ideal_speedup"] = round(statistics.fmean(speeds), 3)
+        full = statistics.fmean(record.schedule.count("f") for record in self.records)
         return row | {name: round(value, 4) for name, value in self.distances.items()} | {"full_steps": round(full, 2)}
 
 
 def _summary(measure: Measure, values: Sequence[float]) -> dict[str, float]:
-    found = {measure.name: statistics.mean(values)}
+    found = {measure.name: statistics.fmean(values)}
     if measure.name != "right":  # a share has no middle
         worst = sorted(values, reverse=measure.is_distance)[: max(1, len(values) // 10)]
         found[f"{measure.name}_median"] = statistics.median(values)
-        found[f"{measure.name}_worst_tenth"] = statistics.mean(worst)
+        found[f"{measure.name}_worst_tenth"] = statistics.fmean(worst)
     return {name: round(value, 5) for name, value in found.items()}
 
 
@@ -68,7 +68,7 @@ def find_pictures(folder: str) -> list[Path]:
     """
     found = sorted(path for path in Path(folder).expanduser().rglob("*") if path.suffix.lower() in _SUFFIXES)
     if len(found) < 2:
-        raise UsageError(f"--reference {folder} holds {len(found)} pictures; FID needs two or more")
+        raise UsageError(f"--reference {folder} holds {len(found)} images; FID needs two or more")
     return found
 
 
@@ -89,7 +89,7 @@ def score(
     scorer = _Scorer(gallery, measures, reference, on_progress)
     found = [scorer.measure(strategy) for strategy in gallery.configs]
     if measures.features is not None and len(gallery.prompts) < 2:
-        measures.skipped["FID"] = "it takes two pictures or more"
+        measures.skipped["FID"] = "it takes two images or more"
     elif measures.features is not None:
         scorer.add_distances(found)
     return found
@@ -133,7 +133,7 @@ class _Scorer:
                 one.distances["fid_reference"] = frechet_distance(own, truth)
         pictures, size = serial.shape
         if pictures <= size:
-            measures.notes.append(f"FID of {pictures} pictures by {size} features says little; thousands are usual")
+            measures.notes.append(f"FID of {pictures} images by {size} features says little; thousands are usual")
 
     def _features(self, what: str, pictures: Iterable[Image.Image]) -> torch.Tensor:
         """(N, D)."""
@@ -158,4 +158,4 @@ def _open(path: Path) -> Image.Image:
         with Image.open(path) as image:
             return image.convert("RGB")
     except OSError as error:
-        raise UsageError(f"cannot read the picture {path}: {error.strerror or 'not an image'}") from error
+        raise UsageError(f"cannot read the image {path}: {error.strerror or 'not an image'}") from error
