@@ -21,6 +21,7 @@ from .options import WHAT, CallOptions, check_known
 
 CAPTIONS = "COCO's captions (.json; one for each image), or one prompt per line; the embedded models bring theirs"
 STRATEGIES = "strategies to set beside serial, each NAME or NAME:SETTING=VALUE:..., such as hybrid:fidelity=50"
+RANKS = "ranks of each strategy that does not say devices=N; serial has one"
 REFERENCE = "a folder of images, the ground truth of the FID"
 MEASURES = "What to measure by (default: what torch and transformers have downloaded before)"
 CAPTION_COUNTS = (16, 16)
@@ -40,7 +41,7 @@ class Evaluate(CallOptions):
     output: Annotated[str, flag(WHAT, "images, metrics.json, metrics.md and index.html", "FOLDER")] = "out/evaluation"
     fresh: Annotated[bool, flag(WHAT, "delete the images that are in the output already", "", "--fresh")] = False
     strategies: Annotated[str, flag(TOGETHER, STRATEGIES, "A,B")] = "cfg,hybrid:fidelity=50"
-    devices: Annotated[int, setting(TOGETHER, "devices", "N")] = DEFAULT_RANKS
+    devices: Annotated[int, number(TOGETHER, RANKS, least=1, most=4096)] = DEFAULT_RANKS
     timeout: Annotated[float, setting(TOGETHER, "timeout", "SECONDS")] = ParallelConfig.timeout
     reference: Annotated[str | None, flag(MEASURES, REFERENCE, "FOLDER")] = None
     inception: Annotated[str | None, flag(MEASURES, "for the FID: inception-2015-12-05.pt", "FILE")] = None

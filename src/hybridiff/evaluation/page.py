@@ -168,12 +168,12 @@ th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid #8884;white-s
 th:first-child,td:first-child{text-align:left}.skipped{margin:.4rem 0;opacity:.75}
 .legend i{display:inline-block;width:.8em;height:.8em;margin:0 .3em 0 .8em}.legend label{margin-left:1.5em}
 .legend input{vertical-align:middle;margin:0 .5em}
-section{display:grid;grid-template-columns:repeat(COLUMNS,minmax(9rem,20rem));gap:.5rem 1rem;padding:1rem 0;
-border-top:1px solid #8884;content-visibility:auto;contain-intrinsic-size:auto 44rem;overflow-x:auto}
-.prompt{grid-column:1/-1;margin:0}.prompt b{opacity:.5;margin-right:.5em}small{opacity:.6}
-figure{margin:0;min-width:0}figcaption{font-size:.85rem;margin-bottom:.3rem;min-height:2.5em}
-img{display:block;width:100%;height:auto}.bar{height:.5rem;margin:.3rem 0 0}
-figure code{display:block;font-size:.65rem;overflow-wrap:anywhere;opacity:.7;margin-bottom:.3rem}
+main{overflow-x:auto}section{display:grid;grid-template-columns:repeat(COLUMNS,minmax(9rem,20rem));gap:.3rem 1rem;
+padding:1rem 0;border-top:1px solid #8884;content-visibility:auto;contain-intrinsic-size:auto 44rem}
+.prompt{grid-column:1/-1;margin:0 0 .4rem}.prompt b{opacity:.5;margin-right:.5em}small{opacity:.6}
+figure{margin:0;min-width:0;display:grid;grid-row:span 5;grid-template-rows:subgrid}
+figcaption{font-size:.85rem;overflow-wrap:anywhere}img{display:block;width:100%;height:auto}.bar{height:.5rem}
+figure code{font-size:.65rem;overflow-wrap:anywhere;opacity:.7}
 .diff{position:relative;isolation:isolate;filter:brightness(var(--times))}
 .diff img+img{position:absolute;inset:0;mix-blend-mode:difference}
 </style></head><body>
