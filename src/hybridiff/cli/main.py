@@ -67,6 +67,7 @@ def build_app() -> "typer.Typer":
     from .. import __version__
     from .bench import Bench
     from .demo import Demo
+    from .evaluate import Evaluate
     from .flags import dashes, flag
     from .generate import Generate
     from .measure import Calibrate, Inspect, Simulate, Study
@@ -84,7 +85,7 @@ def build_app() -> "typer.Typer":
 
     names = {"help_option_names": ["-h", "--help"], "token_normalize_func": dashes}
     app = typer.Typer(callback=root, pretty_exceptions_enable=False, context_settings=names)
-    for command in (Generate, Inspect, Calibrate, Simulate, Study, Bench, Demo):
+    for command in (Generate, Inspect, Calibrate, Simulate, Study, Bench, Evaluate, Demo):
         app.command(command.__name__.lower())(command)
     return app
 

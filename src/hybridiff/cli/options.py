@@ -74,7 +74,8 @@ class CallOptions(ModelOptions):
             UsageError: an argument has a flag of its own, or is no finite number.
         """
         further = {**(table or {}), **{name: _value(text) for name, text in _pairs("--arg", self.arg)}}
-        flags = {entry.name: entry.name for entry in fields(self)} | {"num_images_per_prompt": "num_images"}
+        flags = {entry.name: entry.name for entry in fields(self)}
+        flags["num_images_per_prompt"] = "images_per_prompt" if "images_per_prompt" in flags else "num_images"
         for name, value in further.items():
             if name in flags:
                 raise UsageError(f"--arg {name} has a flag of its own: use --{dashes(flags[name])}")

@@ -70,7 +70,7 @@ def generate_references(
     """Generate every prompt with the stock pipeline, `batch` at once."""
     for part in _parts(seeded(prompts), batch):
         for prompt, pixels in zip(part, generate(pipe, part, call), strict=True):
-            yield Reference(prompt, pixels, _is_right(pixels, prompt.prompt))
+            yield Reference(prompt, pixels, is_right(pixels, prompt.prompt))
 
 
 def add_converged(
@@ -161,13 +161,14 @@ def _compare(pixels: Pixels, reference: Reference, run: RunSummary) -> ImageResu
     return ImageResult(
         psnr=capped_psnr(pixels, reference.pixels),
         ssim=structural_similarity(pixels, reference.pixels),
-        is_right=_is_right(pixels, reference.prompt.prompt),
+        is_right=is_right(pixels, reference.prompt.prompt),
         run=run,
         psnr_converged=None if reference.converged is None else capped_psnr(pixels, reference.converged),
     )
 
 
-def _is_right(pixels: Pixels, text: str) -> bool | None:
+def is_right(pixels: Any, text: str) -> bool | None:
+    """Whether an image shows what its caption says, see `ImageResult`; pixels as `checking.check` takes them."""
     try:
         return check(pixels, parse_caption(text)).core
     except (ValueError, ModuleNotFoundError):  # no caption, or the checker lacks what hybridiff[eval] brings

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 HIGHEST_PSNR = 100.0
@@ -67,7 +65,7 @@ def likeness(images: Sequence[Any], references: Sequence[Any]) -> dict[str, floa
 
 
 def perceptual_distance(image: Any, reference: Any) -> float | None:
-    """LPIPS (AlexNet) of two images; None where torchmetrics or weights are not on this machine. Loads nothing.
+    """LPIPS (AlexNet) of two images; None where torchmetrics or the weights are not on this machine. Loads nothing.
 
     Args:
         image: (H, W, C) with values from 0 to 1.
@@ -75,11 +73,10 @@ def perceptual_distance(image: Any, reference: Any) -> float | None:
     """
     import torch
 
-    weights = (Path(torch.hub.get_dir()) / "checkpoints").glob("alexnet-*.pth")
-    if not any(weights) or not all(map(find_spec, ("torchvision", "torchmetrics"))):
-        return None
-    from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
+    from .perceptual import lpips_at_hand
 
-    ours, theirs = (torch.as_tensor(pixels).float().permute(2, 0, 1)[None] for pixels in (image, reference))
-    distance: Any = learned_perceptual_image_patch_similarity(ours, theirs, normalize=True)
-    return float(distance)
+    distance = lpips_at_hand()
+    if distance is None:
+        return None
+    ours, theirs = (torch.as_tensor(pixels).float().permute(2, 0, 1) for pixels in (image, reference))
+    return distance(ours, theirs)  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""Files that others may read while they are written."""
+"""Files: written so that others may read meanwhile; and where torch keeps what it downloaded."""
 
 from __future__ import annotations
 
@@ -14,3 +14,10 @@ def write_whole(path: Path, content: str | bytes) -> None:
     else:
         beside.write_bytes(content)
     os.replace(beside, path)
+
+
+def downloaded_by_torch(name: str) -> Path:
+    """Where torch keeps a file of weights once something has downloaded it."""
+    import torch
+
+    return Path(torch.hub.get_dir()) / "checkpoints" / name

@@ -117,7 +117,7 @@ def test_bench_models_show_no_fidelity_and_replay_schedules_of_trained_ones(
     ("arguments", "message"),
     [
         (["--strategies", "magic"], "unknown strategy 'magic'; choose one of serial, cfg, hybrid, published"),
-        (["--devices", 4], "strategy 'published' needs 2 ranks, got 4"),
+        (["--devices", 3], "strategy 'published' needs an even number of ranks, 2 at least, got 3"),
         (["--strategies", "hybrid:full_steps=0-4"], "full step 4 lies beyond the last of 3 steps (2)"),
         (["--guidance-scale", 1], "guidance_scale must be above 1, got 1"),
         (["--num-inference-steps", 2], "num_inference_steps must be at least 3, got 2"),

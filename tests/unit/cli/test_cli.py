@@ -445,7 +445,7 @@ def test_serial_runs_on_one_device() -> None:
     assert config_of("--strategy", "hybrid").devices == 2
 
 
-@pytest.mark.parametrize("command", ["generate", "inspect", "calibrate", "simulate", "study", "demo"])
+@pytest.mark.parametrize("command", ["generate", "inspect", "calibrate", "simulate", "study", "evaluate", "demo"])
 def test_every_command_explains_itself(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -475,7 +475,7 @@ def test_the_shell_completes_flags_and_names(
 ) -> None:
     monkeypatch.setenv("_HYBRIDIFF_COMPLETE", "complete_bash")
     for words, offered in {
-        "hybridiff ": ["generate", "inspect", "calibrate", "simulate", "study", "bench", "demo"],
+        "hybridiff ": ["generate", "inspect", "calibrate", "simulate", "study", "bench", "evaluate", "demo"],
         "hybridiff generate --num": ["--num-inference-steps", "--num-images"],
         "hybridiff generate --scheduler dpm": ["dpmsolver++", "dpmsolver++-sde"],
         "hybridiff generate --set st": ["step_kind="],
