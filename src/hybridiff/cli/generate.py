@@ -1,7 +1,6 @@
 """`hybridiff generate`."""
 
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -109,12 +108,10 @@ class Generate(CallOptions):
                 generation = _generate(engine, prompt, own | images, f"{number}/{len(prompts)}")
                 if engine.is_leader:
                     facts = self._facts(engine, prompt, own)
-                    started = time.perf_counter()
                     paths = output.numbered(number, len(prompts)).write(generation, facts, target.fps)
-                    saving = time.perf_counter() - started
                     if trace is not None:
                         paths.append(trace.numbered(number, len(prompts)).write_trace(generation))
-                    _tell(generation, paths, saving)
+                    _tell(generation, paths)
 
     def all_prompts(self) -> list[Prompt]:
         """What to generate, each with a seed; a flag takes the place of either option of the config file.
@@ -185,7 +182,7 @@ def _generate(engine: "Engine", prompt: Prompt, call: dict[str, Any], what: str)
         return engine.generate(prompt.prompt or None, seed=prompt.seed, on_step=partial(show, what), **call)
 
 
-def _tell(generation: "Generation", paths: Sequence[Path], saving: float) -> None:
+def _tell(generation: "Generation", paths: Sequence[Path]) -> None:
     report = generation.report
     for note in report.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -199,10 +196,11 @@ def _tell(generation: "Generation", paths: Sequence[Path], saving: float) -> Non
         f"seed {generation.seed}"
     )
     if report.parts:
-        parts = report.parts | {"saving": saving}
-        whole = sum(parts.values())
-        shares = (f"{part} {seconds:.2f} s ({seconds / whole:.0%})" for part, seconds in parts.items())
-        print(f"of {whole:.2f} s: {', '.join(shares)}; at most {report.peak_memory / 2**30:.1f} GiB")
+        shares = (f"{part} {seconds:.2f} s ({report.shares[part]:.0%})" for part, seconds in report.parts.items())
+        print(f"of {sum(report.parts.values()):.2f} s: {', '.join(shares)}")
+    if any(report.peak_memory):
+        memory = ", ".join(f"{most / 2**30:.2f}" for most in report.peak_memory)
+        print(f"memory at most: {memory} GiB{' (a rank each)' * (len(report.peak_memory) > 1)}")
     if report.fidelity:
         promised, estimated = report.fidelity["promised"], report.fidelity["estimated"]
         print(f"fidelity: {promised:g} dB promised, {estimated:.1f} dB estimated for the worst image")
