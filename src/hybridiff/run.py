@@ -67,7 +67,8 @@ class Run:
         counts = "callback_on_step_end" in inspect.signature(self._setup.pipe.__call__).parameters
         end = (lambda: None) if counts else self._end_begun_step
         watch = SchedulerWatch(self._setup.pipe.scheduler, self._watch, end)
-        with self._setup.vae.together(self.meet), contextlib.nullcontext() if self._setup.is_known else watch:
+        setup, watching = self._setup, contextlib.nullcontext() if self._setup.is_known else watch
+        with setup.encoders.together(self.meet), setup.vae.together(self.meet, lambda: self._is_over), watching:
             yield
 
     def answer(self, network: Any, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -94,16 +95,19 @@ class Run:
             self._begin(evaluation, reader.layout)
         return reader.answer(evaluation, self._made_up_for(evaluation, self._predict(evaluation)))
 
-    def meet(self) -> bool:
-        """Hear all ranks before they share a picture outside of the network; False within steps, where none is shared.
+    def meet(self, what: str, thing: T) -> list[T] | None:
+        """Hear all ranks before they share work outside of the network; None within steps, where none is shared.
+
+        Args:
+            what: What they are about to do.
+            thing: What this rank has to say to it.
 
         Raises:
             RankError: another rank failed or left.
         """
         if self._beginning is not None and not self._is_over:
-            return False  # a callback's, which other ranks may not have
-        self._channel.meet("share a picture")
-        return True
+            return None  # a callback's, which other ranks may not have
+        return self._channel.meet(what, thing)
 
     def end_step(self) -> None:
         """Close a step; the one place that counts steps."""

@@ -13,6 +13,7 @@ from ..utils.text import one_line
 from . import tiny
 from .controlnets import controlled_class, load_controlnets
 from .folder import ModelFolder, open_folder
+from .lazy import lazy_encoders
 from .loras import Lora, put_loras
 from .schedulers import build_scheduler, check_scheduler
 from .single_file import find_single_file
@@ -76,6 +77,7 @@ def load_pipeline(
     model_config: str | None = None,
     loras: Sequence[Lora] = (),
     controlnets: Sequence[str] = (),
+    encodes: bool = True,
 ) -> Any:
     """Load a stock diffusers pipeline.
 
@@ -89,6 +91,8 @@ def load_pipeline(
         model_config: Likewise.
         loras: See `loras.find_loras`.
         controlnets: Folders of ControlNets.
+        encodes: False leaves the weights of text and image encoders on the disk until something needs them: for
+            ranks other than 0, which hear from that one what prompts mean.
 
     Raises:
         UsageError: the model, dtype, scheduler or task is unknown, the pipeline not complete, or a LoRA does not fit.
@@ -98,7 +102,8 @@ def load_pipeline(
     chosen = choose_dtype(dtype, str(device), folder.denoiser)
     if scheduler is not None:
         check_scheduler(scheduler, folder.scheduler_config)
-    networks = folder.read_networks(chosen) | load_controlnets(controlnets, chosen)
+    networks = {} if encodes else lazy_encoders(folder, chosen, variant)
+    networks |= folder.read_networks(chosen) | load_controlnets(controlnets, chosen)
     pipe = _read_pipeline(folder, task, dtype=chosen, variant=variant, **networks).to(device)
     if scheduler is not None:
         pipe.scheduler = build_scheduler(scheduler, pipe.scheduler)
