@@ -96,11 +96,7 @@ class Run:
         return reader.answer(evaluation, self._made_up_for(evaluation, self._predict(evaluation)))
 
     def meet(self, what: str, thing: T) -> list[T] | None:
-        """Hear all ranks before they share work outside of the network; None within steps, where none is shared.
-
-        Args:
-            what: What they are about to do.
-            thing: What this rank has to say to it.
+        """What all ranks say before they share work outside of the network; None within steps, where none is shared.
 
         Raises:
             RankError: another rank failed or left.

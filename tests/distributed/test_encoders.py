@@ -21,6 +21,7 @@ from support.schedules import callback_at
 pytestmark = pytest.mark.distributed
 
 MODELS = {"tiny-sdxl": {}, "tiny-sd3": {"max_sequence_length": 16}}
+BOTH = ["text_encoder", "text_encoder_2"]
 TWO = [PROMPT, "a blue square"]
 
 
@@ -42,11 +43,8 @@ def draw(
             generator = torch.Generator().manual_seed(0)
             options = {"prompt": TWO, "num_inference_steps": 2, "output_type": "latent"} | MODELS[name] | call
             latents.append(parallel(generator=generator, **options).images)
-    assert not any("forward" in vars(part) for part in (pipe.text_encoder, pipe.text_encoder_2) if is_unread(part))
-    return latents, [part for part in ("text_encoder", "text_encoder_2") if is_unread(getattr(pipe, part))]
-
-
-BOTH = ["text_encoder", "text_encoder_2"]
+    assert offload or not any("_diffusers_hook" in vars(getattr(pipe, part)) for part in BOTH)
+    return latents, [part for part in BOTH if is_unread(getattr(pipe, part))]
 
 
 @pytest.mark.parametrize("offload", [False, True], ids=["", "offload"])

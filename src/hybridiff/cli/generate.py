@@ -11,6 +11,7 @@ from ..arguments import MOST_IMAGES
 from ..config import QUALITIES, STRATEGIES, ParallelConfig, PublishedSettings, check_ranks
 from ..distributed.placement import Placement, is_under_torchrun
 from ..errors import UsageError
+from ..models.offload import OFFLOADS
 from ..utils.prompts import Prompt, read_prompts
 from .flags import choice, flag, number, setting
 from .options import (
@@ -20,6 +21,7 @@ from .options import (
     PUBLISHED,
     SETTINGS,
     WHAT,
+    WHERE,
     CallOptions,
     ConfigFile,
     apply_config,
@@ -41,6 +43,7 @@ CONTROLNET = "a folder or a hub id; repeatable; --arg controlnet_conditioning_sc
 LORA = "a .safetensors file, a folder or a hub id, and how strongly it acts; repeatable"
 FPS = "frames a second of a video (default: those of the pipeline, or 10)"
 CONFIG = "these options from a JSON or TOML file, set and arg as tables; flags beat it"
+OFFLOAD = "where networks wait that do not run: none (on the GPU), model or sequential (whole or by layer, on the CPU)"
 PICTURES = ("image", "mask_image", "control_image")
 TASK = "text-to-image"
 OF_HYBRID = ("fidelity", "quality", "calibration", "step_kind", "tolerance", "full_steps")
@@ -73,6 +76,7 @@ class Generate(CallOptions):
     quality: Annotated[str | None, flag(TOGETHER, QUALITY, "NAME", names=tuple(QUALITIES))] = None
     calibration: Annotated[str | None, flag(TOGETHER, HELP["calibration"], "FILE")] = None
     set: Annotated[list[str] | None, flag(TOGETHER, SET, "NAME=VALUE", names=[f"{name}=" for name in SETTINGS])] = None
+    offload: Annotated[str, choice(WHERE, OFFLOAD, OFFLOADS)] = "none"
     timeout: Annotated[float, setting(TOGETHER, "timeout", "SECONDS")] = ParallelConfig.timeout
 
     def run(self) -> None:
@@ -100,7 +104,7 @@ class Generate(CallOptions):
         pipeline, images = read_pictures(folder, task, given, bool(self.controlnet))
         self._check_known(pipeline or (folder.pipeline_class if self._has_args and task == TASK else None), call)
         output.prepare()
-        options = self.given("device", "dtype", "scheduler", "variant") | {"task": task}
+        options = self.given("device", "dtype", "scheduler", "variant", "offload") | {"task": task}
         options |= {"loras": self.lora or (), "controlnets": self.controlnet or ()}
         with Engine(folder, config=config, **options) as engine:
             for number, prompt in enumerate(prompts, start=1):

@@ -81,14 +81,11 @@ class Channel:
         self.first, self.step = step, -1
 
     def meet(self, what: str, thing: T) -> list[T]:
-        """Hear all ranks before the first step or after the last one; from there on they agree by small objects.
+        """What all ranks say before the first step or after the last one; from there on they agree by small objects.
 
         Args:
             what: What they are about to do.
             thing: What this rank has to say to it.
-
-        Returns:
-            What each rank has.
 
         Raises:
             RankError: a rank failed or finished before it came this far; or see `heed_unread`.

@@ -76,12 +76,13 @@ class Outline:
             if id(output) not in pieces:
                 piece = _Piece(self.size, tuple(output.shape), output.dtype, output.device.type == "cpu")
                 pieces[id(output)] = output, piece
-                self.size = -(-piece.end // _ALIGNMENT) * _ALIGNMENT
+                self.size = (piece.end // _ALIGNMENT + 1) * _ALIGNMENT  # an empty one too has a place of its own
             return pieces[id(output)][1]
         if isinstance(output, (tuple, list)):
             return type(output)(self._of(one, pieces) for one in output)
         if isinstance(output, OrderedDict):
-            return _Entries(type(output), {name: self._of(one, pieces) for name, one in output.items()})
+            entries = {name: self._of(one, pieces) for name, one in output.items()}
+            return _Entries(type(output), {name: one for name, one in entries.items() if one is not None})
         return output if isinstance(output, (bool, int, float, str)) else None
 
 
