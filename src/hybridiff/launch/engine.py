@@ -38,7 +38,6 @@ class Engine:
     arguments and calls it with the same requests; rank 0 gets the images.
 
     Calls from several threads wait for one another and are answered in the order in which they came.
-
     A request that fails leaves the engine usable. Where all ranks outlived it they go on with the next request; where a
     rank died or was silent beyond the deadline, all were ended, since the others can no longer be reached, and the next
     request starts them anew. Under torchrun, which started the ranks, a dead rank cannot be replaced.

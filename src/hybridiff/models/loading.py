@@ -103,8 +103,7 @@ def load_pipeline(
     check_offload(offload, str(device))
     folder = find_model(name_or_path, variant, model_config)
     chosen = choose_dtype(dtype, str(device), folder.denoiser)
-    networks = {} if encodes else lazy_encoders(folder, chosen, variant)
-    pipe = _load(folder, task, scheduler, controlnets, networks, dtype=chosen, variant=variant)
+    pipe = _load(folder, task, scheduler, controlnets, encodes, dtype=chosen, variant=variant)
     if loras:
         put_loras(pipe, loras)
     return place(pipe, str(device), offload)
@@ -115,12 +114,13 @@ def _load(
     task: str,
     scheduler: str | None,
     controlnets: Sequence[str],
-    networks: dict[str, Any],
+    encodes: bool,
     **options: Any,
 ) -> Any:
     if scheduler is not None:
         check_scheduler(scheduler, folder.scheduler_config)
-    networks = networks | folder.read_networks(options["dtype"]) | load_controlnets(controlnets, options["dtype"])
+    networks = {} if encodes else lazy_encoders(folder, **options)
+    networks |= folder.read_networks(options["dtype"]) | load_controlnets(controlnets, options["dtype"])
     pipe = _read_pipeline(folder, task, **options, **networks)
     if scheduler is not None:
         pipe.scheduler = build_scheduler(scheduler, pipe.scheduler)

@@ -148,6 +148,7 @@ def test_an_argument_that_the_pipeline_would_ignore_is_refused(
         (["--device", "cuda", "--set", "simulate=true"], "1 rank requested, 0 GPUs found; use --device cpu"),
         (["--trace", "trace.png"], "'trace.png' must name a .json file"),
         (["--arg", "seed=3"], "--arg seed has a flag of its own: use --seed"),
+        (["--offload", "model"], "offload model keeps networks in main memory until a GPU needs them; on the CPU"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -372,15 +373,15 @@ def test_python_m_is_the_command() -> None:
     assert (done.returncode, done.stderr) == (2, "hybridiff: No such command 'draw'; see hybridiff --help\n")
 
 
-def test_generate_has_33_flags() -> None:
+def test_generate_has_34_flags() -> None:
     fields = dataclasses.fields(Generate)
     names = "model prompt prompts negative_prompt num_images seed height width num_inference_steps guidance_scale"
     names += (
         " scheduler arg devices shards strategy fidelity quality calibration set device dtype variant timeout output"
     )
-    names += " fps image mask_image control_image lora controlnet model_config"
+    names += " fps image mask_image control_image lora controlnet model_config offload"
     assert {field.name for field in fields} == {*names.split(), "trace", "config"}
-    assert len(fields) == 33
+    assert len(fields) == 34
 
 
 def test_every_field_of_the_config_can_be_given() -> None:
