@@ -20,6 +20,7 @@ from .distributed.comm import Comm
 from .distributed.consistency import describe_call, require_same, share_random_state
 from .errors import UsageError
 from .schedule.presets import ModelSettings
+from .sharding.encoders import SharedEncoders
 from .sharding.ranks import RankGroups
 from .sharding.vae import SharedVae
 from .strategies import STRATEGIES
@@ -46,6 +47,7 @@ class Setup:
         staged: The denoiser, ready to be split, for strategies that do so.
         groups: The ranks as groups that share rows.
         vae: The pipeline's VAE, which ranks may share.
+        encoders: Its encoders of text and images, which the leader may evaluate for all.
     """
 
     pipe: Any
@@ -58,6 +60,7 @@ class Setup:
     staged: StagedDenoiser | None
     groups: RankGroups
     vae: SharedVae
+    encoders: SharedEncoders
 
 
 def agree_on_setup(pipe: Any, config: ParallelConfig, comm: Comm) -> Setup:
@@ -87,8 +90,16 @@ def agree_on_setup(pipe: Any, config: ParallelConfig, comm: Comm) -> Setup:
     warm_up = config.displaced_warm_up if config.displaced else None
     shards, measures = config.shards if staged is None else 1, config.trace and not config.displaced
     groups = RankGroups(comm, networks, shards, warm_up, measures)
-    vae = SharedVae(pipe, comm, groups, config.strategy != "serial" and config.shards != 1)
-    return Setup(pipe, adapter, networks, is_known(pipe, adapter), config, settings, comm, staged, groups, vae)
+    shares_pictures, drops = config.strategy != "serial" and config.shards != 1, not returns_output(config, comm)
+    vae, encoders = SharedVae(pipe, comm, groups, shares_pictures, drops), SharedEncoders.agree(pipe, comm)
+    return Setup(
+        pipe, adapter, networks, is_known(pipe, adapter), config, settings, comm, staged, groups, vae, encoders
+    )
+
+
+def returns_output(config: ParallelConfig, comm: Comm) -> bool:
+    """Whether this rank hands back what it makes."""
+    return config.outputs == "all" or comm.is_leader
 
 
 def agree_on_call(setup: Setup, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

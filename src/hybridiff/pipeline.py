@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from .agreement import agree_on_call, agree_on_setup
+from .agreement import agree_on_call, agree_on_setup, returns_output
 from .config import ParallelConfig
 from .denoiser import DENOISERS
 from .denoiser.adapters.base import execution_device
@@ -154,7 +154,7 @@ class ParallelPipeline:
 
     @property
     def _returns_output(self) -> bool:
-        return self.config.outputs == "all" or self.comm.is_leader
+        return returns_output(self.config, self.comm)
 
     def _new_hook(self) -> DenoiserHook:
         hook = DenoiserHook()

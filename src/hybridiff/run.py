@@ -8,7 +8,7 @@ import inspect
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 
@@ -26,10 +26,12 @@ from .distributed.status import Status
 from .errors import RankError, ShardError
 from .learner import LayoutLearner
 from .report.report import RunReport, parts_of_call, peak_memory
-from .report.timeline import Span, Timeline, synchronizer
+from .report.timeline import Timeline, synchronizer
 from .running_step import RunningStep
 from .schedule.kinds import Phase, StepKind
 from .strategies import Strategy
+
+T = TypeVar("T")
 
 
 class Run:
@@ -65,7 +67,8 @@ class Run:
         counts = "callback_on_step_end" in inspect.signature(self._setup.pipe.__call__).parameters
         end = (lambda: None) if counts else self._end_begun_step
         watch = SchedulerWatch(self._setup.pipe.scheduler, self._watch, end)
-        with self._setup.vae.together(self.meet), contextlib.nullcontext() if self._setup.is_known else watch:
+        setup, watching = self._setup, contextlib.nullcontext() if self._setup.is_known else watch
+        with setup.encoders.together(self.meet), setup.vae.together(self.meet, lambda: self._is_over), watching:
             yield
 
     def answer(self, network: Any, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -92,16 +95,15 @@ class Run:
             self._begin(evaluation, reader.layout)
         return reader.answer(evaluation, self._made_up_for(evaluation, self._predict(evaluation)))
 
-    def meet(self) -> bool:
-        """Hear all ranks before they share a picture outside of the network; False within steps, where none is shared.
+    def meet(self, what: str, thing: T) -> list[T] | None:
+        """What all ranks say before they share work outside of the network; None within steps, where none is shared.
 
         Raises:
             RankError: another rank failed or left.
         """
         if self._beginning is not None and not self._is_over:
-            return False  # a callback's, which other ranks may not have
-        self._channel.meet("share a picture")
-        return True
+            return None  # a callback's, which other ranks may not have
+        return self._channel.meet(what, thing)
 
     def end_step(self) -> None:
         """Close a step; the one place that counts steps."""
@@ -130,7 +132,9 @@ class Run:
         report.seconds = now - self._started
         if self._steps:
             report.parts = parts_of_call(self._started, self._first_call, self._current.started, now)
-        report.peak_memory = peak_memory(execution_device(self._setup.pipe))
+        told = self._told_by_all((peak_memory(execution_device(self._setup.pipe)), self._timeline.spans))
+        report.peak_memory = [most for most, _ in told]
+        report.spans = [span for _, spans in told for span in spans]
         report.steps = [step.record() for step in self._steps]
         if self._strategy is not None:
             report.tau1, report.tau2 = self._strategy.taus
@@ -140,8 +144,6 @@ class Run:
             report.shards = self._setup.groups.described_costs()
             report.layout = self._learner.reader.layout if self._learner.reader is not None else None
             report.fidelity = self._strategy.fidelity()
-        if self._setup.config.trace:
-            report.spans = self._all_spans()
         return report
 
     def follow(self, error: ShardError) -> NoReturn:
@@ -240,12 +242,10 @@ class Run:
         if self._current.answered or (self._learner.reader is None and self._learner.watched.has_begun):
             self.end_step()
 
-    def _all_spans(self) -> list[Span]:
-        """The spans of all ranks, on every rank."""
-        mine, comm = self._timeline.spans, self._setup.comm
-        if len(comm.local_ranks) == comm.size:
-            return mine
-        return [span for spans in comm.all_gather_object(mine) for span in spans]
+    def _told_by_all(self, mine: T) -> list[T]:
+        """What each process has to say at the end."""
+        comm = self._setup.comm
+        return [mine] if len(comm.local_ranks) == comm.size else comm.all_gather_object(mine)
 
     def _delay_interrupt(self) -> None:
         """Let a request to stop ride with the next message, so that all ranks stop after the same step."""

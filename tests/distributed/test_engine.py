@@ -33,6 +33,8 @@ def test_generates_what_the_stock_pipeline_generates(engine: Engine) -> None:
     assert psnr(ours.images[0], stock) > 50.0
     assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert (ours.report.strategy, ours.report.devices, len(ours.report.steps)) == ("cfg", 2, 4)
+    assert len(ours.report.peak_memory) == 2
+    assert all(10**8 < most < 10**11 for most in ours.report.peak_memory)
 
 
 def test_seed_decides_the_image_and_is_told(engine: Engine) -> None:

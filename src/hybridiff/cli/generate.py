@@ -1,7 +1,6 @@
 """`hybridiff generate`."""
 
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,6 +11,7 @@ from ..arguments import MOST_IMAGES
 from ..config import QUALITIES, STRATEGIES, ParallelConfig, PublishedSettings, check_ranks
 from ..distributed.placement import Placement, is_under_torchrun
 from ..errors import UsageError
+from ..models.offload import OFFLOADS, check_offload
 from ..utils.prompts import Prompt, read_prompts
 from .flags import choice, flag, number, setting
 from .options import (
@@ -21,6 +21,7 @@ from .options import (
     PUBLISHED,
     SETTINGS,
     WHAT,
+    WHERE,
     CallOptions,
     ConfigFile,
     apply_config,
@@ -42,6 +43,7 @@ CONTROLNET = "a folder or a hub id; repeatable; --arg controlnet_conditioning_sc
 LORA = "a .safetensors file, a folder or a hub id, and how strongly it acts; repeatable"
 FPS = "frames a second of a video (default: those of the pipeline, or 10)"
 CONFIG = "these options from a JSON or TOML file, set and arg as tables; flags beat it"
+OFFLOAD = "where networks wait that do not run: none (on the GPU), model or sequential (whole or by layer, on the CPU)"
 PICTURES = ("image", "mask_image", "control_image")
 TASK = "text-to-image"
 OF_HYBRID = ("fidelity", "quality", "calibration", "step_kind", "tolerance", "full_steps")
@@ -74,6 +76,7 @@ class Generate(CallOptions):
     quality: Annotated[str | None, flag(TOGETHER, QUALITY, "NAME", names=tuple(QUALITIES))] = None
     calibration: Annotated[str | None, flag(TOGETHER, HELP["calibration"], "FILE")] = None
     set: Annotated[list[str] | None, flag(TOGETHER, SET, "NAME=VALUE", names=[f"{name}=" for name in SETTINGS])] = None
+    offload: Annotated[str, choice(WHERE, OFFLOAD, OFFLOADS)] = "none"
     timeout: Annotated[float, setting(TOGETHER, "timeout", "SECONDS")] = ParallelConfig.timeout
 
     def run(self) -> None:
@@ -91,7 +94,7 @@ class Generate(CallOptions):
         call = recommended(self.model) | self.call_arguments(self._table("arg"))
         # What cannot be had is refused before gigabytes of a model are downloaded.
         check_ranks(config, config.devices or Placement.resolve(device="cpu").world)
-        Placement.resolve(config.devices, self.device, config.simulate)
+        check_offload(self.offload, Placement.resolve(config.devices, self.device, config.simulate).device_type)
         folder = find_model(self.model, self.variant, self.model_config)
         target = Target.choose(folder, self.output, call, self.fps, self.num_images)
         output, call = target.output, target.call
@@ -101,7 +104,7 @@ class Generate(CallOptions):
         pipeline, images = read_pictures(folder, task, given, bool(self.controlnet))
         self._check_known(pipeline or (folder.pipeline_class if self._has_args and task == TASK else None), call)
         output.prepare()
-        options = self.given("device", "dtype", "scheduler", "variant") | {"task": task}
+        options = self.given("device", "dtype", "scheduler", "variant", "offload") | {"task": task}
         options |= {"loras": self.lora or (), "controlnets": self.controlnet or ()}
         with Engine(folder, config=config, **options) as engine:
             for number, prompt in enumerate(prompts, start=1):
@@ -109,12 +112,10 @@ class Generate(CallOptions):
                 generation = _generate(engine, prompt, own | images, f"{number}/{len(prompts)}")
                 if engine.is_leader:
                     facts = self._facts(engine, prompt, own)
-                    started = time.perf_counter()
                     paths = output.numbered(number, len(prompts)).write(generation, facts, target.fps)
-                    saving = time.perf_counter() - started
                     if trace is not None:
                         paths.append(trace.numbered(number, len(prompts)).write_trace(generation))
-                    _tell(generation, paths, saving)
+                    _tell(generation, paths)
 
     def all_prompts(self) -> list[Prompt]:
         """What to generate, each with a seed; a flag takes the place of either option of the config file.
@@ -185,7 +186,7 @@ def _generate(engine: "Engine", prompt: Prompt, call: dict[str, Any], what: str)
         return engine.generate(prompt.prompt or None, seed=prompt.seed, on_step=partial(show, what), **call)
 
 
-def _tell(generation: "Generation", paths: Sequence[Path], saving: float) -> None:
+def _tell(generation: "Generation", paths: Sequence[Path]) -> None:
     report = generation.report
     for note in report.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -199,10 +200,11 @@ def _tell(generation: "Generation", paths: Sequence[Path], saving: float) -> Non
         f"seed {generation.seed}"
     )
     if report.parts:
-        parts = report.parts | {"saving": saving}
-        whole = sum(parts.values())
-        shares = (f"{part} {seconds:.2f} s ({seconds / whole:.0%})" for part, seconds in parts.items())
-        print(f"of {whole:.2f} s: {', '.join(shares)}; at most {report.peak_memory / 2**30:.1f} GiB")
+        shares = (f"{part} {seconds:.2f} s ({report.shares[part]:.0%})" for part, seconds in report.parts.items())
+        print(f"of {sum(report.parts.values()):.2f} s: {', '.join(shares)}")
+    if any(report.peak_memory):
+        memory = ", ".join(f"{most / 2**30:.2f}" for most in report.peak_memory)
+        print(f"memory at most: {memory} GiB{' (a rank each)' * (len(report.peak_memory) > 1)}")
     if report.fidelity:
         promised, estimated = report.fidelity["promised"], report.fidelity["estimated"]
         print(f"fidelity: {promised:g} dB promised, {estimated:.1f} dB estimated for the worst image")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -110,27 +111,41 @@ class Output:
         """Write what was made, report and curve; the paths written, what was made first.
 
         Args:
-            generation: What was made, and the report.
+            generation: What was made, and the report, whose parts get `saving`: all but the report's own file.
             facts: How, for the images and the report: model, prompt, settings.
             fps: Frames a second of films.
         """
+        started = time.perf_counter()
         facts = {"seed": generation.seed, **facts}
-        content, made, paths = generation.report.to_dict(), generation.made(), []
+        curve = self.folder / f"{self.stem}-discrepancy.png"
+        names, paths = self._write_made(generation, facts, fps)
+        plot_discrepancy(generation.report, curve, title=str(facts.get("prompt", "")))
+        if generation.report.parts:
+            generation.report.parts["saving"] = time.perf_counter() - started
+        report = self.folder / f"{self.stem}.json"
+        content = generation.report.to_dict() | names | facts
+        report.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        return [*paths, report, curve]
+
+    def _write_made(
+        self, generation: Generation, facts: dict[str, Any], fps: float
+    ) -> tuple[dict[str, Any], list[Path]]:
+        """What was made: the names of the files by kind, and all paths written."""
+        made: dict[str, Any] = generation.made()
+        names: dict[str, Any] = {}
+        paths: list[Path] = []
         if self.suffix.lower() == LATENTS:
             save_latents(made, self.path, facts)
-            content["latents"], paths, made = self.path.name, [self.path], {}
+            return {"latents": self.path.name}, [self.path]
         for kind, several in made.items():
             rate = fps if kind == "frames" else generation.sampling_rate or USUAL_SAMPLING_RATE
             written = self._of(kind)._write_each(several, facts, rate)
-            content[kind] = [path.name for path in written]
+            names[kind] = [path.name for path in written]
             paths += written
         if len(made.get("images", ())) > 1:
             paths.append(self._path("-sheet"))
             save_image(image_sheet([as_picture(image) for image in made["images"]]), paths[-1], facts)
-        report, curve = self.folder / f"{self.stem}.json", self.folder / f"{self.stem}-discrepancy.png"
-        report.write_text(json.dumps(content | facts, indent=2) + "\n", encoding="utf-8")
-        plot_discrepancy(generation.report, curve, title=str(facts.get("prompt", "")))
-        return [*paths, report, curve]
+        return names, paths
 
     def _of(self, kind: str) -> Output:
         """The same for what is made beside, such as the sound of a film."""

@@ -80,11 +80,12 @@ class Channel:
         self._close()
         self.first, self.step = step, -1
 
-    def meet(self, what: str) -> None:
-        """Hear all ranks before the first step or after the last one; from there on they agree by small objects.
+    def meet(self, what: str, thing: T) -> list[T]:
+        """What all ranks say before the first step or after the last one; from there on they agree by small objects.
 
         Args:
             what: What they are about to do.
+            thing: What this rank has to say to it.
 
         Raises:
             RankError: a rank failed or finished before it came this far; or see `heed_unread`.
@@ -93,7 +94,7 @@ class Channel:
             self.heed_unread()
             self.begin_step(*self.ahead())
             self._close()
-        self.consensus(None, what)
+        return self.consensus(thing, what)
 
     def begin_step(self, step: int, kind: StepKind, is_guided: bool = True) -> None:
         """Say which step now begins, of which kind, and whether with guidance."""

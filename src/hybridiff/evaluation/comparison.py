@@ -150,7 +150,7 @@ def _costs(reports: Sequence[RunReport], devices: int) -> dict[str, Any]:
         "schedules": sorted({"".join(step.kind.value[0] for step in report.steps) for report in reports}),
         "bytes_by_purpose": _mean(report.bytes_by_purpose for report in reports),
         **traced,
-        "peak_memory": max(report.peak_memory for report in reports),
+        "peak_memory": [max(of_rank) for of_rank in zip(*(report.peak_memory for report in reports), strict=True)],
         "notes": list(dict.fromkeys(note for report in reports for note in report.notes)),
     }
 

@@ -162,7 +162,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
     "MB": ("bytes_by_purpose", lambda row: f"{sum(row['bytes_by_purpose'].values()) / 1e6:.2f}"),
     "messages": ("messages", lambda row: f"{sum(row.get('messages', {}).values()):g}"),
     "waiting a rank, s": ("waiting_seconds", _waiting),
-    "peak GiB": ("peak_memory", lambda row: f"{row['peak_memory'] / 2**30:.2f}"),
+    "peak GiB": ("peak_memory", lambda row: f"{max(row['peak_memory'], default=0) / 2**30:.2f}"),
     "PSNR, dB": ("psnr", _number("psnr", "{:.1f}")),
     "SSIM": ("ssim", _number("ssim", "{:.4f}")),
     "LPIPS": ("lpips", _number("lpips", "{:.4f}")),

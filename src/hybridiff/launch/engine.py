@@ -19,6 +19,7 @@ from ..models.controlnets import find_controlnets
 from ..models.folder import ModelFolder
 from ..models.loading import DTYPES, find_model
 from ..models.loras import Lora, find_loras
+from ..models.offload import check_offload
 from ..models.schedulers import check_scheduler
 from ..utils.names import require_known
 from .launcher import RankGroup
@@ -36,11 +37,9 @@ class Engine:
     arguments and calls it with the same requests; rank 0 gets the images.
 
     Calls from several threads wait for one another and are answered in the order in which they came.
-
-    A request that fails leaves the engine usable. Where all ranks outlived it they stay, and go on with the next
-    request; where a rank died or was silent beyond the deadline, all of them have been ended, since the others can no
-    longer be reached through a process group with a hole in it, and the next request starts them anew. Under torchrun,
-    which started the ranks, a dead rank cannot be replaced.
+    A request that fails leaves the engine usable. Where all ranks outlived it they go on with the next request; where a
+    rank died or was silent beyond the deadline, all were ended, since the others can no longer be reached, and the next
+    request starts them anew. Under torchrun, which started the ranks, a dead rank cannot be replaced.
 
     Args:
         model: `tiny-sdxl`, `tiny-sd3`, a local folder, a hub id or a .safetensors file; or what `find_model` found.
@@ -54,8 +53,9 @@ class Engine:
         model_config: Of a .safetensors file: the folder or hub id of its configuration; see `find_model`.
         loras: `PATH_OR_ID[:SCALE]` each; see `set_loras`.
         controlnets: A folder or a hub id each.
-        timeout: Deadline: seconds without a finished step before a request counts as stuck; also every rank's
-            deadline for another. None takes `config.timeout`.
+        offload: `none`, or `model` or `sequential` for less memory of each GPU: see `models.offload.OFFLOADS`.
+        timeout: Seconds without a finished step before a request counts as stuck; a rank waits as long for another.
+            None takes `config.timeout`.
         startup_timeout: Deadline in seconds for all ranks to have loaded the model, whenever they are started.
 
     Raises:
@@ -77,6 +77,7 @@ class Engine:
         model_config: str | None = None,
         loras: Sequence[str] = (),
         controlnets: Sequence[str] = (),
+        offload: str = "none",
         timeout: float | None = None,
         startup_timeout: float = 600.0,
     ) -> None:
@@ -87,6 +88,7 @@ class Engine:
             devices = DEFAULT_RANKS if config.simulate else placement.world
         self.config = replace(config, devices=devices, timeout=config.timeout if timeout is None else timeout)
         check_ranks(self.config, devices)
+        check_offload(offload, placement.device_type)
         if dtype is not None:
             require_known("dtype", dtype, DTYPES)
         self.folder = find_model(model, variant, model_config).for_device(placement.device_type)
@@ -96,7 +98,7 @@ class Engine:
         self._is_closed = False
         self._turns = Turns()
         loading: dict[str, Any] = {"dtype": dtype, "scheduler": scheduler, "task": task, "variant": variant}
-        loading |= {"loras": find_loras(loras), "controlnets": find_controlnets(controlnets)}
+        loading |= {"loras": find_loras(loras), "controlnets": find_controlnets(controlnets), "offload": offload}
         spec = RankSpec(placement, self.config, self.folder, loading, startup_timeout)
         self._ranks: _Spawned | _Joined = _Joined(spec) if placement.under_torchrun else _Spawned(spec)
 

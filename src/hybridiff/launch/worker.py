@@ -47,10 +47,10 @@ class PipelineRank:
         from ..models.loading import load_pipeline
         from ..pipeline import parallelize
 
-        pipe = load_pipeline(spec.model, spec.placement.device, **spec.loading)
+        self.is_leader = spec.placement.rank == 0
+        pipe = load_pipeline(spec.model, spec.placement.device, encodes=self.is_leader, **spec.loading)
         self._loras: tuple[Lora, ...] = tuple(spec.loading.get("loras", ()))
         self.parallel = parallelize(pipe, spec.config)
-        self.is_leader = spec.placement.rank == 0
         pipe.set_progress_bar_config(disable=not self.is_leader)
 
     @property

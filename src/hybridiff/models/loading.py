@@ -14,7 +14,9 @@ from . import tiny
 from .bench import BENCH, open_bench
 from .controlnets import controlled_class, load_controlnets
 from .folder import ModelFolder, open_folder
+from .lazy import lazy_encoders
 from .loras import Lora, put_loras
+from .offload import check_offload, place
 from .schedulers import build_scheduler, check_scheduler
 from .single_file import find_single_file
 from .sources import SUFFIX
@@ -79,12 +81,14 @@ def load_pipeline(
     model_config: str | None = None,
     loras: Sequence[Lora] = (),
     controlnets: Sequence[str] = (),
+    encodes: bool = True,
+    offload: str = "none",
 ) -> Any:
     """Load a stock diffusers pipeline.
 
     Args:
         name_or_path: See `find_model`.
-        device: Where the networks go.
+        device: Where the networks run.
         dtype: Of the networks. None takes float32 on the CPU, on CUDA the half type of the model's family.
         scheduler: A name from `schedulers.SCHEDULERS`; None keeps the pipeline's own.
         task: `text-to-image`, `image-to-image` or `inpainting`.
@@ -92,21 +96,37 @@ def load_pipeline(
         model_config: Likewise.
         loras: See `loras.find_loras`.
         controlnets: Folders of ControlNets.
+        encodes: False leaves encoders of text and images on the disk, see `lazy`: for ranks other than 0.
+        offload: See `offload.OFFLOADS`.
 
     Raises:
         UsageError: the model, dtype, scheduler or task is unknown, the pipeline not complete, or a LoRA does not fit.
     """
     require_known("task", task, TASKS)
+    check_offload(offload, str(device))
     folder = find_model(name_or_path, variant, model_config).for_device(str(device))
     chosen = choose_dtype(dtype, str(device), folder.denoiser)
-    if scheduler is not None:
-        check_scheduler(scheduler, folder.scheduler_config)
-    networks = folder.read_networks(chosen) | load_controlnets(controlnets, chosen)
-    pipe = _read_pipeline(folder, task, dtype=chosen, variant=variant, **networks).to(device)
-    if scheduler is not None:
-        pipe.scheduler = build_scheduler(scheduler, pipe.scheduler)
+    pipe = _load(folder, task, scheduler, controlnets, encodes, dtype=chosen, variant=variant)
     if loras:
         put_loras(pipe, loras)
+    return place(pipe, str(device), offload)
+
+
+def _load(
+    folder: ModelFolder,
+    task: str,
+    scheduler: str | None,
+    controlnets: Sequence[str],
+    encodes: bool,
+    **options: Any,
+) -> Any:
+    if scheduler is not None:
+        check_scheduler(scheduler, folder.scheduler_config)
+    networks = {} if encodes else lazy_encoders(folder, **options)
+    networks |= folder.read_networks(options["dtype"]) | load_controlnets(controlnets, options["dtype"])
+    pipe = _read_pipeline(folder, task, **options, **networks)
+    if scheduler is not None:
+        pipe.scheduler = build_scheduler(scheduler, pipe.scheduler)
     return pipe
 
 

@@ -82,8 +82,10 @@ class RunReport:
         tau1: Last step before the parallel phase, None where there was none; of the steps since guidance began.
         tau2: Last step of the parallel phase, likewise.
         seconds: Wall time of the whole call, text encoding and decoding included.
-        parts: Seconds of its parts: encoding of text and pictures, denoising, decoding; empty where it had no step.
-        peak_memory: Bytes that this rank's process has had at most so far: allocated on its GPU, or resident on a CPU.
+        parts: Seconds of its parts: encoding of text and pictures, denoising, decoding; empty where it had no step. Who
+            writes what was made adds `saving`, which `seconds` does not count.
+        peak_memory: Bytes that the process of each rank has had at most so far: allocated on its GPU, or resident on a
+            CPU; a single number where one process plays all ranks.
         steps: One record per step.
         notes: Sentences the user should read: what was not done, and why.
         stages: The split in force and its measured costs; empty where the network was not split.
@@ -100,7 +102,7 @@ class RunReport:
     tau2: int | None = None
     seconds: float = 0.0
     parts: dict[str, float] = field(default_factory=dict)
-    peak_memory: int = 0
+    peak_memory: list[int] = field(default_factory=list)
     steps: list[StepRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     stages: dict[str, Any] = field(default_factory=dict)
@@ -114,6 +116,12 @@ class RunReport:
     def branches(self) -> int:
         """Most guidance branches of a step; 1 without guidance."""
         return max((step.branches for step in self.steps), default=1)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of each of the parts in all of them, from 0 to 1."""
+        whole = sum(self.parts.values())
+        return {part: seconds / whole for part, seconds in self.parts.items()}
 
     @property
     def phases(self) -> dict[str, int]:
@@ -163,6 +171,7 @@ class RunReport:
             "tau2": self.tau2,
             "seconds": self.seconds,
             "parts": self.parts,
+            "shares": self.shares,
             "peak_memory": self.peak_memory,
             "ideal_speedup": self.ideal_speedup,
             "phases": self.phases,
@@ -195,7 +204,7 @@ def parts_of_call(begin: float, first_call: float, last_step: float, end: float)
 
 
 def peak_memory(device: Any) -> int:
-    """Bytes that this process has had at most so far (`RunReport.peak_memory`); 0 where no one knows."""
+    """Bytes that this process has had at most so far (see `RunReport.peak_memory`); 0 where no one knows."""
     if device.type == "cuda":
         import torch
 

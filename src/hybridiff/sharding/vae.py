@@ -16,6 +16,7 @@ from torch import nn
 
 from ..denoiser.attached import AttachedHook
 from ..distributed.comm import Comm
+from .encoders import Meet
 from .network import RowShards, is_plain
 from .ranks import RankGroups
 
@@ -35,13 +36,14 @@ class SharedVae:
         comm: The ranks.
         groups: The same, as groups that share rows.
         is_wanted: Ranks may share pictures.
+        drops: This rank's output is dropped.
 
     Attributes:
         is_shared: All ranks come by the VAE in the call that runs; otherwise only those whose output is wanted do.
     """
 
-    def __init__(self, pipe: Any, comm: Comm, groups: RankGroups, is_wanted: bool) -> None:
-        self._pipe, self._comm, self._groups = pipe, comm, groups
+    def __init__(self, pipe: Any, comm: Comm, groups: RankGroups, is_wanted: bool, drops: bool) -> None:
+        self._pipe, self._comm, self._groups, self._drops = pipe, comm, groups, drops
         self._is_wanted = is_wanted and comm.size > 1
         self.is_shared = False
 
@@ -51,17 +53,19 @@ class SharedVae:
             self.is_shared = all(self._comm.all_gather_object(_is_known(getattr(self._pipe, "vae", None))))
 
     @contextlib.contextmanager
-    def together(self, meet: Callable[[], bool]) -> Iterator[None]:
+    def together(self, meet: Meet, is_over: Callable[[], bool]) -> Iterator[None]:
         """What has to be around the call of a pipeline; afterwards the VAE is as before.
 
         Args:
-            meet: Hears all ranks before they share a picture (`Run.meet`); False says that they may not.
+            meet: Hears all ranks before they share a picture.
+            is_over: Whether all steps were taken.
         """
         with contextlib.ExitStack() as stack:
             if self.is_shared:
                 vae = self._pipe.vae
                 for network in (vae.encoder, vae.decoder):
-                    hook = _TogetherHook(network, self._comm.size, self._groups, meet)
+                    drops = is_over if self._drops and network is vae.decoder else lambda: False
+                    hook = _TogetherHook(network, self._comm.size, self._groups, meet, drops)
                     stack.callback(hook.restore_layers)
                     stack.callback(AttachedHook(network, hook, _HOOK_NAME).remove)
             yield
@@ -75,23 +79,31 @@ class _TogetherHook(ModelHook):
         count: Number of ranks.
         groups: The ranks.
         meet: See `SharedVae.together`.
+        drops: Whether what this rank makes on its own is dropped.
     """
 
-    def __init__(self, network: nn.Module, count: int, groups: RankGroups, meet: Callable[[], bool]) -> None:
+    def __init__(
+        self, network: nn.Module, count: int, groups: RankGroups, meet: Meet, drops: Callable[[], bool]
+    ) -> None:
         super().__init__()
         self._unit, self._scale = (2 ** _count(network, kind) for kind in (Downsample2D, Upsample2D))
-        self._count, self._groups, self._meet = count, groups, meet
+        self._count, self._groups, self._meet, self._drops = count, groups, meet, drops
         self._shards: RowShards | None = None
 
     def new_forward(self, module: nn.Module, picture: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """Replaces the network's forward (see `diffusers.hooks.ModelHook`)."""
         forward = self.fn_ref.original_forward
-        if args or kwargs or not self._is_to_be_shared(picture) or not self._meet():
-            return forward(picture, *args, **kwargs)
+        if args or kwargs or not self._is_to_be_shared(picture) or self._meet("share a picture", None) is None:
+            return self._nothing(module, picture) if self._drops() else forward(picture, *args, **kwargs)
         if self._shards is None:
             self._shards = RowShards(module, self._unit)
         shards = self._shards
         return self._groups.together(picture.device, lambda group: shards.shared_by(group, forward)(picture))
+
+    def _nothing(self, decoder: Any, latents: torch.Tensor) -> torch.Tensor:
+        """A black picture of the right size."""
+        rows, columns = (size * self._scale for size in latents.shape[2:])
+        return latents.new_zeros(len(latents), decoder.conv_out.out_channels, rows, columns)
 
     def restore_layers(self) -> None:
         """Take away the hooks inside, which there are once a picture was shared."""

@@ -43,7 +43,8 @@ class FakeEngine:
             on_step(step, 2)
         images = [Image.new("RGB", (8, 8), "red")] * call.get("num_images_per_prompt", 1)
         parts = {"encoding": 0.25, "denoising": 1.0, "decoding": 0.5}
-        return Generation(images, report([0.1, 0.2], notes=["nothing to partition"], parts=parts), seed)
+        made = report([0.1, 0.2], notes=["nothing to partition"], parts=parts, peak_memory=[2**30, 2**29])
+        return Generation(images, made, seed)
 
     def __enter__(self) -> FakeEngine:
         return self
@@ -153,6 +154,7 @@ def test_an_argument_that_the_pipeline_would_ignore_is_refused(
         (["--device", "cuda", "--set", "simulate=true"], "1 rank requested, 0 GPUs found; use --device cpu"),
         (["--trace", "trace.png"], "'trace.png' must name a .json file"),
         (["--arg", "seed=3"], "--arg seed has a flag of its own: use --seed"),
+        (["--offload", "model"], "offload model keeps networks in main memory until a GPU needs them; on the CPU"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -216,11 +218,15 @@ def test_generate_writes_and_tells_what_it_wrote(
     assert "encoding 0.25 s (" in captured.out
     assert "denoising 1.00 s (" in captured.out
     assert "saving 0." in captured.out
+    assert "memory at most: 1.00, 0.50 GiB (a rank each)" in captured.out
     assert "note: nothing to partition" in captured.err
     assert "2/2" in captured.err  # the progress bar
     written = json.loads((tmp_path / "ring.json").read_text())
     assert (written["model"], written["prompt"], written["seed"]) == ("tiny-sdxl", "a ring", 5)
     assert (written["settings"]["guidance_scale"], written["negative_prompt"]) == (7.5, "blue")
+    assert list(written["parts"]) == list(written["shares"]) == ["encoding", "denoising", "decoding", "saving"]
+    assert sum(written["shares"].values()) == pytest.approx(1.0)
+    assert written["peak_memory"] == [2**30, 2**29]
 
 
 def test_a_promise_is_told_with_what_became_of_it(
@@ -373,15 +379,15 @@ def test_python_m_is_the_command() -> None:
     assert (done.returncode, done.stderr) == (2, "hybridiff: No such command 'draw'; see hybridiff --help\n")
 
 
-def test_generate_has_33_flags() -> None:
+def test_generate_has_34_flags() -> None:
     fields = dataclasses.fields(Generate)
     names = "model prompt prompts negative_prompt num_images seed height width num_inference_steps guidance_scale"
     names += (
         " scheduler arg devices shards strategy fidelity quality calibration set device dtype variant timeout output"
     )
-    names += " fps image mask_image control_image lora controlnet model_config"
+    names += " fps image mask_image control_image lora controlnet model_config offload"
     assert {field.name for field in fields} == {*names.split(), "trace", "config"}
-    assert len(fields) == 33
+    assert len(fields) == 34
 
 
 def test_displaced_messages_can_be_asked_for() -> None:

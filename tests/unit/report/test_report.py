@@ -41,6 +41,13 @@ def test_parts_of_a_call_are_what_lies_between_its_marks() -> None:
     assert report([0.5], parts=parts).to_dict()["parts"] == parts
 
 
+def test_shares_of_parts_are_of_all_of_them_with_what_was_added() -> None:
+    made = report([0.5], parts={"encoding": 0.5, "denoising": 2.5, "decoding": 0.5})
+    made.parts["saving"] = 1.5
+    assert made.to_dict()["shares"] == {"encoding": 0.1, "denoising": 0.5, "decoding": 0.1, "saving": 0.3}
+    assert report([0.5]).to_dict()["shares"] == {}
+
+
 def test_bytes_of_a_step_are_those_of_all_purposes() -> None:
     assert record(0).bytes == 72
 

@@ -36,12 +36,22 @@ def without_gradients() -> Any:
         yield
 
 
-def shared(vae: Any, ranks: int, is_wanted: bool = True) -> SharedVae:
+def shared(vae: Any, ranks: int, is_wanted: bool = True, drops: bool = False) -> SharedVae:
     """A VAE that so many ranks of this process share, if they may."""
     comm = LocalComm(ranks)
-    together = SharedVae(SimpleNamespace(vae=vae), comm, RankGroups(comm, (), None), is_wanted)
+    together = SharedVae(SimpleNamespace(vae=vae), comm, RankGroups(comm, (), None), is_wanted, drops)
     together.agree()
     return together
+
+
+def meet(what: str, thing: Any) -> list[Any]:
+    """No rank has failed."""
+    return [thing]
+
+
+def never() -> bool:
+    """It is not over yet."""
+    return False
 
 
 def seen_by(layer: torch.nn.Module) -> list[int]:
@@ -69,7 +79,7 @@ def test_decoding(ranks: int, rows: int, parts: list[int], dtype: torch.dtype) -
     vae = image_vae(levels=LEVELS).to(dtype)
     latents = torch.randn(2, 4, rows, 6, dtype=dtype, generator=torch.Generator().manual_seed(0))
     expected, seen = vae.decode(latents).sample, seen_by(vae.decoder.conv_in)
-    with shared(vae, ranks).together(lambda: True):
+    with shared(vae, ranks).together(meet, never):
         pictures = [vae.decode(latents).sample for _ in range(2)]
     assert sorted(seen) == sorted(2 * parts)
     for picture in pictures:
@@ -85,7 +95,7 @@ def test_encoding(ranks: int, rows: int, parts: list[int], dtype: torch.dtype) -
     vae = image_vae(levels=LEVELS).to(dtype)
     pictures = torch.randn(2, 3, rows, 24, dtype=dtype, generator=torch.Generator().manual_seed(0))
     expected, seen = vae.encode(pictures).latent_dist.parameters, seen_by(vae.encoder.conv_in)
-    with shared(vae, ranks).together(lambda: True):
+    with shared(vae, ranks).together(meet, never):
         found = vae.encode(pictures).latent_dist.parameters
     assert sorted(seen) == sorted(parts)
     assert difference(found, expected) < ROUNDING[dtype]
@@ -96,7 +106,7 @@ def test_a_picture_after_another_of_another_size() -> None:
     latents = [torch.randn(1, 4, rows, 5) for rows in (9, 6, 9)]
     expected = [vae.decode(one).sample for one in latents]
     encoded = [vae.encode(one).latent_dist.mean for one in expected]
-    with shared(vae, 2).together(lambda: True):
+    with shared(vae, 2).together(meet, never):
         for one, picture, again in zip(latents, expected, encoded, strict=True):
             assert difference(vae.decode(one).sample, picture) < ROUNDING[torch.float32]
             assert difference(vae.encode(picture).latent_dist.mean, again) < ROUNDING[torch.float32]
@@ -110,7 +120,7 @@ def test_what_cannot_be_cut_for_all_ranks_is_whole(network: str, rows: int) -> N
     expected, seen = one(picture), seen_by(one.conv_in)
     vae = image_vae(levels=LEVELS)
     setattr(vae, network, one)
-    with shared(vae, 4).together(lambda: True):
+    with shared(vae, 4).together(meet, never):
         assert torch.equal(one(picture), expected)
     assert seen == [rows]
 
@@ -118,9 +128,9 @@ def test_what_cannot_be_cut_for_all_ranks_is_whole(network: str, rows: int) -> N
 def test_small_pictures_are_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """What counts is the picture, not its latents."""
     monkeypatch.setattr(module, "LEAST_PIXELS", 8 * 8 * SCALE**2)
-    vae, meet = image_vae(levels=LEVELS), Mock(return_value=True)
+    vae, meet = image_vae(levels=LEVELS), Mock(return_value=[None, None])
     seen = seen_by(vae.decoder.conv_in), seen_by(vae.encoder.conv_in)
-    with shared(vae, 2).together(meet):
+    with shared(vae, 2).together(meet, never):
         for rows in (7, 8):
             vae.decode(torch.randn(1, 4, rows, 8))
             vae.encode(torch.randn(1, 3, rows * SCALE, 8 * SCALE))
@@ -132,23 +142,37 @@ def test_ranks_that_may_not_meet_do_not_share() -> None:
     vae = image_vae(levels=LEVELS)
     latents = torch.randn(1, 4, 8, 8)
     expected, seen = vae.decode(latents).sample, seen_by(vae.decoder.conv_in)
-    with shared(vae, 2).together(lambda: False):
+    with shared(vae, 2).together(lambda *_: None, never):
         assert torch.equal(vae.decode(latents).sample, expected)
     assert seen == [8]
+
+
+def test_what_is_dropped_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LEAST_PIXELS", 10**9)
+    vae, steps = image_vae(levels=LEVELS), [1]
+    latents = torch.randn(2, 4, 6, 5)
+    expected, seen = vae.decode(latents).sample, seen_by(vae.decoder.conv_in)
+    with shared(vae, 2, drops=True).together(meet, lambda: not steps):
+        assert torch.equal(vae.decode(latents).sample, expected), "of a callback within steps"
+        steps.clear()
+        picture = vae.decode(latents).sample
+        vae.encode(expected)
+    assert seen == [6]
+    assert (picture.shape, picture.dtype, picture.any()) == (expected.shape, expected.dtype, False)
 
 
 def test_nothing_is_left_behind() -> None:
     vae = image_vae(levels=LEVELS)
     latents, one = torch.randn(1, 4, 8, 8), shared(vae, 2)
     expected = vae.decode(latents).sample
-    with one.together(lambda: True):
+    with one.together(meet, never):
         vae.decode(latents)
         assert "decoder.conv_in" in forwards(vae)
     assert forwards(vae) == []
     assert torch.equal(vae.decode(latents).sample, expected)
     one.agree()
     assert one.is_shared, "what we left behind would count as somebody else's"
-    with pytest.raises(RuntimeError, match="expected input"), one.together(lambda: True):
+    with pytest.raises(RuntimeError, match="expected input"), one.together(meet, never):
         vae.decode(torch.randn(1, 5, 8, 8))
     assert forwards(vae) == []
 
@@ -213,7 +237,7 @@ def test_vaes_that_are_left_to_the_leader(change: Callable[[Any], None]) -> None
 def test_vaes_that_are_not_known(build: Callable[[], Any]) -> None:
     one = shared(build(), 2)
     assert not one.is_shared
-    with one.together(lambda: True):
+    with one.together(meet, never):
         pass
 
 
