@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import typing
 from dataclasses import asdict, astuple, dataclass, field, fields, replace
-from types import NoneType
+from types import NoneType, UnionType
 from typing import Any
 
 from .errors import UsageError
-from .utils.names import require_known
+from .utils.names import offered, require_known
 
 STRATEGIES = ("serial", "cfg", "hybrid", "published")
+"""Those that are built in."""
+STRATEGY_GROUP = "hybridiff.strategies"
+"""Entry points by which a package offers further ones, each with its class."""
 STEP_KINDS = ("cached", "reuse")
 """What the steps of `hybrid` between full ones may be."""
 OUTPUTS = ("leader", "all")
@@ -28,7 +31,7 @@ LEAST_STEPS = 3
 REFERENCE_STEPS = 50
 """Number of steps for which settings in steps are given."""
 
-_WORDS: dict[type, str] = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
+_WORDS: dict[type, str] = {bool: "true or false", int: "an integer", float: "a number", str: "text", dict: "a table"}
 """What users call a type."""
 
 
@@ -51,7 +54,7 @@ class PublishedSettings:
     tau_cap: int | None = _setting(None, "the parallel phase starts after this step at the latest", least=1)
 
     def __post_init__(self) -> None:
-        _check_fields(self)
+        check_fields(self)
 
     @property
     def values(self) -> tuple[int, float, int, int]:
@@ -138,14 +141,22 @@ class ParallelConfig:
         default_factory=PublishedSettings, metadata={"help": "settings of the published rule"}
     )
 
+    settings: dict[str, Any] = field(
+        default_factory=dict,
+        hash=False,
+        metadata={"help": "settings of a strategy that another package offers, by name"},
+    )
+
     def __post_init__(self) -> None:
-        require_known("strategy", self.strategy, STRATEGIES)
+        require_strategy(self.strategy)
         require_known("outputs", self.outputs, OUTPUTS)
         if self.step_kind is not None:
             require_known("step_kind", self.step_kind, STEP_KINDS)
         quality_value(self.quality)
-        _check_fields(self)
+        check_fields(self)
         _check_fidelity(self)
+        if self.settings and self.strategy in STRATEGIES:
+            raise UsageError(f"strategy {self.strategy!r} has no settings of its own, got {', '.join(self.settings)}")
         if self.full_steps is not None:
             parse_steps(self.full_steps)
 
@@ -153,7 +164,18 @@ class ParallelConfig:
         """The fields as plain data, ready for JSON; a calibration in memory stands as its text."""
         content = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         calibration = None if self.calibration is None else str(self.calibration)
-        return content | {"calibration": calibration, "published": asdict(self.published)}
+        further = {"published": asdict(self.published), "settings": dict(sorted(self.settings.items()))}
+        return content | {"calibration": calibration} | further
+
+
+def require_strategy(name: object) -> None:
+    """Refuse what is no strategy, neither built in nor offered by an installed package; imports none.
+
+    Raises:
+        UsageError: with the names that would do.
+    """
+    if name not in STRATEGIES:
+        require_known("strategy", name, (*STRATEGIES, *offered(STRATEGY_GROUP)))
 
 
 def _check_fidelity(config: ParallelConfig) -> None:
@@ -227,11 +249,14 @@ def check_ranks(config: ParallelConfig, ranks: int) -> None:
 
 def field_types(documented: type) -> dict[str, tuple[type, ...]]:
     """The types that each field of a config takes, by name."""
-    hints = typing.get_type_hints(documented)
-    return {entry.name: typing.get_args(hints[entry.name]) or (hints[entry.name],) for entry in fields(documented)}
+    return {
+        name: typing.get_args(hint) if isinstance(hint, UnionType) else (typing.get_origin(hint) or hint,)
+        for name, hint in typing.get_type_hints(documented).items()
+    }
 
 
-def _check_fields(config: Any) -> None:
+def check_fields(config: Any) -> None:
+    """Refuse values of the wrong type or beyond the limits in a field's metadata; raises UsageError."""
     types = field_types(type(config))
     for entry in fields(config):
         value = getattr(config, entry.name)

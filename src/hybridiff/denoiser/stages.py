@@ -11,7 +11,7 @@ from .adapters import DenoiserAdapter
 from .attached import AttachedHook
 from .blocks import BlockHook, Boundary, Stage, StageDone, StageState
 from .evaluation import Evaluation
-from .layers import Layer, measure_layers
+from .layers import Layer, NetworkCost, measure_layers
 from .split import Split, SplitPoint, make_split
 
 _HOOK_NAME = "hybridiff_stage"
@@ -51,10 +51,14 @@ class StagedDenoiser:
         Returns:
             One split per split point, in their order.
         """
+        cost = self.cost(evaluation, rows)
+        return [make_split(point, self.layers, cost) for point in self.split_points]
+
+    def cost(self, evaluation: Evaluation, rows: slice | None = None) -> NetworkCost:
+        """What each layer costs; arguments as those of `measure`."""
         assert not self._attached, "measured before it is split"
         device = evaluation.sample.device
-        cost = measure_layers(self._network, self.layers, lambda: evaluation.run(rows), device)
-        return [make_split(point, self.layers, cost) for point in self.split_points]
+        return measure_layers(self._network, self.layers, lambda: evaluation.run(rows), device)
 
     def apply(self, split: Split, made_for: object = None) -> None:
         """Put a split in force."""

@@ -81,7 +81,7 @@ class SimulatedPipeline:
         """Of the last call, with the costs of the stages as they were given."""
         report = self._parallel.report
         assert report is not None
-        if self._splits is None or not report.stages:
+        if self._splits is None or "outer" not in report.stages:
             return report
         return replace(report, stages=self._splits["pipelined" if report.strategy == "published" else "reuse"])
 

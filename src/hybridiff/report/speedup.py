@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..schedule.kinds import StepKind
 
@@ -19,6 +20,12 @@ class StageCosts:
 
     outer: float
     inner: float
+
+    @classmethod
+    def of(cls, stages: Mapping[str, Any]) -> StageCosts:
+        """Those of a report: of two stages, or the largest of several that wait for each other; halves where empty."""
+        largest = stages.get("largest", 0.5)
+        return cls(stages.get("outer", largest), stages.get("inner", largest))
 
 
 HALVES = StageCosts(0.5, 0.5)

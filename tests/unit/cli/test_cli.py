@@ -400,7 +400,16 @@ def test_every_field_of_the_config_can_be_given() -> None:
         published=PublishedSettings(slope_window=7, slope_threshold=0.5, parallel_steps=3, tau_cap=20),
     )
     given = config_of(*flags).to_dict()
-    assert [name for name, value in ParallelConfig().to_dict().items() if given[name] == value] == ["fidelity"]
+    assert [name for name, value in ParallelConfig().to_dict().items() if given[name] == value] == [
+        "fidelity",
+        "settings",
+    ]
+
+
+def test_settings_of_a_strategy_that_another_package_offers() -> None:
+    flags = ["--strategy", "asyncdiff", "--set", "stride=2", "--set", "settings.warm-up=9", "--set", "outputs=all"]
+    own = {"stride": 2, "warm_up": 9}
+    assert config_of(*flags) == ParallelConfig(strategy="asyncdiff", devices=2, outputs="all", settings=own)
     assert config_of() == ParallelConfig(devices=2)
 
 
