@@ -28,6 +28,9 @@ def rival(strategy: str, **settings: Any) -> dict[str, Any]:
         ("sdxl", 2, rival("asyncdiff", warm_up=3), {"num_images_per_prompt": 2}),
         ("sd15", 3, rival("asyncdiff", stride=2, warm_up=3, time_shift=True), {}),
         ("sd15", 4, rival("asyncdiff", warm_up=2), {}),
+        ("sd3", 2, rival("parastep", warm_up=3), {}),
+        ("sdxl", 3, rival("parastep", warm_up=2, reuse="latest"), {"num_images_per_prompt": 2}),
+        ("sdxl inpaint", 2, rival("parastep", warm_up=2), {}),
     ],
 )
 def test_ranks_equal_their_simulation(name: str, ranks: int, config: dict[str, Any], changes: dict[str, Any]) -> None:
@@ -35,7 +38,10 @@ def test_ranks_equal_their_simulation(name: str, ranks: int, config: dict[str, A
     assert_same(generated, generate_parallel(name, TEN | changes, simulate=True, devices=ranks, **config)[0])
 
 
-@pytest.mark.parametrize(("name", "ranks", "config"), [("sd3", 3, rival("asyncdiff", stride=2, warm_up=2))])
+@pytest.mark.parametrize(
+    ("name", "ranks", "config"),
+    [("sd3", 3, rival("asyncdiff", stride=2, warm_up=2)), ("sd15", 2, rival("parastep", warm_up=2))],
+)
 def test_guidance_that_ends(name: str, ranks: int, config: dict[str, Any]) -> None:
     simulated = until_guidance_ends(name, config | {"simulate": True, "devices": ranks})
     for generated in run_ranks(until_guidance_ends, ranks, name, config):
@@ -66,6 +72,8 @@ def assert_same(generated: Generated, simulated: Generated) -> None:
             rival("asyncdiff", stride=2), 3, 0, "callback", 4, "parallel, step 4", id="after a step without messages"
         ),
         pytest.param(rival("asyncdiff"), 2, 0, "callback", 9, "parallel, step 9", id="at the end"),
+        pytest.param(rival("parastep"), 2, 1, "embedding", 7, "parallel, step 7", id="in a step ahead"),
+        pytest.param(rival("parastep"), 3, 0, "callback", 5, "parallel, step 5", id="within a cycle"),
     ],
 )
 def test_a_rank_that_fails_is_heard_by_all(

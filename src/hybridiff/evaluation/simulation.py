@@ -38,7 +38,7 @@ class RunSummary:
 
     Attributes:
         ideal_speedup: Of the recorded schedule, against one device in as many steps.
-        schedule: One letter per step: f(ull), p(ipelined), r(euse), c(ached).
+        schedule: One letter per step: f(ull), p(ipelined), r(euse), c(ached), a(head).
         tau1: Last step before the parallel phase, None where there was none.
         tau2: Last step of the parallel phase, likewise.
         estimated: Fidelity in dB that a promised run estimates of itself, of the worst image; None of any other.

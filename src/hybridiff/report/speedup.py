@@ -71,9 +71,9 @@ BRANCH_EACH = RowPartition(rows=2, largest=1)
 def critical_path(kinds: Iterable[StepKind], costs: StageCosts = HALVES) -> float:
     """Ideal time of a schedule, in evaluations of a device's share of the batch by the whole network.
 
-    A full step costs 1, a reuse step the outer stage, o, a cached one nothing. Of a group of P pipelined steps the
-    first one waits for the outer stage only, as it goes on with the inner result that the step before left behind;
-    every further one waits for the slower stage: `o + (P - 1) max(o, n)`. Messages cost nothing here.
+    A full step and one ahead cost 1, a reuse step the outer stage, o, a cached one nothing. Of a group of P pipelined
+    steps the first one waits for the outer stage only, as it goes on with the inner result that the step before left
+    behind; every further one waits for the slower stage: `o + (P - 1) max(o, n)`. Messages cost nothing here.
 
     Args:
         kinds: How each step was shared, in order.
@@ -83,7 +83,7 @@ def critical_path(kinds: Iterable[StepKind], costs: StageCosts = HALVES) -> floa
     for kind in kinds:
         if kind is StepKind.CACHED:
             continue
-        if kind is StepKind.FULL:
+        if kind in (StepKind.FULL, StepKind.AHEAD):
             time += 1.0
         elif kind is previous is StepKind.PIPELINED:
             time += max(costs.outer, costs.inner)

@@ -213,7 +213,11 @@ class ChainedDenoiser:
 
 def at_timestep(evaluation: Evaluation, timestep: torch.Tensor) -> Evaluation:
     """The same call, conditioned on another timestep (0-d)."""
+    own = torch.as_tensor(evaluation.calls[0].arguments["timestep"])
+    return with_arguments(evaluation, {"timestep": timestep.to(own).expand(own.shape)})
+
+
+def with_arguments(evaluation: Evaluation, changed: Mapping[str, Any]) -> Evaluation:
+    """The same single call, with some arguments changed."""
     call = evaluation.calls[0]
-    own = torch.as_tensor(call.arguments["timestep"])
-    arguments = call.arguments | {"timestep": timestep.to(own).expand(own.shape)}
-    return replace(evaluation, calls=(replace(call, arguments=arguments),))
+    return replace(evaluation, calls=(replace(call, arguments={**call.arguments, **changed}),))
