@@ -31,6 +31,8 @@ def rival(strategy: str, **settings: Any) -> dict[str, Any]:
         ("sd3", 2, rival("parastep", warm_up=3), {}),
         ("sdxl", 3, rival("parastep", warm_up=2, reuse="latest"), {"num_images_per_prompt": 2}),
         ("sdxl inpaint", 2, rival("parastep", warm_up=2), {}),
+        ("sd3", 2, rival("cached_cfg", threshold=0.3), {}),
+        ("sd15", 2, rival("cached_cfg", cache="taylorseer"), {}),
     ],
 )
 def test_ranks_equal_their_simulation(name: str, ranks: int, config: dict[str, Any], changes: dict[str, Any]) -> None:
