@@ -31,6 +31,9 @@ class AttachedCache:
     Args:
         network: The denoiser.
         apply: Applies the cache to it.
+
+    Raises:
+        LookupError: it found nothing in the network to be cached.
     """
 
     def __init__(self, network: torch.nn.Module, apply: Callable[[torch.nn.Module], None]) -> None:
@@ -38,6 +41,8 @@ class AttachedCache:
         self._before = {module: (_hooks(module), "forward" in vars(module)) for module in network.modules()}
         try:
             apply(network)
+            if all(_hooks(module) == hooks for module, (hooks, _) in self._before.items()):
+                raise LookupError("no layer of the network is one that the cache knows")
             self._tell_registries()
         except BaseException:
             self.remove()

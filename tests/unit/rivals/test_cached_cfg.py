@@ -11,6 +11,8 @@ from support.jobs import generate_parallel
 from support.oracles import differences, generated_one_part_after_another, state_of
 from support.pipelines import build, call_arguments, generate
 from support.schedules import guidance_until
+from zoo import ZOO
+from zoo.specimen import run
 
 TEN = {"num_inference_steps": 10}
 
@@ -72,6 +74,13 @@ def test_nothing_is_left_behind(name: str, cache: str) -> None:
 def test_what_does_not_fit() -> None:
     with pytest.raises(UsageError, match=r"^the cache 'first_block' does not fit UNet2DConditionModel; use taylorseer"):
         simulated("sdxl")
+    wan = ZOO["WanPipeline"]  # whose blocks have other names
+    own = {"cache": "taylorseer"}
+    with (
+        parallelize(wan.build(), ParallelConfig(strategy="cached_cfg", simulate=True, settings=own)) as parallel,
+        pytest.raises(UsageError, match=r"^the cache 'taylorseer' does not fit WanTransformer3DModel"),
+    ):
+        run(wan, parallel)
     with pytest.raises(UsageError, match=r"^unknown cache 'mag'; choose one of first_block, taylorseer$"):
         simulated("sd3", cache="mag")
     with pytest.raises(UsageError, match=r"^strategy 'cached_cfg' cannot share an image between ranks; use shards=1$"):
