@@ -29,6 +29,7 @@ class StagedDenoiser:
         split_points: The legal ones.
         split: The split in force, None before `apply`.
         made_for: What it was made for: the kind of steps, and the shape of the sample.
+        costs: What layers cost at shapes of the sample, for those who split it anew at each run.
     """
 
     def __init__(self, adapter: DenoiserAdapter, network: torch.nn.Module) -> None:
@@ -36,6 +37,7 @@ class StagedDenoiser:
         self.split_points: list[SplitPoint] = adapter.split_points(network)
         self.split: Split | None = None
         self.made_for: object = None
+        self.costs: dict[torch.Size, NetworkCost] = {}
         self._keeps_residual = adapter.keeps_residual
         self._network = network
         self._state = StageState()

@@ -96,8 +96,9 @@ class AsyncDiffStrategy(SwitchingStrategy):
         layers, skips = staged.layers, call.adapter.skips(call.network)
         if self._stages > len(layers):
             raise UsageError(f"a network of {len(layers)} layers has no {self._stages} stages; use fewer ranks")
-        measured = staged.cost(first, branch_rows(first, first.branches - 1))
-        cost = channel.consensus(measured, "agree on the stages")[0]
+        shape = first.sample.shape
+        measured = staged.costs.get(shape) or staged.cost(first, branch_rows(first, first.branches - 1))
+        staged.costs[shape] = cost = channel.consensus(measured, "agree on the stages")[0]
         if (self._settings.cut or ("nested" if skips and self._stages == 2 else "chain")) == "nested":
             point = choose_balanced([make_split(point, layers, cost) for point in staged.split_points]).point
             cut = Cut.nested(len(layers), point.entry, point.exit, skips)
