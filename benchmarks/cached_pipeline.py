@@ -27,15 +27,11 @@ from typing import Any
 
 import torch
 from diffusers.hooks import (
-    FirstBlockCacheConfig,
     HookRegistry,
     MagCacheConfig,
     PyramidAttentionBroadcastConfig,
-    TaylorSeerCacheConfig,
-    apply_first_block_cache,
     apply_mag_cache,
     apply_pyramid_attention_broadcast,
-    apply_taylorseer_cache,
 )
 from diffusers.models.cache_utils import CacheMixin
 
@@ -44,7 +40,7 @@ from hybridiff.denoiser.attached import AttachedHook
 from hybridiff.denoiser.call import DenoiserCall
 from hybridiff.denoiser.hooks import DenoiserHook
 from hybridiff.evaluation.simulation import RunSummary
-from hybridiff.schedule.presets import scaled_steps
+from hybridiff.rivals.caches import apply_first_block, apply_taylorseer
 
 KINDS = {
     "first-block": ("transformer",),
@@ -175,11 +171,11 @@ class CachedPipeline:
             ratios = self._magnitudes(call, steps)  # applied once more, a cache takes the place of the one before
         for network in self._branches:
             if cache.kind == "first-block":
-                apply_first_block_cache(_all_but_the_last(network), FirstBlockCacheConfig(cache.amount))
+                apply_first_block(network, cache.amount)
             elif cache.kind == "mag":
                 apply_mag_cache(network, MagCacheConfig(cache.amount, 5, 0.1, steps, ratios))
             elif cache.kind == "taylorseer":
-                apply_taylorseer_cache(network, _taylorseer(self._adapter.attribute, network, cache, steps))
+                apply_taylorseer(network, int(cache.amount), cache.order, steps)
             else:
                 apply_pyramid_attention_broadcast(network, self._pyramid(int(cache.amount)))
 
@@ -207,28 +203,3 @@ def _mag_state(network: Any) -> Any:
     )
     with CacheMixin.cache_context(network, "branch"):
         return hook.state_manager.get_state()
-
-
-def _all_but_the_last(network: Any) -> torch.nn.Module:
-    """A stand-in that holds the network's blocks but for the last one, which returns no text."""
-    stand_in = torch.nn.Module()
-    stand_in.transformer_blocks = torch.nn.ModuleList(network.transformer_blocks[:-1])
-    return stand_in
-
-
-def _taylorseer(attribute: str, network: Any, cache: Cache, steps: int) -> TaylorSeerCacheConfig:
-    """Extrapolate the output and skip the blocks; the first and last steps are computed, as in our own schedules."""
-    if attribute == "transformer":
-        skipped = "|".join(str(block) for block in range(len(network.transformer_blocks) - 1))
-        names, output = rf"transformer_blocks\.({skipped})", "proj_out"
-    else:
-        names, output = r".*\.(resnets|transformer_blocks|downsamplers|upsamplers)\.\d+", "conv_out"
-    return TaylorSeerCacheConfig(
-        cache_interval=int(cache.amount),
-        disable_cache_before_step=scaled_steps(5, steps),
-        disable_cache_after_step=scaled_steps(47, steps),
-        max_order=cache.order,
-        taylor_factors_dtype=torch.float32,
-        skip_predict_identifiers=[names],
-        cache_identifiers=[output],
-    )

@@ -23,7 +23,7 @@ from .schedule.presets import ModelSettings
 from .sharding.encoders import SharedEncoders
 from .sharding.ranks import RankGroups
 from .sharding.vae import SharedVae
-from .strategies import STRATEGIES
+from .strategies.offered import find_strategy
 
 _CHANGES_STEPS = {"strength", "timesteps", "sigmas", "denoising_end", "denoising_start"}
 """Arguments by which a call has another number of steps than num_inference_steps."""
@@ -74,6 +74,7 @@ def agree_on_setup(pipe: Any, config: ParallelConfig, comm: Comm) -> Setup:
     try:
         _check_size(config, comm)
         check_ranks(config, comm.size)
+        find_strategy(config.strategy).check_ranks(config, comm.size)
         adapter, networks = find_denoisers(pipe)
         _check_pipeline(pipe)
         settings = ModelSettings.find(pipe, adapter, config.calibration)
@@ -130,7 +131,7 @@ def _check_steps(setup: Setup, arguments: dict[str, Any]) -> None:
     default = getattr(parameters.get("num_inference_steps"), "default", None)
     steps = arguments.get("num_inference_steps", default)
     if isinstance(steps, int) and not _CHANGES_STEPS & (arguments.keys() | ({"strength"} & parameters.keys())):
-        STRATEGIES[config.strategy].check_steps(config, setup.settings, pipe.scheduler, steps)
+        find_strategy(config.strategy).check_steps(config, setup.settings, pipe.scheduler, steps)
 
 
 def _with_shared_randomness(comm: Comm, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -156,7 +157,7 @@ def _bind_call(pipe: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict
 def _staged(
     pipe: Any, adapter: DenoiserAdapter, network: torch.nn.Module, config: ParallelConfig, settings: ModelSettings
 ) -> StagedDenoiser | None:
-    if not STRATEGIES[config.strategy].needs_stages(config, settings):
+    if not find_strategy(config.strategy).needs_stages(config, settings):
         return None
     staged = StagedDenoiser(adapter, network)
     if not is_known(pipe, adapter):

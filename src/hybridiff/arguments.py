@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
-from .config import check_limits
 from .errors import UsageError
+from .utils.checked import check_limits
 
 MOST_STEPS = 10_000
 MOST_IMAGES = 1024

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from .report.timeline import Timeline
 from .running_step import RunningStep
 from .sharding.ranks import RankGroups
 from .strategies import STRATEGIES, RunContext, Strategy
+from .strategies.offered import find_strategy
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Beginning:
         heterogeneous: The ranks' devices are not alike.
         scheduler: A copy of the pipeline's, before its first step.
         first_timestep: That of the first step; None where it is not known.
+        undo: Undoes at the end of the call what strategies attached.
     """
 
     setup: Setup
@@ -42,6 +45,7 @@ class Beginning:
     heterogeneous: bool
     scheduler: Any
     first_timestep: float | None
+    undo: ExitStack
 
     def strategy(self, evaluation: Evaluation, layout: GuidanceLayout, step: int, is_alone: bool) -> Strategy:
         """The strategy for a step and all after it.
@@ -52,6 +56,7 @@ class Beginning:
             step: The step, from 0.
             is_alone: The calls are left to every rank.
         """
+        self.undo.close()  # what the strategy before this one attached
         setup, total = self.setup, count_steps(self.setup.pipe)
         config, extra = setup.config, setup.adapter.extra_steps(setup.pipe, self.arguments, total)
         if step and config.full_steps is not None:
@@ -72,8 +77,10 @@ class Beginning:
             scheduler=self.scheduler,
             first_timestep=self.first_timestep,
             first_step=step,
+            undo=self.undo,
         )
-        return STRATEGIES["serial" if is_alone else config.strategy](context, evaluation)
+        chosen = STRATEGIES["serial"] if is_alone else find_strategy(config.strategy)
+        return chosen(context, evaluation)
 
     def notes(
         self,
@@ -100,7 +107,7 @@ class Beginning:
             notes.append(f"{type(setup.pipe).__name__}: {why_alone}; every rank evaluates everything")
         if setup.groups.why_whole:
             notes.append(f"{setup.groups.why_whole}: ranks do not share images")
-        if evaluation.is_whole or why_alone or setup.config.strategy == "serial":
+        if evaluation.is_whole or why_alone or not find_strategy(setup.config.strategy).shares_rows:
             return notes
         shards = (groups or setup.groups).count(evaluation)
         notes += self._displaced_notes(shards)

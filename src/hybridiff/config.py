@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-import typing
 from dataclasses import asdict, dataclass, field, fields, replace
-from types import NoneType
 from typing import Any
 
 from .errors import UsageError
-from .utils.names import require_known
+from .utils.checked import check_fields, setting
+from .utils.names import offered, require_known
 
 STRATEGIES = ("serial", "cfg", "hybrid", "published")
+"""Those that are built in."""
+STRATEGY_GROUP = "hybridiff.strategies"
+"""Entry points by which a package offers further ones, each with its class."""
 STEP_KINDS = ("cached", "reuse")
 """What the steps of `hybrid` between full ones may be."""
 EXTENSIONS = ("batch", "layers")
@@ -30,14 +32,6 @@ LEAST_STEPS = 3
 REFERENCE_STEPS = 50
 """Number of steps for which settings in steps are given."""
 
-_WORDS: dict[type, str] = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
-"""What users call a type."""
-
-
-def _setting(default: Any, text: str, **limits: float) -> Any:
-    """A field with its help text and limits: `least`, `most`, `above` (exclusive)."""
-    return field(default=default, metadata={"help": text, **limits})
-
 
 @dataclass(frozen=True)
 class PublishedSettings:
@@ -47,11 +41,11 @@ class PublishedSettings:
     Values given by hand are taken as they are.
     """
 
-    slope_window: int | None = _setting(None, "steps over which the discrepancy's slope is taken (L)", least=1)
-    slope_threshold: float | None = _setting(None, "slopes in [0, slope_threshold) count as flat (g)", above=0)
-    parallel_steps: int | None = _setting(None, "number of pipelined steps (k)", least=1)
-    tau_cap: int | None = _setting(None, "the parallel phase starts after this step at the latest", least=1)
-    extension: str | None = _setting(
+    slope_window: int | None = setting(None, "steps over which the discrepancy's slope is taken (L)", least=1)
+    slope_threshold: float | None = setting(None, "slopes in [0, slope_threshold) count as flat (g)", above=0)
+    parallel_steps: int | None = setting(None, "number of pipelined steps (k)", least=1)
+    tau_cap: int | None = setting(None, "the parallel phase starts after this step at the latest", least=1)
+    extension: str | None = setting(
         None,
         "how more than two ranks are used, no part of the rule: batch (each pair has images of its own) or layers (the "
         "network is cut into as many stages as there are ranks); unless given, as many groups of ranks as the images "
@@ -61,7 +55,7 @@ class PublishedSettings:
     def __post_init__(self) -> None:
         if self.extension is not None:
             require_known("extension", self.extension, EXTENSIONS)
-        _check_fields(self)
+        check_fields(self)
 
     @property
     def rule(self) -> tuple[int | None, float | None, int | None, int | None]:
@@ -107,59 +101,57 @@ class ParallelConfig:
         UsageError: a value is unknown, of the wrong type or out of range.
     """
 
-    strategy: str = _setting(
+    strategy: str = setting(
         "cfg",
         "serial: the stock pipeline; cfg: each guidance branch on its own ranks, exact; hybrid: cfg at full steps, "
         "little or nothing between them; published: the method of the paper",
     )
-    devices: int | None = _setting(
+    devices: int | None = setting(
         None, "number of ranks; those that were started unless given, else 2", least=1, most=4096
     )
-    shards: int | None = _setting(
+    shards: int | None = setting(
         None,
         "ranks that evaluate one image of one guidance branch together, each a part of it; unless given, as many as "
         "are left once each image and branch has one, for images of at least 512 x 512 pixels",
         least=1,
         most=4096,
     )
-    fidelity: float | None = _setting(
+    fidelity: float | None = setting(
         None,
         "promise of hybrid in decibels: the image's PSNR against that of one device, kept by measuring; needs no "
         "calibration",
         least=10,
         most=100,
     )
-    quality: str | float | None = _setting(
+    quality: str | float | None = setting(
         None,
         "how near hybrid stays to the image of one device: draft (35 dB), balanced (45 dB, the default), high (55 dB), "
         "exact (the image of cfg bit for bit), or a number from 0 (25 dB) to 1 (exact)",
     )
-    calibration: object = _setting(
+    calibration: object = setting(
         None, "file of thresholds that hybridiff calibrate wrote for the model; the embedded models bring theirs"
     )
-    step_kind: str | None = _setting(
+    step_kind: str | None = setting(
         None,
         "what the steps of hybrid between full ones are: cached (nothing runs) or reuse (each rank runs the outer "
         "stage); of the calibration unless given",
     )
-    tolerance: float | None = _setting(
+    tolerance: float | None = setting(
         None, "drift that a step of hybrid may have since the last full one; of the quality unless given", least=0
     )
-    full_steps: str | None = _setting(None, "a fixed schedule for hybrid: its full steps, such as 0-4,8,11,14,17-19")
-    displaced: bool = _setting(
+    full_steps: str | None = setting(None, "a fixed schedule for hybrid: its full steps, such as 0-4,8,11,14,17-19")
+    displaced: bool = setting(
         False,
         "ranks that share an image go on with what the others said one step earlier, and wait for nobody within the "
         "network: approximate, for comparisons",
     )
-    displaced_warm_up: int = _setting(
+    displaced_warm_up: int = setting(
         4, "displaced begins after this step, counted from 0; up to it all messages are of their own step", least=0
     )
-    simulate: bool = _setting(False, "play all ranks in one process: the same image, no speed-up")
-    outputs: str = _setting("leader", "leader decodes and returns images on rank 0 only, all on every rank")
-    timeout: float = _setting(
-        300.0, "deadline in seconds of every wait for another rank", above=0, most=LONGEST_TIMEOUT
-    )
-    trace: bool = _setting(
+    simulate: bool = setting(False, "play all ranks in one process: the same image, no speed-up")
+    outputs: str = setting("leader", "leader decodes and returns images on rank 0 only, all on every rank")
+    timeout: float = setting(300.0, "deadline in seconds of every wait for another rank", above=0, most=LONGEST_TIMEOUT)
+    trace: bool = setting(
         False,
         "record what each rank does when, and measure what shared images cost; waits for the device at every turn",
     )
@@ -167,15 +159,23 @@ class ParallelConfig:
         default_factory=PublishedSettings, metadata={"help": "settings of the published rule"}
     )
 
+    settings: dict[str, Any] = field(
+        default_factory=dict,
+        hash=False,
+        metadata={"help": "settings of a strategy that another package offers, by name"},
+    )
+
     def __post_init__(self) -> None:
-        require_known("strategy", self.strategy, STRATEGIES)
+        require_strategy(self.strategy)
         require_known("outputs", self.outputs, OUTPUTS)
         if self.step_kind is not None:
             require_known("step_kind", self.step_kind, STEP_KINDS)
         quality_value(self.quality)
-        _check_fields(self)
+        check_fields(self)
         _check_fidelity(self)
         _check_displaced(self)
+        if self.settings and self.strategy in STRATEGIES:
+            raise UsageError(f"strategy {self.strategy!r} has no settings of its own, got {', '.join(self.settings)}")
         if self.full_steps is not None:
             parse_steps(self.full_steps)
 
@@ -183,7 +183,18 @@ class ParallelConfig:
         """The fields as plain data, ready for JSON; a calibration in memory stands as its text."""
         content = {entry.name: getattr(self, entry.name) for entry in fields(self)}
         calibration = None if self.calibration is None else str(self.calibration)
-        return content | {"calibration": calibration, "published": self.published.to_dict()}
+        further = {"published": self.published.to_dict(), "settings": dict(sorted(self.settings.items()))}
+        return content | {"calibration": calibration} | further
+
+
+def require_strategy(name: object) -> None:
+    """Refuse what is no strategy, neither built in nor offered by an installed package; imports none.
+
+    Raises:
+        UsageError: with the names that would do.
+    """
+    if name not in STRATEGIES:
+        require_known("strategy", name, (*STRATEGIES, *offered(STRATEGY_GROUP)))
 
 
 def _check_fidelity(config: ParallelConfig) -> None:
@@ -263,47 +274,3 @@ def check_ranks(config: ParallelConfig, ranks: int) -> None:
     if config.shards not in (None, 1) and (config.strategy in ("serial", "published") or config.step_kind == "reuse"):
         which = "reuse steps" if config.step_kind == "reuse" else f"strategy {config.strategy!r}"
         raise UsageError(f"{which} cannot share an image between ranks; use shards=1, or cached steps or 'cfg'")
-
-
-def field_types(documented: type) -> dict[str, tuple[type, ...]]:
-    """The types that each field of a config takes, by name."""
-    hints = typing.get_type_hints(documented)
-    return {entry.name: typing.get_args(hints[entry.name]) or (hints[entry.name],) for entry in fields(documented)}
-
-
-def _check_fields(config: Any) -> None:
-    types = field_types(type(config))
-    for entry in fields(config):
-        value = getattr(config, entry.name)
-        if object not in types[entry.name]:
-            _check_type(entry.name, value, types[entry.name])
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            check_limits(entry.name, value, **{name: entry.metadata[name] for name in entry.metadata if name != "help"})
-
-
-def _check_type(name: str, value: Any, kinds: tuple[type, ...]) -> None:
-    # In Python True is an int and 1 no float; to users it is the other way round.
-    accepted = (*kinds, int) if float in kinds else kinds
-    if isinstance(value, accepted) and (bool in kinds or not isinstance(value, bool)):
-        return
-    words = " or ".join(_WORDS.get(kind, kind.__name__) for kind in kinds if kind is not NoneType)
-    raise UsageError(f"{name} must be {words}, got {value!r}")
-
-
-def check_limits(
-    name: str, value: float, least: float = -math.inf, most: float = math.inf, above: float = -math.inf
-) -> None:
-    """Refuse numbers that are not finite or out of range.
-
-    Raises:
-        UsageError: names the argument and what would do.
-    """
-    if not math.isfinite(value):
-        raise UsageError(f"{name} must be a finite number, got {value}")
-    shown = f"{value:g}" if isinstance(value, float) else str(value)
-    if value < least:
-        raise UsageError(f"{name} must be at least {least:g}, got {shown}")
-    if value <= above:
-        raise UsageError(f"{name} must be above {above:g}, got {shown}")
-    if value > most:
-        raise UsageError(f"{name} must be at most {most:.10g}, got {shown}")

@@ -60,6 +60,7 @@ class Run:
         self._first_call = self._started  # of the denoiser: when
         self._current = RunningStep(0, self._started)
         self._sent_before: Counter[str] = Counter()
+        self._undo = contextlib.ExitStack()  # what strategies attached
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -68,7 +69,8 @@ class Run:
         end = (lambda: None) if counts else self._end_begun_step
         watch = SchedulerWatch(self._setup.pipe.scheduler, self._watch, end)
         setup, watching = self._setup, contextlib.nullcontext() if self._setup.is_known else watch
-        with setup.encoders.together(self.meet), setup.vae.together(self.meet, lambda: self._is_over), watching:
+        encoders, vae = setup.encoders.together(self.meet), setup.vae.together(self.meet, lambda: self._is_over)
+        with self._undo, encoders, vae, watching:
             yield
 
     def answer(self, network: Any, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -147,11 +149,7 @@ class Run:
         return report
 
     def follow(self, error: ShardError) -> NoReturn:
-        """End the run because a rank that shares rows with this one did so.
-
-        Raises:
-            RankError: what happened there.
-        """
+        """End the run because a rank that shares rows with this one did so; raises RankError, what happened there."""
         self._channel.follow()
         raise error
 
@@ -228,9 +226,9 @@ class Run:
         for rank, (other, _) in enumerate(met):
             if other != met[0][0]:
                 raise RankError(f"ranks denoise different things: rank 0 {met[0][0]}, rank {rank} {other}")
-        is_heterogeneous = len({identity for _, identity in met}) > 1
+        differ = len({identity for _, identity in met}) > 1
         scheduler, first = copy.deepcopy(setup.pipe.scheduler), call.timestep if setup.is_known else None
-        return Beginning(setup, self._arguments, self._channel, self._timeline, is_heterogeneous, scheduler, first)
+        return Beginning(setup, self._arguments, self._channel, self._timeline, differ, scheduler, first, self._undo)
 
     def _watch(self, given: torch.Tensor) -> None:
         """What the scheduler is given."""

@@ -7,7 +7,8 @@ from typing import Any
 
 import typer
 
-from ..config import ParallelConfig, check_limits
+from ..config import ParallelConfig
+from ..utils.checked import check_limits
 from ..utils.names import require_known
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ..arguments import MOST_IMAGES
-from ..config import QUALITIES, STRATEGIES, ParallelConfig, PublishedSettings, check_ranks
+from ..config import QUALITIES, STRATEGIES, ParallelConfig, PublishedSettings, check_ranks, require_strategy
 from ..distributed.placement import Placement, is_under_torchrun
 from ..errors import UsageError
 from ..models.offload import OFFLOADS, check_offload
@@ -17,6 +17,7 @@ from .flags import choice, flag, number, setting
 from .options import (
     HELP,
     HOW,
+    OWN,
     PROMPTS,
     PUBLISHED,
     SETTINGS,
@@ -34,9 +35,13 @@ if TYPE_CHECKING:
     from ..launch.protocol import Generation
 
 TOGETHER = "How the ranks work together"
-STRATEGY = f"{HELP['strategy']} (default: the one whose settings are given, else cfg, or serial on one device)"
+STRATEGY = (
+    f"{HELP['strategy']}, or one that another package offers (default: the one whose settings are given, else cfg, or "
+    "serial on one device)"
+)
 QUALITY = HELP["quality"]
 SET = "\n".join(["any other setting; repeatable:\n\n\b", *(f"{name}: {text}" for name, text in SETTINGS.items())])
+SET += f"\n{OWN}NAME: {HELP['settings']}"
 OUTPUT = "a file, or a folder for image.png, video.mp4 or audio.wav; also .jpg, .webp, .gif, .safetensors for latents"
 IMAGE = "an image to start from, to edit, or to make a video of; repeatable"
 CONTROLNET = "a folder or a hub id; repeatable; --arg controlnet_conditioning_scale=0.7 says how strongly it acts"
@@ -48,6 +53,10 @@ PICTURES = ("image", "mask_image", "control_image")
 TASK = "text-to-image"
 OF_HYBRID = ("fidelity", "quality", "calibration", "step_kind", "tolerance", "full_steps")
 """Settings that mean the strategy `hybrid`."""
+
+
+def _known_strategy(_: str, name: object) -> None:
+    require_strategy(name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +80,7 @@ class Generate(CallOptions):
     controlnet: Annotated[list[str] | None, flag(HOW, CONTROLNET, "PATH_OR_ID")] = None
     devices: Annotated[int | None, setting(TOGETHER, "devices", "N")] = None
     shards: Annotated[int | None, setting(TOGETHER, "shards", "N")] = None
-    strategy: Annotated[str | None, choice(TOGETHER, STRATEGY, STRATEGIES)] = None
+    strategy: Annotated[str | None, flag(TOGETHER, STRATEGY, "NAME", check=_known_strategy, names=STRATEGIES)] = None
     fidelity: Annotated[float | None, setting(TOGETHER, "fidelity", "DB")] = None
     quality: Annotated[str | None, flag(TOGETHER, QUALITY, "NAME", names=tuple(QUALITIES))] = None
     calibration: Annotated[str | None, flag(TOGETHER, HELP["calibration"], "FILE")] = None
@@ -139,9 +148,10 @@ class Generate(CallOptions):
             UsageError: a setting is unknown, or its value does not fit.
         """
         settings = self.given("shards", "fidelity", "quality", "calibration") | read_settings(
-            self.set, self._table("set")
+            self.set, self._table("set"), self.strategy
         )
         published = {name.removeprefix("published."): settings.pop(name) for name in PUBLISHED if name in settings}
+        own = {name.removeprefix(OWN): settings.pop(name) for name in list(settings) if name.startswith(OWN)}
         devices = self.devices
         if devices is None and not is_under_torchrun():
             devices = 1 if self.strategy == "serial" else 2
@@ -153,6 +163,7 @@ class Generate(CallOptions):
             timeout=self.timeout,
             trace=self.trace is not None,
             published=PublishedSettings(**published),
+            settings=own,
             **settings,
         )
 

@@ -12,13 +12,14 @@ from typing import Annotated, Any
 import typer
 
 from ..arguments import MOST_PIXELS, MOST_STEPS
-from ..config import ParallelConfig, PublishedSettings, check_limits, field_types
+from ..config import STRATEGIES, ParallelConfig, PublishedSettings
 from ..distributed.placement import DEVICES
 from ..errors import UsageError
 from ..models.bench import BENCH
 from ..models.loading import DTYPES
 from ..models.schedulers import SCHEDULERS
 from ..models.tiny import EMBEDDED
+from ..utils.checked import check_limits, field_types
 from ..utils.names import require_known
 from .flags import choice, dashes, flag, number
 
@@ -32,8 +33,10 @@ HELP: dict[str, str] = {entry.name: entry.metadata["help"] for entry in fields(P
 PUBLISHED: dict[str, str] = {"published." + entry.name: entry.metadata["help"] for entry in fields(PublishedSettings)}
 FLAGS = ("strategy", "devices", "shards", "fidelity", "quality", "calibration", "timeout", "trace")
 """Fields of ParallelConfig that have flags of their own."""
-SETTINGS = {name: text for name, text in HELP.items() if name not in (*FLAGS, "published")} | PUBLISHED
+SETTINGS = {name: text for name, text in HELP.items() if name not in (*FLAGS, "published", "settings")} | PUBLISHED
 """The names that `--set` takes, with their help texts."""
+OWN = "settings."
+"""Before the names of settings that a strategy of another package has."""
 
 Device = Annotated[str, choice(WHERE, "auto, cuda or cpu", DEVICES)]
 Dtype = Annotated[str | None, choice(WHERE, f"{', '.join(DTYPES)} (default: float32 on CPU, half on CUDA)", DTYPES)]
@@ -96,19 +99,25 @@ def check_known(pipeline: type, arguments: Iterable[str]) -> None:
         require_known(f"argument of {pipeline.__name__}", name, known)
 
 
-def read_settings(texts: list[str] | None, table: dict[str, Any]) -> dict[str, Any]:
+def read_settings(texts: list[str] | None, table: dict[str, Any], strategy: str | None = None) -> dict[str, Any]:
     """Settings by the names in SETTINGS, whose prefix may be left out; `--set` beats the table of a config file.
+
+    Args:
+        texts: What was given as NAME=VALUE.
+        table: That of a config file.
+        strategy: Whose settings they are; any other name is one of its own where it is not built in.
 
     Raises:
         UsageError: a name is unknown.
     """
     types = {**field_types(ParallelConfig), **field_types(PublishedSettings)}
+    is_open = strategy not in (None, *STRATEGIES)
     if isinstance(nested := table.get("published"), dict):  # published.tau_cap = 20 in TOML
         table = {name: value for name, value in table.items() if name != "published"} | nested
-    settings = {_full_name(name): value for name, value in table.items()}
+    settings = {_full_name(name, is_open): value for name, value in table.items()}
     for name, text in _pairs("--set", texts):
-        full = _full_name(name)
-        settings[full] = text if str in types[full.removeprefix("published.")] else _value(text)
+        full = _full_name(name, is_open)
+        settings[full] = text if str in types.get(full.removeprefix("published."), ()) else _value(text)
     return settings
 
 
@@ -161,8 +170,10 @@ def _read(path: Path) -> dict[str, Any]:
     return {name.replace("-", "_"): value for name, value in content.items()}
 
 
-def _full_name(name: str) -> str:
+def _full_name(name: str, is_open: bool) -> str:
     full = f"published.{name}" if f"published.{name}" in SETTINGS else name
+    if is_open and full not in SETTINGS:
+        return OWN + name.removeprefix(OWN)
     require_known("setting", full, SETTINGS)
     return full
 

@@ -11,7 +11,7 @@ from .adapters import DenoiserAdapter
 from .attached import AttachedHook
 from .blocks import OUTER, BlockHook, Boundary, StageDone, StageState
 from .evaluation import Evaluation
-from .layers import Layer, measure_layers
+from .layers import Layer, NetworkCost, measure_layers
 from .split import Split, SplitPoint, make_split
 
 _HOOK_NAME = "hybridiff_stage"
@@ -29,6 +29,7 @@ class StagedDenoiser:
         split_points: The legal ones.
         split: The split in force, None before `apply`.
         made_for: What it was made for: the kind of steps, and the shape of the sample.
+        costs: What layers cost at shapes of the sample, for those who split it anew at each run.
     """
 
     def __init__(self, adapter: DenoiserAdapter, network: torch.nn.Module) -> None:
@@ -36,6 +37,7 @@ class StagedDenoiser:
         self.split_points: list[SplitPoint] = adapter.split_points(network)
         self.split: Split | None = None
         self.made_for: object = None
+        self.costs: dict[torch.Size, NetworkCost] = {}
         self._keeps_residual = adapter.keeps_residual
         self._network = network
         self._state = StageState()
@@ -51,10 +53,14 @@ class StagedDenoiser:
         Returns:
             One split per split point, in their order.
         """
+        cost = self.cost(evaluation, rows)
+        return [make_split(point, self.layers, cost) for point in self.split_points]
+
+    def cost(self, evaluation: Evaluation, rows: slice | None = None) -> NetworkCost:
+        """What each layer costs; arguments as those of `measure`."""
         assert not self._attached, "measured before it is split"
         device = evaluation.sample.device
-        cost = measure_layers(self._network, self.layers, lambda: evaluation.run(rows), device)
-        return [make_split(point, self.layers, cost) for point in self.split_points]
+        return measure_layers(self._network, self.layers, lambda: evaluation.run(rows), device)
 
     def apply(self, split: Split, made_for: object = None) -> None:
         """Put a split in force."""

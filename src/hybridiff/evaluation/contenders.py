@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..config import ParallelConfig, check_ranks, quality_value
+from ..config import ParallelConfig, quality_value
 from ..errors import UsageError
-from .strategy_spec import parse_strategies
+from .strategy_spec import check_config, parse_strategies
 
 EXACT = ("serial", "cfg")
 """Strategies that save no work; of the others what they save is told apart by a run on one device."""
@@ -69,7 +69,7 @@ def _on_one_device(contender: Contender) -> Contender | None:
     """The same without added devices; None where it saves no work, or needs more than one."""
     alone = replace(contender, devices=1, config=replace(contender.config, devices=1, shards=None))
     try:
-        check_ranks(alone.config, 1)
+        check_config(alone.config, 1)
     except UsageError:
         return None
     return None if contender.is_exact else alone

@@ -12,7 +12,7 @@ from ..denoiser.adapters import find_denoiser
 from ..models.schedulers import exchanged_scheduler
 from ..schedule.calibration import Calibration
 from ..schedule.presets import GuidedSettings, ModelSettings
-from ..strategies import STRATEGIES
+from ..strategies.offered import find_strategy
 from ..strategies.published.presets import choose_settings
 from .simulation import SimulatedPipeline, Splits
 
@@ -109,7 +109,7 @@ def _thresholds(config: ParallelConfig, pipe: Any, steps: int) -> dict[str, Any]
     scheduler = copy.copy(pipe.scheduler)
     scheduler.num_inference_steps = steps  # as the call will set it, whatever ran before
     settings = ModelSettings.find(pipe, find_denoiser(pipe)[0], config.calibration)
-    STRATEGIES[config.strategy].check_steps(config, settings, scheduler, steps)
+    find_strategy(config.strategy).check_steps(config, settings, scheduler, steps)
     if config.strategy == "published":
         return choose_settings(config, settings, scheduler, steps).to_dict()
     if config.strategy != "hybrid":

@@ -38,7 +38,7 @@ class RunSummary:
 
     Attributes:
         ideal_speedup: Of the recorded schedule, against one device in as many steps.
-        schedule: One letter per step: f(ull), p(ipelined), r(euse), c(ached).
+        schedule: One letter per step: f(ull), p(ipelined), r(euse), c(ached), a(head).
         tau1: Last step before the parallel phase, None where there was none.
         tau2: Last step of the parallel phase, likewise.
         estimated: Fidelity in dB that a promised run estimates of itself, of the worst image; None of any other.
@@ -81,7 +81,7 @@ class SimulatedPipeline:
         """Of the last call, with the costs of the stages as they were given; of two stages that is."""
         report = self._parallel.report
         assert report is not None
-        if self._splits is None or not report.stages or report.stages["deeper"]:
+        if self._splits is None or "outer" not in report.stages or report.stages["deeper"]:
             return report
         return replace(report, stages=self._splits["pipelined" if report.strategy == "published" else "reuse"])
 

@@ -7,8 +7,10 @@ import re
 from dataclasses import fields
 from typing import Any
 
-from ..config import STRATEGIES, ParallelConfig, PublishedSettings, check_limits, check_ranks, field_types
+from ..config import ParallelConfig, PublishedSettings, check_ranks, require_strategy
 from ..errors import UsageError
+from ..strategies.offered import find_strategy
+from ..utils.checked import check_limits, field_types
 from ..utils.names import require_known
 
 PUBLISHED = tuple(entry.name for entry in fields(PublishedSettings))
@@ -18,7 +20,10 @@ KEYS: dict[str, tuple[str, ...]] = {
     "hybrid": ("fidelity", "quality", "tolerance", "full_steps", "step_kind", "calibration", "shards"),
     "published": (*PUBLISHED, "calibration"),
 }
-"""The settings that can be given to each strategy: fields of `ParallelConfig` and `PublishedSettings`."""
+"""The settings that can be given to each strategy: fields of `ParallelConfig` and `PublishedSettings`.
+
+Those of a strategy that another package offers are its own.
+"""
 
 _NEXT_STRATEGY = re.compile(r",(?=\s*[^\d\s])")
 """A comma before a name: those before digits belong to a value, as in `full_steps=0-4,8,11`."""
@@ -60,22 +65,38 @@ def parse_strategy(text: str, devices: int) -> ParallelConfig:
     first, *settings = _NEXT_SETTING.split(label)
     name, colon, rest = first.partition(":")
     try:
-        require_known("strategy", name, STRATEGIES)
+        require_strategy(name)
         if colon:
             raise UsageError(f"settings of a strategy look like {name}:KEY=VALUE, got {rest!r}")
         ranks = int(count) if count else 1 if name == "serial" else devices
         check_limits("devices", ranks, least=1, most=1 if name == "serial" else devices)
         values = dict(_setting(name, setting) for setting in settings)
-        published = {key: values.pop(key) for key in PUBLISHED if key in values}
-        config = ParallelConfig(name, ranks, published=PublishedSettings(**published), **values)
-        check_ranks(config, ranks)
+        config = _config(name, ranks, values)
     except UsageError as error:
         raise UsageError(str(error) if text == name else f"{text}: {error}") from error
     return config
 
 
+def check_config(config: ParallelConfig, ranks: int) -> None:
+    """Refuse a number of ranks that a strategy cannot use, and settings of its own; raises UsageError."""
+    check_ranks(config, ranks)
+    find_strategy(config.strategy).check_ranks(config, ranks)
+
+
+def _config(strategy: str, ranks: int, values: dict[str, Any]) -> ParallelConfig:
+    if strategy in KEYS:
+        published = {key: values.pop(key) for key in PUBLISHED if key in values}
+        config = ParallelConfig(strategy, ranks, published=PublishedSettings(**published), **values)
+    else:
+        config = ParallelConfig(strategy, ranks, settings=values)
+    check_config(config, ranks)
+    return config
+
+
 def _setting(strategy: str, text: str) -> tuple[str, Any]:
     key, _, value = text.partition("=")
+    if strategy not in KEYS:
+        return key.replace("-", "_"), _value(value)
     if not KEYS[strategy]:
         raise UsageError(f"strategy {strategy!r} takes no settings")
     key = key.replace("-", "_")

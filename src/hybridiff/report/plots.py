@@ -20,7 +20,12 @@ LINE_COLOR = "#27374d"
 MARK_COLOR = "#b3392f"
 WIDE = 30.0
 """Discrepancies whose extremes are this many times apart are drawn on a logarithmic scale."""
-KIND_COLORS = {StepKind.PIPELINED: "#e69f00", StepKind.REUSE: "#009e73", StepKind.CACHED: "#0072b2"}
+KIND_COLORS = {
+    StepKind.PIPELINED: "#e69f00",
+    StepKind.REUSE: "#009e73",
+    StepKind.CACHED: "#0072b2",
+    StepKind.AHEAD: "#cc79a7",
+}
 
 
 def plot_discrepancy(report: RunReport, path: str | Path, title: str = "") -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..denoiser.layout import GuidanceLayout
 from ..schedule.kinds import Phase, StepKind
-from .speedup import BRANCH_EACH, HALVES, RowPartition, StageCosts, ideal_speedup
+from .speedup import BRANCH_EACH, RowPartition, StageCosts, ideal_speedup
 from .timeline import Span
 
 
@@ -153,13 +153,12 @@ class RunReport:
         is_guided = self.branches > 1
         if self.strategy == "serial" or not self.steps or not (is_guided or is_shared):
             return None
-        costs = StageCosts(self.stages["outer"], self.stages["inner"]) if self.stages else HALVES
         kinds = [step.kind for step in self.steps if step.branches == self.branches]
         unguided = [step.kind for step in self.steps if step.branches < self.branches]
         extra = sum(step.extra_evaluations for step in self.steps)
         alone = RowPartition(self.branches, self.branches, branches=self.branches)
         single = alone if self.devices == 1 or self.branches == 1 else BRANCH_EACH
-        partition, share = self.partition or single, self.shards.get("share")
+        costs, partition, share = StageCosts.of(self.stages), self.partition or single, self.shards.get("share")
         return ideal_speedup(kinds, costs, partition, serial_step, unguided, extra, share)
 
     def to_dict(self) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..schedule.kinds import StepKind
 
@@ -19,6 +20,12 @@ class StageCosts:
 
     outer: float
     inner: float
+
+    @classmethod
+    def of(cls, stages: Mapping[str, Any]) -> StageCosts:
+        """Those of a report: of two stages, or the largest of several that wait for each other; halves where empty."""
+        largest = stages.get("largest", 0.5)
+        return cls(stages.get("outer", largest), stages.get("inner", largest))
 
 
 HALVES = StageCosts(0.5, 0.5)
@@ -64,9 +71,10 @@ BRANCH_EACH = RowPartition(rows=2, largest=1)
 def critical_path(kinds: Iterable[StepKind], costs: StageCosts = HALVES) -> float:
     """Ideal time of a schedule, in evaluations of a device's share of the batch by the whole network.
 
-    A full step costs 1, a reuse step the outer stage, o, a cached one nothing. Of a group of P pipelined steps the
-    first one waits for the outer stage only, as it goes on with the inner result that the step before left behind;
-    every further one waits for the slower stage: `o + (P - 1) max(o, n)`. Messages between steps cost nothing here.
+    A full step and one ahead cost 1, a reuse step the outer stage, o, a cached one nothing. Of a group of P pipelined
+    steps the first one waits for the outer stage only, as it goes on with the inner result that the step before left
+    behind; every further one waits for the slower stage: `o + (P - 1) max(o, n)`. Messages between steps cost
+    nothing here.
 
     Args:
         kinds: How each step was shared, in order.
@@ -76,7 +84,7 @@ def critical_path(kinds: Iterable[StepKind], costs: StageCosts = HALVES) -> floa
     for kind in kinds:
         if kind is StepKind.CACHED:
             continue
-        if kind is StepKind.FULL:
+        if kind in (StepKind.FULL, StepKind.AHEAD):
             time += 1.0
         elif kind is previous is StepKind.PIPELINED:
             time += max(costs.outer, costs.inner)

@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import STEP_KINDS, PublishedSettings, check_limits
+from ..config import STEP_KINDS, PublishedSettings
 from ..errors import UsageError
 from ..numerics.interpolation import interpolate
+from ..utils.checked import check_limits
 from ..utils.files import write_whole
 from .kinds import StepKind
 

@@ -18,15 +18,16 @@ class Phase(StrEnum):
 class StepKind(StrEnum):
     """How the ranks share a step.
 
-    FULL: each evaluates the whole network on its own branch. PIPELINED: each evaluates a stage of one branch. REUSE:
-    each evaluates the outer stage on its own branch, and extrapolates the inner one. CACHED: no rank evaluates
-    anything; all of them answer with earlier predictions.
+    FULL: each evaluates the whole network on its own branch. PIPELINED: each evaluates a stage. REUSE: each evaluates
+    the outer stage on its own branch, and extrapolates the inner one. CACHED: no rank evaluates anything; all of them
+    answer with earlier predictions. AHEAD: each evaluates the whole network on a step of its own, this one or later.
     """
 
     FULL = "full"
     PIPELINED = "pipelined"
     REUSE = "reuse"
     CACHED = "cached"
+    AHEAD = "ahead"
 
 
 class Policy(ABC):

@@ -12,6 +12,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
     strategy.name: strategy for strategy in (SerialStrategy, CfgStrategy, HybridStrategy, PublishedStrategy)
 }
 
+
 __all__ = [
     "STRATEGIES",
     "Answer",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -54,6 +55,7 @@ class RunContext:
         scheduler: The pipeline's, before the first step of the run; to be copied only.
         first_timestep: That of the first step; None where it is not known.
         first_step: Steps of the run before those of the strategy, which counts its own from 0.
+        undo: Undoes, at the end of the call, whatever it is handed: what a strategy attached.
     """
 
     config: ParallelConfig
@@ -71,6 +73,7 @@ class RunContext:
     scheduler: Any = None
     first_timestep: float | None = None
     first_step: int = 0
+    undo: ExitStack = field(default_factory=ExitStack)
 
 
 class Strategy(ABC):
@@ -82,6 +85,7 @@ class Strategy(ABC):
     """
 
     name: ClassVar[str]
+    shares_rows: ClassVar[bool] = True  # in full steps each rank has rows of its own
 
     def __init__(self, context: RunContext, first: Evaluation) -> None:
         self.context = context
@@ -92,13 +96,13 @@ class Strategy(ABC):
         """Whether the network may have to be split."""
         return False
 
+    @classmethod  # noqa: B027 - `config.check_ranks` knows what is built in
+    def check_ranks(cls, config: ParallelConfig, ranks: int) -> None:
+        """Refuse settings of its own, and numbers of ranks, that it cannot use; raises UsageError."""
+
     @classmethod  # noqa: B027 - most strategies have nothing to refuse
     def check_steps(cls, config: ParallelConfig, settings: ModelSettings, scheduler: Any, steps: int) -> None:
-        """Refuse settings that contradict a number of denoising steps, before any network runs.
-
-        Raises:
-            UsageError: with the numbers and the remedy.
-        """
+        """Refuse settings that contradict a number of denoising steps, before any network runs; raises UsageError."""
 
     def phase(self, step: int) -> Phase:
         """The phase in which a step runs."""

@@ -12,6 +12,7 @@ class SerialStrategy(Strategy):
     """Evaluate the whole batch as the stock pipeline does, and record the discrepancy."""
 
     name = "serial"
+    shares_rows = False
 
     def __init__(self, context: RunContext, first: Evaluation) -> None:
         super().__init__(context, first)

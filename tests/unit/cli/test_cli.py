@@ -421,7 +421,14 @@ def test_every_field_of_the_config_can_be_given() -> None:
     assert [name for name, value in ParallelConfig().to_dict().items() if given[name] == value] == [
         "fidelity",
         "displaced",
+        "settings",
     ]
+
+
+def test_settings_of_a_strategy_that_another_package_offers() -> None:
+    flags = ["--strategy", "asyncdiff", "--set", "stride=2", "--set", "settings.warm-up=9", "--set", "outputs=all"]
+    own = {"stride": 2, "warm_up": 9}
+    assert config_of(*flags) == ParallelConfig(strategy="asyncdiff", devices=2, outputs="all", settings=own)
     assert config_of() == ParallelConfig(devices=2)
 
 

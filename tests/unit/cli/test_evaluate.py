@@ -35,8 +35,14 @@ def no_ranks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (["evaluate", "--model", "some/model"], "give --prompts FILE: only tiny-sdxl and tiny-sd3 bring prompts"),
         ([*TINY, "--prompts", "/nowhere"], "cannot read the prompts file /nowhere"),
         ([*TINY, "--strategies", "magic"], "unknown strategy 'magic'; choose one of serial, cfg, hybrid, published"),
-        ([*TINY, "--strategies", "hybrid:speed=3"], "hybrid:speed=3: unknown setting of 'hybrid' 'speed'; choose one of"),
-        ([*TINY, "--strategies", "published", "--devices", "3"], "strategy 'published' needs 2 ranks, got 3"),
+        (
+            [*TINY, "--strategies", "hybrid:speed=3"],
+            "hybrid:speed=3: unknown setting of 'hybrid' 'speed'",
+        ),
+        (
+            [*TINY, "--strategies", "published", "--devices", "3"],
+            "strategy 'published' needs an even number of ranks",
+        ),
         ([*TINY, "--reference", "/nowhere"], "--reference /nowhere holds 0 images; FID needs two or more"),
         ([*TINY, "--lpips", "/nowhere"], "--lpips /nowhere cannot be used: its weights are not on this disk"),
         ([*TINY, "--inception", "/nowhere"], "--inception /nowhere cannot be used: its weights are not on this disk"),

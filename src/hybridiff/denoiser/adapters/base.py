@@ -51,6 +51,10 @@ class DenoiserAdapter(ABC):
     def split_points(self, network: Any) -> list[SplitPoint]:
         """All legal split points, in terms of `layers`."""
 
+    def skips(self, network: Any) -> dict[int, int]:
+        """Layers that take in the output of an earlier one, beside that of the one before them, and which, by index."""
+        return {}
+
     def extra_steps(self, pipe: Any, arguments: Mapping[str, Any], steps: int) -> frozenset[int]:
         """Steps in which a call evaluates the network once more, beside the guided evaluation.
 

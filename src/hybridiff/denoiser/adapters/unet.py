@@ -56,6 +56,11 @@ class UNetAdapter(DenoiserAdapter):
             layers += _block_layers(f"up_blocks.{i}", block)
         return layers
 
+    def skips(self, network: Any) -> dict[int, int]:
+        skips = _find_skips(self.layers(network))
+        producers = {skip: layer for layer, skip in skips.produced.items()}
+        return {layer: producers[skip] for layer, skip in skips.consumed.items()}
+
     def split_points(self, network: Any) -> list[SplitPoint]:
         """All nested ones that leave every skip connection within its stage."""
         layers = self.layers(network)
