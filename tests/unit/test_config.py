@@ -12,14 +12,13 @@ from hybridiff.config import (
     LONGEST_TIMEOUT,
     STEP_KINDS,
     STRATEGIES,
-    check_limits,
     check_ranks,
-    field_types,
     parse_steps,
     quality_value,
 )
 from hybridiff.schedule.kinds import StepKind
 from hybridiff.strategies import STRATEGIES as CLASSES
+from hybridiff.utils.checked import check_limits, field_types
 
 
 def test_every_strategy_and_step_kind_of_the_config_exists() -> None:
