@@ -25,10 +25,9 @@ _WATCHDOG_GRACE = 60.0
 class ProcessComm(Comm):
     """Ranks of the running process group, in a group of their own so that the deadline is ours.
 
-    On the CPU (gloo) a message blocks until it is there or the deadline has passed; in groups that were split off,
-    whose messages are many and small, ranks gather over connections of their own (`Wires`). On GPUs (NCCL) it is only
-    put into the stream; the deadline is kept where its status is read (`readback.Readback`), the one place where the
-    host waits.
+    On the CPU (gloo) a message blocks until it is there or the deadline has passed; once they are connected, ranks
+    gather over connections of their own (`Wires`). On GPUs (NCCL) it is only put into the stream; the deadline is kept
+    where its status is read (`readback.Readback`), the one place where the host waits.
 
     Args:
         timeout: Deadline of every wait in seconds.
@@ -108,8 +107,8 @@ class ProcessComm(Comm):
     def split(self, groups: Sequence[Sequence[int]]) -> list[Comm | None]:
         comms = [ProcessComm(self.timeout, [self._world_ranks[rank] for rank in group]) for group in groups]
         for comm in comms:
-            if comm.local_ranks and comm._on_host:
-                comm._connect()
+            if comm.local_ranks:
+                comm.connect()
         return [comm if comm.local_ranks else None for comm in comms]
 
     def close(self) -> None:
@@ -129,11 +128,14 @@ class ProcessComm(Comm):
             with contextlib.suppress(RuntimeError):
                 self._group.abort()  # ends the kernels that wait for a lost rank
 
-    def _connect(self) -> None:
+    def connect(self) -> None:
+        """Let CPU ranks gather over connections of their own; all ranks of the group call it together."""
+
         def connect() -> None:
             self._wires = Wires.connect(self.rank, self.all_gather_object, self.timeout)
 
-        self._guard(connect)
+        if self._on_host and self.size > 1:
+            self._guard(connect)
 
     def _cut_wires(self) -> None:
         if self._wires is not None:
@@ -172,4 +174,8 @@ def _all_gather(*args: Any, **kwargs: Any) -> Any:
 
 def world_comm(timeout: float) -> Comm:
     """The ranks that torchrun or an Engine started; a single local one where there is no process group."""
-    return ProcessComm(timeout) if dist.is_available() and dist.is_initialized() else LocalComm(1)
+    if not (dist.is_available() and dist.is_initialized()):
+        return LocalComm(1)
+    comm = ProcessComm(timeout)
+    comm.connect()
+    return comm

@@ -10,10 +10,13 @@ import contextlib
 import os
 import secrets
 import selectors
+import signal
 import socket
+import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar
 
 import torch
 
@@ -23,7 +26,9 @@ _POLLED = 1e-4
 _LONGEST_CONNECT = 10.0
 """Seconds that a call to another rank may take; the others wait meanwhile."""
 
-_TOKEN_BYTES, _RANK_BYTES = 16, 4
+_TOKEN_BYTES, _RANK_BYTES, _LENGTH_BYTES = 16, 4, 8
+_SHORT = 2**14
+"""Bytes of a message that goes out together with its length."""
 
 Tell = Callable[[Any], list[Any]]
 """Hands all ranks one object of each (`Comm.all_gather_object`)."""
@@ -102,9 +107,16 @@ class Wires:
 
     def _exchange(self, said: Mapping[int, memoryview], heard: torch.Tensor) -> None:
         """Send each other rank something, and receive of each, (ranks, n)."""
-        sockets = self._sockets.items()
-        streams = [_Stream(one, one.send, said[other], selectors.EVENT_WRITE) for other, one in sockets]
-        streams += [_Stream(one, one.recv_into, _bytes(heard[other]), selectors.EVENT_READ) for other, one in sockets]
+        streams: list[_Stream] = [_Outgoing(one, said[other]) for other, one in self._sockets.items()]
+        streams += [_Incoming(one, _bytes(heard[other])) for other, one in self._sockets.items()]
+        with _uninterrupted():
+            try:
+                self._finish(streams)
+            except BaseException:
+                self.close()  # half of a message would be taken for the beginning of the next one
+                raise
+
+    def _finish(self, streams: list[_Stream]) -> None:
         begun = time.monotonic()
         while streams := [stream for stream in streams if not stream.advance()]:
             waited = time.monotonic() - begun
@@ -112,26 +124,80 @@ class Wires:
                 raise TimeoutError(f"waited for {self._timeout:g} s")
 
 
-class _Stream:
-    """What is still to be sent to a rank, or received of it."""
+class _Stream(ABC):
+    """What is still to be sent to a rank, or received of it: the length of a message, and the message."""
 
-    def __init__(
-        self, connection: socket.socket, move: Callable[[memoryview], int], rest: memoryview, event: int
-    ) -> None:
-        self.connection, self.event = connection, event
-        self._move, self._rest = move, rest
+    event: ClassVar[int]
+
+    def __init__(self, connection: socket.socket, parts: list[memoryview]) -> None:
+        self.connection, self._parts = connection, parts
 
     def advance(self) -> bool:
         """Move what can be moved at once; whether nothing is left."""
         try:
-            while self._rest:
-                moved = self._move(self._rest)
-                if not moved:
-                    raise ConnectionError("the connection was closed by its other end")
-                self._rest = self._rest[moved:]
+            while self._parts:
+                while self._parts[0]:
+                    moved = self._move(self._parts[0])
+                    if not moved:
+                        raise ConnectionError("the connection was closed by its other end")
+                    self._parts[0] = self._parts[0][moved:]
+                del self._parts[0]
+                self._check()
         except BlockingIOError:
             return False
         return True
+
+    @abstractmethod
+    def _move(self, part: memoryview) -> int:
+        """Move some bytes; how many."""
+
+    def _check(self) -> None:  # noqa: B027 - what is sent needs none
+        """A part is whole."""
+
+
+class _Outgoing(_Stream):
+    event = selectors.EVENT_WRITE
+
+    def __init__(self, connection: socket.socket, said: memoryview) -> None:
+        length = len(said).to_bytes(_LENGTH_BYTES, "big")
+        is_short = len(said) < _SHORT
+        super().__init__(connection, [memoryview(length + bytes(said))] if is_short else [memoryview(length), said])
+
+    def _move(self, part: memoryview) -> int:
+        return self.connection.send(part)
+
+
+class _Incoming(_Stream):
+    event = selectors.EVENT_READ
+
+    def __init__(self, connection: socket.socket, heard: memoryview) -> None:
+        self._length, self._expected = bytearray(_LENGTH_BYTES), len(heard)
+        super().__init__(connection, [memoryview(self._length), heard])
+
+    def _move(self, part: memoryview) -> int:
+        return self.connection.recv_into(part)
+
+    def _check(self) -> None:
+        said = int.from_bytes(self._length, "big")
+        if said != self._expected:
+            raise ConnectionError(f"another rank said {said} bytes where {self._expected} were to be heard")
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C is heard once a message is whole, as it is where C code sends it."""
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed = []
+    signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _ready(streams: list[_Stream], timeout: float) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import threading
 import time
@@ -145,3 +147,41 @@ def test_ranks_listen_where_the_first_one_hears_them(leader: str | None, monkeyp
     if leader is not None:
         monkeypatch.setenv("MASTER_ADDR", leader)
     assert wires._own_address()[1] in ("127.0.0.1", "::1")
+
+
+def test_messages_of_different_lengths_are_refused(pair: list[Wires]) -> None:
+    def gather(rank: int) -> str:
+        with pytest.raises(OSError, match=r".") as caught:
+            gathered(pair[rank], torch.zeros(3 + rank), 2)
+        return str(caught.value)
+
+    assert "another rank said 16 bytes where 12 were to be heard" in in_threads(2, gather)
+
+
+def test_an_interrupt_is_heard_once_the_message_is_whole(pair: list[Wires]) -> None:
+    answers = []
+
+    def other() -> None:
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGINT)  # the main thread waits for this one's message
+        time.sleep(0.1)
+        answers.append(gathered(pair[1], torch.ones(2), 2))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    out = torch.zeros(2, 2)
+    with pytest.raises(KeyboardInterrupt):
+        pair[0].all_gather(torch.zeros(2), out)
+    thread.join()
+    assert out.tolist() == answers[0].tolist() == [[0.0, 0.0], [1.0, 1.0]]
+    assert all(map(torch.equal, *in_threads(2, lambda rank: gathered(pair[rank], torch.full((1,), 5.0), 2))))
+
+
+def test_what_breaks_a_message_off_closes_the_connection(pair: list[Wires], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wires, "_ready", lambda *_: (_ for _ in ()).throw(SystemExit))
+    with pytest.raises(SystemExit):
+        gathered(pair[0], torch.zeros(2), 2)
+    monkeypatch.undo()
+    assert gathered(pair[1], torch.ones(2), 2).tolist() == [[0.0, 0.0], [1.0, 1.0]], "what was said is heard"
+    with pytest.raises(OSError, match=r"closed|reset|Broken"):
+        gathered(pair[1], torch.zeros(2), 2)
