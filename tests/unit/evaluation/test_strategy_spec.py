@@ -31,7 +31,7 @@ def test_values_are_of_the_type_of_the_field() -> None:
 @pytest.mark.parametrize(
     ("text", "devices", "message"),
     [
-        ("magic", 2, "^unknown strategy 'magic'; choose one of serial, cfg, hybrid, published$"),
+        ("magic", 2, "^unknown strategy 'magic'; choose one of serial, cfg, hybrid, published, "),
         ("cfg,cfg", 2, "^strategy 'cfg' is there twice"),
         ("cfg,", 2, "^unknown strategy 'cfg,'"),
         ("hybrid:speed=3", 2, "^hybrid:speed=3: unknown setting of 'hybrid' 'speed'; choose one of fidelity, quality"),
