@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -14,16 +13,11 @@ from ..denoiser.evaluation import Evaluation, RecordedEvaluation, are_close
 from ..denoiser.rows import split_rows
 from ..distributed.comm import Comm
 from ..errors import CommError, ShardError, UsageError
+from .choice import choose_shards, is_large
 from .costs import ShardCosts, measure_shards
 from .displaced import DisplacedGroup
 from .group import ProcessGroup, ShardGroup, ThreadGroup, play
 from .network import ShardedNetwork, shard_network
-
-LEAST_PIXELS = 4096
-"""A latent is cut unasked from so many pixels on, 64 x 64: below, ranks wait for messages more than they compute."""
-
-_GAIN = 0.9
-"""So many ranks are taken to be `shards ** _GAIN` times as fast as one, where their number is chosen."""
 
 T = TypeVar("T")
 
@@ -76,7 +70,7 @@ class RankGroups:
             self._check(evaluation)
         elif choose_shards(self._comm.size, evaluation.rows, self._comm.size) == 1:
             return 1  # however it can be cut: most runs, whose networks get no hooks
-        elif not _is_large(evaluation) or _is_compiled(evaluation):
+        elif not is_large(evaluation.sample) or _is_compiled(evaluation):
             return 1
         return choose_shards(self._comm.size, evaluation.rows, self._most_parts(evaluation), self._wanted)
 
@@ -276,28 +270,5 @@ class RankGroups:
             raise UsageError(f"{name} is compiled, so it cannot be cut; use shards=1, or do without torch.compile")
 
 
-def _is_large(evaluation: Evaluation) -> bool:
-    sample = evaluation.sample
-    packed = 4 if sample.ndim == 3 else 1  # tokens of 2 x 2 pixels
-    channels = sample.shape[-1] if sample.ndim == 3 else sample.shape[1]
-    return sample.numel() // (sample.shape[0] * channels) * packed >= LEAST_PIXELS
-
-
 def _is_compiled(evaluation: Evaluation) -> bool:
     return any(is_compiled(call.network, call.forward) for call in evaluation.calls)
-
-
-def choose_shards(ranks: int, rows: int, most: int, wanted: int | None = None) -> int:
-    """How many ranks should share rows so that the slowest group is done earliest: images first, then branches.
-
-    Args:
-        ranks: Number of ranks.
-        rows: Rows of the evaluation.
-        most: Shards that there can be.
-        wanted: As many as were asked for; more only where groups of so many would have nothing to do.
-    """
-    least = wanted or 1
-    if wanted is not None and ranks // wanted <= rows:
-        return wanted
-    possible = [shards for shards in range(least, min(ranks, most) + 1, least) if ranks % shards == 0]
-    return min(possible, key=lambda shards: (math.ceil(rows / (ranks // shards)) / shards**_GAIN, shards))

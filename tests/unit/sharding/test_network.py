@@ -11,8 +11,8 @@ from diffusers.models.attention_processor import AttnProcessor
 
 from hybridiff import UsageError
 from hybridiff.sharding.attention import _WholeAttention
+from hybridiff.sharding.choice import choose_shards
 from hybridiff.sharding.network import RowShards, ShardedNetwork, TokenShards, shard_network
-from hybridiff.sharding.ranks import choose_shards
 from support.networks import NETWORKS, evaluation_of
 from support.pipelines import denoiser_of
 from support.shards import Arguments, recorded, shared, whole

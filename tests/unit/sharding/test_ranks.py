@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hybridiff import ParallelConfig, UsageError, parallelize
-from hybridiff.sharding import ranks
+from hybridiff.sharding import choice, ranks
 from support.oracles import relative_difference
 from zoo import ZOO, run
 
@@ -23,7 +23,7 @@ def share(**config: Any) -> tuple[torch.Tensor, Any]:
 
 
 def test_an_unknown_pipeline_is_shared_once_its_parts_have_proved_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "LEAST_PIXELS", 1)
+    monkeypatch.setattr(choice, "LEAST_PIXELS", 1)
     result, report = share()
     assert report.partition.shards == 2
     assert report.notes == []
@@ -31,7 +31,7 @@ def test_an_unknown_pipeline_is_shared_once_its_parts_have_proved_right(monkeypa
 
 
 def test_ranks_with_a_row_each_leave_the_network_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "LEAST_PIXELS", 1)
+    monkeypatch.setattr(choice, "LEAST_PIXELS", 1)
     pipe = ZOO[NAME].build()
     with parallelize(pipe, ParallelConfig(devices=2, simulate=True)) as parallel:
         run(ZOO[NAME], parallel)
@@ -46,7 +46,7 @@ def test_small_images_are_not_cut_unasked() -> None:
 
 
 def test_parts_that_differ_from_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranks, "LEAST_PIXELS", 1)
+    monkeypatch.setattr(choice, "LEAST_PIXELS", 1)
     monkeypatch.setattr(ranks, "are_close", lambda *_: False)
     result, report = share()
     assert report.partition.shards == 1
