@@ -33,6 +33,9 @@ def rival(strategy: str, **settings: Any) -> dict[str, Any]:
         ("sdxl inpaint", 2, rival("parastep", warm_up=2), {}),
         ("sd3", 2, rival("cached_cfg", threshold=0.3), {}),
         ("sd15", 2, rival("cached_cfg", cache="taylorseer"), {}),
+        ("sdxl two levels", 2, rival("sequence"), {}),
+        ("sd3", 4, rival("distrifusion", warm_up=2), {}),
+        ("sdxl two levels", 2, rival("distrifusion", warm_up=2), {}),
     ],
 )
 def test_ranks_equal_their_simulation(name: str, ranks: int, config: dict[str, Any], changes: dict[str, Any]) -> None:
