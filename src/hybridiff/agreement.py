@@ -41,7 +41,8 @@ class Setup:
         adapter: What is known of its denoiser's family.
         networks: The denoiser, or all that the pipeline goes over to within a generation.
         is_known: How the pipeline does guidance is known (`is_known`).
-        config: What the user asked for.
+        strategy: The name of the one that the user asked for.
+        config: What the user asked for, as that strategy has adapted it.
         settings: What holds for the model.
         comm: The ranks.
         staged: The denoiser, ready to be split, for strategies that do so.
@@ -54,6 +55,7 @@ class Setup:
     adapter: DenoiserAdapter
     networks: tuple[Any, ...]
     is_known: bool
+    strategy: str
     config: ParallelConfig
     settings: ModelSettings
     comm: Comm
@@ -71,15 +73,17 @@ def agree_on_setup(pipe: Any, config: ParallelConfig, comm: Comm) -> Setup:
         RankError: a rank did not answer.
     """
     description: dict[str, str] | Exception
+    name = config.strategy
     try:
         _check_size(config, comm)
         check_ranks(config, comm.size)
-        find_strategy(config.strategy).check_ranks(config, comm.size)
+        find_strategy(name).check_ranks(config, comm.size)
         adapter, networks = find_denoisers(pipe)
         _check_pipeline(pipe)
         settings = ModelSettings.find(pipe, adapter, config.calibration)
-        description = {name: repr(value) for name, value in config.to_dict().items()}
+        description = {field: repr(value) for field, value in config.to_dict().items()}
         description["settings of the model"] = settings.describe()
+        config = find_strategy(name).adapt(config, comm.size)
         staged = _staged(pipe, adapter, networks[0], config, settings)
         if settings.may_promise(config):
             settings = replace(settings, decoder_gain=decoder_gain(pipe))
@@ -94,7 +98,7 @@ def agree_on_setup(pipe: Any, config: ParallelConfig, comm: Comm) -> Setup:
     shares_pictures, drops = config.strategy != "serial" and config.shards != 1, not returns_output(config, comm)
     vae, encoders = SharedVae(pipe, comm, groups, shares_pictures, drops), SharedEncoders.agree(pipe, comm)
     return Setup(
-        pipe, adapter, networks, is_known(pipe, adapter), config, settings, comm, staged, groups, vae, encoders
+        pipe, adapter, networks, is_known(pipe, adapter), name, config, settings, comm, staged, groups, vae, encoders
     )
 
 

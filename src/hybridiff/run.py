@@ -129,7 +129,7 @@ class Run:
         self._channel.finish()
         if self._steps and self._learner.has_more_calls(self._steps[-1]):
             self._notes = late_notes(self._steps[-1].calls, self._steps)  # in the last step of all
-        report = RunReport(strategy=self._setup.config.strategy, devices=self._setup.comm.size)
+        report = RunReport(strategy=self._setup.strategy, devices=self._setup.comm.size)
         now = time.perf_counter()
         report.seconds = now - self._started
         if self._steps:

@@ -33,6 +33,11 @@ def rival(strategy: str, **settings: Any) -> dict[str, Any]:
         ("sdxl inpaint", 2, rival("parastep", warm_up=2), {}),
         ("sd3", 2, rival("cached_cfg", threshold=0.3), {}),
         ("sd15", 2, rival("cached_cfg", cache="taylorseer"), {}),
+        ("sdxl two levels", 2, rival("sequence"), {}),
+        ("sd3", 4, rival("distrifusion", warm_up=2), {}),
+        ("sdxl two levels", 2, rival("distrifusion", warm_up=2), {}),
+        ("sd3", 2, rival("pipefusion"), {}),
+        ("sd3.5", 4, rival("pipefusion", patches=6, warm_up=2), {"num_images_per_prompt": 2}),
     ],
 )
 def test_ranks_equal_their_simulation(name: str, ranks: int, config: dict[str, Any], changes: dict[str, Any]) -> None:
@@ -76,6 +81,8 @@ def assert_same(generated: Generated, simulated: Generated) -> None:
         pytest.param(rival("asyncdiff"), 2, 0, "callback", 9, "parallel, step 9", id="at the end"),
         pytest.param(rival("parastep"), 2, 1, "embedding", 7, "parallel, step 7", id="in a step ahead"),
         pytest.param(rival("parastep"), 3, 0, "callback", 5, "parallel, step 5", id="within a cycle"),
+        pytest.param(rival("pipefusion"), 3, 1, "embedding", 4, "parallel, step 4", id="in a patch"),
+        pytest.param(rival("pipefusion"), 2, 1, "outer", 9, "parallel, step 9", id="in the last stage of a patch"),
     ],
 )
 def test_a_rank_that_fails_is_heard_by_all(

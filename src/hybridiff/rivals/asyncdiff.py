@@ -13,7 +13,6 @@ import torch
 
 from ..config import ParallelConfig
 from ..denoiser.evaluation import Evaluation
-from ..denoiser.rows import branch_rows
 from ..denoiser.split import choose_balanced, make_split
 from ..errors import UsageError
 from ..numerics.guidance import discrepancy
@@ -26,6 +25,7 @@ from ..strategies.steps.full import FullStep
 from ..strategies.switching import SwitchingStrategy
 from ..utils.names import require_known
 from .chain import ChainedDenoiser, Cut, Outputs, at_timestep
+from .costs import layer_costs
 from .plan import PlannedPolicy, plan_groups
 from .replicated import ReplicatingEvaluator
 from .timesteps import Timesteps
@@ -94,11 +94,7 @@ class AsyncDiffStrategy(SwitchingStrategy):
         staged, call, channel = self.context.staged, first.calls[0], self.channel
         assert staged is not None
         layers, skips = staged.layers, call.adapter.skips(call.network)
-        if self._stages > len(layers):
-            raise UsageError(f"a network of {len(layers)} layers has no {self._stages} stages; use fewer ranks")
-        shape = first.sample.shape
-        measured = staged.costs.get(shape) or staged.cost(first, branch_rows(first, first.branches - 1))
-        staged.costs[shape] = cost = channel.consensus(measured, "agree on the stages")[0]
+        cost = layer_costs(self.context, first, self._stages)
         if (self._settings.cut or ("nested" if skips and self._stages == 2 else "chain")) == "nested":
             point = choose_balanced([make_split(point, layers, cost) for point in staged.split_points]).point
             cut = Cut.nested(len(layers), point.entry, point.exit, skips)

@@ -97,7 +97,7 @@ class ChainMessages(Messages):
         given: dict[int, Outputs] = {rank: {} for rank in self._channel.comm.local_ranks}
         for transfer in self._transfers:
             if transfer.target in given:
-                given[transfer.target] |= _unpack(self._incoming[transfer.source, transfer.target], transfer.shapes)
+                given[transfer.target] |= unpack(self._incoming[transfer.source, transfer.target], transfer.shapes)
         return given
 
     def end(self, predictions: Mapping[int, torch.Tensor]) -> None:
@@ -110,13 +110,16 @@ class ChainMessages(Messages):
         return self._health.read_status(scalars)
 
     def take_part(self) -> bool:
-        rest: list[Callable[[], object]] = [partial(self._broadcast, number, {}) for number in range(self._answers())]
-        if self._is_exchanging():
-            rest += [partial(self._swap, number, {}) for number in range(len(self._rounds))]
-        rest.append(partial(self.end, {}))
-        for send in rest[self._sent :]:
+        for send in self._in_order()[self._sent :]:
             send()
         return True
+
+    def _in_order(self) -> list[Callable[[], object]]:
+        """The messages of the step, with nothing in them."""
+        order: list[Callable[[], object]] = [partial(self._broadcast, number, {}) for number in range(self._answers())]
+        if self._is_exchanging():
+            order += [partial(self._swap, number, {}) for number in range(len(self._rounds))]
+        return [*order, partial(self.end, {})]
 
     def _broadcast(self, number: int, predictions: Mapping[int, torch.Tensor]) -> None:
         channel, source, buffers = self._channel, self._sources[number], self._predictions[number]
@@ -167,7 +170,8 @@ def pair_up(pairs: Sequence[tuple[int, int]]) -> list[dict[int, int]]:
     return rounds
 
 
-def _unpack(flat: torch.Tensor, shapes: Mapping[int, Sequence[torch.Size]]) -> dict[int, Boundary]:
+def unpack(flat: torch.Tensor, shapes: Mapping[int, Sequence[torch.Size]]) -> dict[int, Boundary]:
+    """Tensors of these shapes that lie one after the other (`fill`), as views."""
     given: dict[int, Boundary] = {}
     start = 0
     for layer, own in shapes.items():

@@ -96,6 +96,11 @@ class Strategy(ABC):
         """Whether the network may have to be split."""
         return False
 
+    @classmethod
+    def adapt(cls, config: ParallelConfig, ranks: int) -> ParallelConfig:
+        """What is done where the user asked for this strategy: another one, where this one is a preset of it."""
+        return config
+
     @classmethod  # noqa: B027 - `config.check_ranks` knows what is built in
     def check_ranks(cls, config: ParallelConfig, ranks: int) -> None:
         """Refuse settings of its own, and numbers of ranks, that it cannot use; raises UsageError."""
