@@ -1,0 +1,43 @@
+"""Seconds of a table's methods on CPU ranks, each pinned to a core, in turns: as `hybridiff bench` measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from hybridiff.evaluation.comparison import Comparison
+from hybridiff.evaluation.contenders import SERIAL, Contender
+from hybridiff.evaluation.measuring import EngineSet
+from hybridiff.evaluation.strategy_spec import parse_strategy
+from hybridiff.evaluation.workload import Workload
+from hybridiff.utils.prompts import Prompt
+
+from .rows import Row
+
+TIMED = ("seconds", "speedup_whole", "denoising_seconds", "speedup", "ideal_speedup", "rho")
+"""What is kept of a row of `Comparison.measure`."""
+
+
+def measure_seconds(
+    workload: Workload,
+    rows: Sequence[Row],
+    prompts: Sequence[Prompt],
+    repeats: int,
+    on_turn: Callable[[str, int], None] = lambda name, repeat: None,
+) -> dict[str, dict[str, float]]:
+    """What each setting takes beside serial on one device, by setting: `TIMED`, ready for JSON.
+
+    Args:
+        workload: The model and how it is called.
+        rows: Of this model, one image at once.
+        prompts: With seeds.
+        repeats: Timed generations of each prompt.
+        on_turn: See `Comparison.measure`.
+    """
+    named = [Contender(row.setting, row.devices, parse_strategy(row.setting, row.devices)) for row in rows]
+    contenders = [SERIAL, *(one for one in named if one.config != SERIAL.config)]
+    ways = {one.name: (one.devices, one.config) for one in contenders}
+    comparison = Comparison(contenders, prompts, workload.call, repeats, has_fidelity=False)
+    with EngineSet[str](workload.model, ways, device="cpu") as engines:
+        measured: list[dict[str, Any]] = comparison.measure(engines, on_turn)
+    return {row["strategy"]: {name: round(row[name], 4) for name in TIMED} for row in measured}
