@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -13,6 +14,8 @@ from .methods import PARALLEL_STEPS, methods_of
 from .reported import MODELS, REPORTED, Reported
 from .rows import Row, find_best
 from .said import HEAD, NOT_COMPARABLE, TITLES
+
+LINE = 120
 
 Timed = Mapping[str, Mapping[str, Mapping[str, float]]]
 """By model and setting, see `timing.measure_seconds`."""
@@ -33,11 +36,12 @@ def format_page(content: Mapping[str, Any]) -> str:
         f"# {title}",
         shows,
         f"    {command}",
-        HEAD.format(captions=limit, steps=steps),
+        _wrap(HEAD.format(captions=limit, steps=steps)),
         *(part for model, lines in format_tables(content).items() for part in (f"## {_title(model)}", lines)),
-        *_timing(content),
-        *_left_out(content),
-        "What cannot be compared:\n\n" + "\n".join(f"- {sentence}" for sentence in NOT_COMPARABLE[table]),
+        *map(_wrap, _timing(content)),
+        *map(_wrap, _left_out(content)),
+        "What cannot be compared:",
+        "\n".join(_wrap(f"- {sentence}", indent="  ") for sentence in NOT_COMPARABLE[table]),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -176,6 +180,10 @@ def _left_out(content: Mapping[str, Any]) -> Iterable[str]:
 
 def _reported(row: Row) -> Reported:
     return REPORTED[row.model].get((row.method, row.devices), Reported())
+
+
+def _wrap(text: str, indent: str = "") -> str:
+    return textwrap.fill(text, LINE, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def _of_paper(row: Row, attribute: str, form: str) -> str:
