@@ -75,13 +75,13 @@ NOT_COMPARABLE = {
     ),
     4: (
         *_EVERYWHERE,
-        "The paper's ablation is of SDXL, and tells fidelity by FID, which PSNR cannot be set beside. Its speed-ups for "
-        "k = 5, 10 and 20 lie above the method's limits with two equal stages (2.11x, 2.22x, 2.50x; 2.86x for 30), though "
-        "partitioning alone has 1.78x there: something in its times is unexplained.",
+        "The paper's ablation is of SDXL, and tells fidelity by FID, which PSNR cannot be set beside. Its speed-ups "
+        "for k = 5, 10 and 20 lie above the method's limits with two equal stages (2.11x, 2.22x, 2.50x; 2.86x for 30), "
+        "though partitioning alone has 1.78x there: something in its times is unexplained.",
         "For k above 5, tau1 is capped so that k steps fit: 50 - 1 - k. Where the slope rule fires earlier, that "
         "changes nothing.",
-        "Ours, as fast: guided switching at the least tolerance, of those tried, whose ideal speed-up is no lower; it may "
-        "be faster than it has to be.",
+        "Ours, as fast: guided switching at the least tolerance, of those tried, whose ideal speed-up is no lower; it "
+        "may be faster than it has to be.",
     ),
 }
 """By table."""
