@@ -153,12 +153,18 @@ def _timing(content: Mapping[str, Any]) -> Iterable[str]:
     """What is to be known of measured times."""
     if content["timed"]:
         machine = ", ".join(f"{name} {value}" for name, value in content["machine"].items())
-        rhos = ", ".join(f"{next(iter(found.values()))['rho']:.2f} of {m}" for m, found in content["timed"].items())
+        rhos = ", ".join(f"{_range(found)} of {model}" for model, found in content["timed"].items())
         yield (
             f"*Seconds* and *speed-up*: of the whole call, on CPU ranks of one pinned core each while all cores work, "
             f"medians of {content['repeats']} repeats; rho, a step with both branches over one with a single branch, "
             f"is {rhos}. {machine}."
         )
+
+
+def _range(found: Mapping[str, Mapping[str, float]]) -> str:
+    """Least and greatest rho: engines of serial are opened anew for every few methods."""
+    rhos = [f"{one['rho']:.2f}" for one in found.values()]
+    return " to ".join(sorted({min(rhos), max(rhos)}))
 
 
 def _left_out(content: Mapping[str, Any]) -> Iterable[str]:

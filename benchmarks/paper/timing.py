@@ -17,6 +17,9 @@ from .rows import Row
 TIMED = ("seconds", "speedup_whole", "denoising_seconds", "speedup", "ideal_speedup", "rho")
 """What is kept of a row of `Comparison.measure`."""
 
+AT_ONCE = 4
+"""Methods whose engines are open together with that of serial: the model is once in the memory of each rank."""
+
 
 def measure_seconds(
     workload: Workload,
@@ -25,7 +28,7 @@ def measure_seconds(
     repeats: int,
     on_turn: Callable[[str, int], None] = lambda name, repeat: None,
 ) -> dict[str, dict[str, float]]:
-    """What each setting takes beside serial on one device, by setting: `TIMED`, ready for JSON.
+    """What each setting takes beside serial in the same turns, by setting: `TIMED`, ready for JSON.
 
     Args:
         workload: The model and how it is called.
@@ -35,9 +38,12 @@ def measure_seconds(
         on_turn: See `Comparison.measure`.
     """
     named = [Contender(row.setting, row.devices, parse_strategy(row.setting, row.devices)) for row in rows]
-    contenders = [SERIAL, *(one for one in named if one.config != SERIAL.config)]
-    ways = {one.name: (one.devices, one.config) for one in contenders}
-    comparison = Comparison(contenders, prompts, workload.call, repeats, has_fidelity=False)
-    with EngineSet[str](workload.model, ways, device="cpu") as engines:
-        measured: list[dict[str, Any]] = comparison.measure(engines, on_turn)
-    return {row["strategy"]: {name: round(row[name], 4) for name in TIMED} for row in measured}
+    others = [one for one in named if one.config != SERIAL.config]
+    measured: dict[str, dict[str, Any]] = {}
+    for start in range(0, len(others), AT_ONCE):
+        contenders = [SERIAL, *others[start : start + AT_ONCE]]
+        ways = {one.name: (one.devices, one.config) for one in contenders}
+        comparison = Comparison(contenders, prompts, workload.call, repeats, has_fidelity=False)
+        with EngineSet[str](workload.model, ways, device="cpu") as engines:
+            measured = {row["strategy"]: row for row in comparison.measure(engines, on_turn)} | measured
+    return {setting: {name: round(row[name], 4) for name in TIMED} for setting, row in measured.items()}
