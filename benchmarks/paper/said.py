@@ -55,6 +55,8 @@ NOT_COMPARABLE = {
         "warm-up after the first. Sequence parallel is exact in its own way (keys and values gathered, rows of a "
         "U-Net exchanged), in place of xDiT's ring; the paper has no such row for SDXL, none of ParaStep there, and "
         "none of DistriFusion for SD3.",
+        "Ours is at other speeds here than most; at 2.1x to 2.8x it is in [paper-4.md](paper-4.md), at many more in "
+        "[fidelity.md](fidelity.md).",
         "diffusers' caches, partitioned: the paper has none. Their ideal counts the multiplications that the busier "
         "branch really did (`benchmarks/cached_pipeline.py`), not what their hooks cost.",
         "The paper's 2.31x lies above the limit of its method (2.11x with two equal stages and k = 5), and its "
