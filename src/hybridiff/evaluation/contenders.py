@@ -8,7 +8,7 @@ from ..config import ParallelConfig, quality_value
 from ..errors import UsageError
 from .strategy_spec import check_config, parse_strategies
 
-EXACT = ("serial", "cfg")
+EXACT = ("serial", "cfg", "sequence")
 """Strategies that save no work; of the others what they save is told apart by a run on one device."""
 
 
@@ -35,6 +35,8 @@ class Contender:
     def is_exact(self) -> bool:
         """Whether every evaluation is made at every step."""
         config = self.config
+        if config.displaced:
+            return False
         return config.strategy in EXACT or (config.quality is not None and quality_value(config.quality) == 1.0)
 
 
