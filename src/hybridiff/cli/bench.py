@@ -33,7 +33,7 @@ JSON = "the rows (default: bench.json in the output folder)"
 class Bench(CallOptions):
     """Compare strategies side by side: speed, what it costs, and fidelity.
 
-    All take turns on the same prompts and seeds. What approximates is also run on one device.
+    All take turns on the same prompts and seeds. What saves work is also run on one device.
     """
 
     strategies: Annotated[str, flag(HOW_OFTEN, STRATEGIES, "A,B")] = "serial,cfg,hybrid,published"

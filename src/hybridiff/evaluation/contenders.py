@@ -6,10 +6,8 @@ from dataclasses import dataclass, replace
 
 from ..config import ParallelConfig, quality_value
 from ..errors import UsageError
+from ..strategies.offered import find_strategy
 from .strategy_spec import check_config, parse_strategies
-
-EXACT = ("serial", "cfg", "sequence")
-"""Strategies that save no work; of the others what they save is told apart by a run on one device."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +31,8 @@ class Contender:
 
     @property
     def is_exact(self) -> bool:
-        """Whether every evaluation is made at every step."""
-        config = self.config
-        if config.displaced:
-            return False
-        return config.strategy in EXACT or (config.quality is not None and quality_value(config.quality) == 1.0)
+        """Whether it makes every evaluation at every step though its strategy need not."""
+        return self.config.quality is not None and quality_value(self.config.quality) == 1.0
 
 
 SERIAL = Contender("serial", 1, ParallelConfig("serial", 1))
@@ -74,4 +69,5 @@ def _on_one_device(contender: Contender) -> Contender | None:
         check_config(alone.config, 1)
     except UsageError:
         return None
-    return None if contender.is_exact else alone
+    saves_work = find_strategy(contender.config.strategy).saves_work and not contender.is_exact
+    return alone if saves_work else None

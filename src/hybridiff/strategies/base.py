@@ -86,6 +86,7 @@ class Strategy(ABC):
 
     name: ClassVar[str]
     shares_rows: ClassVar[bool] = True  # in full steps each rank has rows of its own
+    saves_work: ClassVar[bool] = False  # it leaves evaluations out, or parts of them, whatever the number of ranks
 
     def __init__(self, context: RunContext, first: Evaluation) -> None:
         self.context = context

@@ -25,6 +25,7 @@ class HybridStrategy(SwitchingStrategy):
     """Cached or reuse steps between full ones, as a plan has it that is made at the first step."""
 
     name = "hybrid"
+    saves_work = True
 
     def __init__(self, context: RunContext, first: Evaluation) -> None:
         super().__init__(context, first)

@@ -16,13 +16,12 @@ def test_serial_comes_first_and_what_approximates_runs_on_one_device_too() -> No
     assert names("cfg,hybrid,published") == ["serial on 1", "cfg on 2", "hybrid on 2", "hybrid on 1", "published on 2"]
     assert names("serial,cfg") == ["serial on 1", "cfg on 2"]
     assert names("hybrid:quality=exact") == ["serial on 1", "hybrid:quality=exact on 2"]
-    assert names("cfg:shards=2,sequence,asyncdiff")[1:] == [
-        "cfg:shards=2 on 2",
-        "sequence on 2",
+    assert names("cached_cfg,asyncdiff,sequence")[1:] == [
+        "cached_cfg on 2",
+        "cached_cfg on 1",
         "asyncdiff on 2",
-        "asyncdiff on 1",
+        "sequence on 2",
     ]
-    assert not parse_contenders("cfg:shards=2:displaced=true", 2)[1].is_exact
     assert parse_contenders("serial", 1) == [SERIAL]
 
 

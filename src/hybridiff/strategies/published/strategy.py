@@ -26,6 +26,7 @@ class PublishedStrategy(SwitchingStrategy):
     """Full steps, and from tau1 to tau2 pipelined ones."""
 
     name = "published"
+    saves_work = True
 
     def __init__(self, context: RunContext, first: Evaluation) -> None:
         self._refusal = second_order_note(context.pipe.scheduler)
