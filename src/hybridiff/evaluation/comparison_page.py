@@ -44,9 +44,8 @@ def format_page(content: Row, charts: Sequence[str]) -> str:
     """
     run, machine = content["run"], content["machine"]
     facts = ", ".join(f"{name} {value}" for name, value in machine.items())
-    head = (
-        f"# {run['model']}, {run['num_inference_steps']} steps, {len(run['prompts'])} prompts, {run['repeats']} repeats"
-    )
+    prompts = f"{len(run['prompts'])} prompt{'s' * (len(run['prompts']) != 1)}"
+    head = f"# {run['model']}, {run['num_inference_steps']} steps, {prompts}, {run['repeats']} repeats"
     parts = [head, f"    {content['command']}", f"{facts}.", _HEAD, *(f"![{name}]({name})" for name in charts)]
     for rows in _by_resolution(content["rows"]):
         parts += [_title(rows), markdown_table(_times(rows)), markdown_table(_costs(rows))]
