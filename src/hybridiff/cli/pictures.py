@@ -13,6 +13,7 @@ from ..errors import UsageError
 from ..models import tiny
 from ..models.controlnets import controlled_class
 from ..models.folder import ModelFolder
+from ..utils.images import read_image
 from .target import parameters
 
 _FROM_IMAGES = ("ImageToVideo", "Img2Img", "Inpaint")
@@ -88,13 +89,5 @@ def _check_sizes(image: Any, mask: Any) -> None:
 
 def _read(paths: str | Sequence[str]) -> Any:
     several = [paths] if isinstance(paths, str) else list(paths)
-    images = [_open(Path(path).expanduser()) for path in several]
+    images = [read_image(Path(path).expanduser()) for path in several]
     return images[0] if len(images) == 1 else images
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except OSError as error:
-        raise UsageError(f"cannot read the image {path}: {error.strerror or 'not an image'}") from error

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from ..errors import UsageError
+from ..utils.images import read_image
 from .gallery import Gallery, PictureRecord
 from .inception import frechet_distance
 from .measures import TO_REFERENCE, Measure, Measures
@@ -120,7 +121,7 @@ class _Scorer:
         """Set against set."""
         measures, truth = self._measures, None
         if self._reference:
-            truth = self._features("ground truth", map(_open, self._reference))
+            truth = self._features("ground truth", map(read_image, self._reference))
         else:
             measures.skipped[TO_REFERENCE] = "there is no ground truth: give --reference FOLDER"
         serial = self._features(SERIAL, self._pictures(SERIAL))
@@ -151,11 +152,3 @@ class _Scorer:
     def _tell(self, what: str) -> None:
         self._done += 1
         self._on_progress(f"measuring {what}", self._done, self._total)
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except OSError as error:
-        raise UsageError(f"cannot read the image {path}: {error.strerror or 'not an image'}") from error

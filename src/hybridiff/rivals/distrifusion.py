@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from ..config import ParallelConfig
 from ..strategies.offered import make_settings
-from .sequence import SequenceSettings, SequenceStrategy, check_split, shards_of
+from .sequence import SequenceSettings, SequenceStrategy, shards_of
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,7 @@ class DistriFusionStrategy(SequenceStrategy):
     """Ranks share evaluations as those of `sequence` do, and wait for nobody after the warm-up."""
 
     name = "distrifusion"
-
-    @classmethod
-    def check_ranks(cls, config: ParallelConfig, ranks: int) -> None:
-        make_settings(DistriFusionSettings, config.settings)
-        check_split(config, ranks)
+    settings = DistriFusionSettings
 
     @classmethod
     def adapt(cls, config: ParallelConfig, ranks: int) -> ParallelConfig:

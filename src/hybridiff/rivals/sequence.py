@@ -7,6 +7,7 @@ arXiv 2309.14509), whichever is cheaper; there is no ring (arXiv 2310.01889). Te
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from ..config import BRANCHES, ParallelConfig
 from ..errors import UsageError
@@ -28,11 +29,12 @@ class SequenceStrategy(CfgStrategy):
     """All ranks share the evaluation of both branches, or half of them that of each."""
 
     name = "sequence"
+    settings: ClassVar[type[SequenceSettings]] = SequenceSettings
 
     @classmethod
     def check_ranks(cls, config: ParallelConfig, ranks: int) -> None:
-        make_settings(SequenceSettings, config.settings)
-        check_split(config, ranks)
+        make_settings(cls.settings, config.settings)
+        _check_split(config, ranks)
 
     @classmethod
     def adapt(cls, config: ParallelConfig, ranks: int) -> ParallelConfig:
@@ -47,7 +49,7 @@ def shards_of(config: ParallelConfig, ranks: int) -> int:
     return ranks // BRANCHES if splits and ranks > 1 else ranks
 
 
-def check_split(config: ParallelConfig, ranks: int) -> None:
+def _check_split(config: ParallelConfig, ranks: int) -> None:
     """Refuse numbers of ranks that cannot be halved, and shards of the user's own; raises UsageError."""
     if config.shards is not None:
         raise UsageError(
