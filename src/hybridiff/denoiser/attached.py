@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -87,3 +88,29 @@ class AttachedHook:
         self._module.forward = outermost
         if self._is_in_accelerate:
             self._module._old_forward = self._reference.original_forward
+
+
+class AttachedHooks:
+    """Hooks on several modules, all of them or none, and the way back.
+
+    Args:
+        hooks: Modules, hooks and names, see `AttachedHook`; none to begin with unless given.
+    """
+
+    def __init__(self, hooks: Iterable[tuple[torch.nn.Module, ModelHook, str]] = ()) -> None:
+        self._attached: list[AttachedHook] = []
+        try:
+            for module, hook, name in hooks:
+                self._attached.append(AttachedHook(module, hook, name))
+        except BaseException:
+            self.remove()
+            raise
+
+    def __bool__(self) -> bool:
+        return bool(self._attached)
+
+    def remove(self) -> None:
+        """Restore the modules; nothing is left behind."""
+        for attached in reversed(self._attached):
+            attached.remove()
+        self._attached = []

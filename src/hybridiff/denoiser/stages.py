@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from .adapters import DenoiserAdapter
-from .attached import AttachedHook
+from .attached import AttachedHooks
 from .blocks import OUTER, BlockHook, Boundary, StageDone, StageState
 from .evaluation import Evaluation
 from .layers import Layer, NetworkCost, measure_layers
@@ -41,7 +41,7 @@ class StagedDenoiser:
         self._keeps_residual = adapter.keeps_residual
         self._network = network
         self._state = StageState()
-        self._attached: list[AttachedHook] = []
+        self._attached = AttachedHooks()
 
     def measure(self, evaluation: Evaluation, rows: slice | None = None) -> list[Split]:
         """Measure every layer in a few evaluations, and split at every legal point by that.
@@ -67,17 +67,16 @@ class StagedDenoiser:
         self.remove()
         self.split, self.made_for = split, made_for
         try:
-            for name, hook in self._hooks(split):
-                self._attached.append(AttachedHook(self._network.get_submodule(name), hook, _HOOK_NAME))
+            self._attached = AttachedHooks(
+                (self._network.get_submodule(name), hook, _HOOK_NAME) for name, hook in self._hooks(split)
+            )
         except BaseException:
             self.remove()
             raise
 
     def remove(self) -> None:
         """Remove every hook; nothing is left behind."""
-        for hook in reversed(self._attached):
-            hook.remove()
-        self._attached = []
+        self._attached.remove()
         self.split = self.made_for = None
         self._state = StageState()
 

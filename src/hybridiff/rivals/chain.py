@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from diffusers.hooks import ModelHook
 
-from ..denoiser.attached import AttachedHook
+from ..denoiser.attached import AttachedHooks
 from ..denoiser.blocks import Boundary, StageDone, copies, map_tensors, replace_tensors
 from ..denoiser.evaluation import Evaluation
 from ..denoiser.layers import Layer, NetworkCost
@@ -154,20 +154,14 @@ class ChainedDenoiser:
     def __init__(self, network: torch.nn.Module, layers: Sequence[Layer], cut: Cut) -> None:
         self.cut = cut
         self._state = _State(cut, frozenset(layer for stage in range(cut.stages) for layer in cut.needs(stage)))
-        self._attached: list[AttachedHook] = []
-        try:
-            for index, layer in enumerate(layers):
-                hook = _LayerHook(self._state, index)
-                self._attached.append(AttachedHook(network.get_submodule(layer.name), hook, "hybridiff_chain"))
-        except BaseException:
-            self.remove()
-            raise
+        self._attached = AttachedHooks(
+            (network.get_submodule(layer.name), _LayerHook(self._state, index), "hybridiff_chain")
+            for index, layer in enumerate(layers)
+        )
 
     def remove(self) -> None:
         """Remove every hook; nothing is left behind."""
-        for hook in reversed(self._attached):
-            hook.remove()
-        self._attached = []
+        self._attached.remove()
 
     def run_whole(self, evaluation: Evaluation) -> tuple[torch.Tensor, Outputs]:
         """All stages: the prediction, (rows, ...), and all outputs that some stage takes in from another one."""

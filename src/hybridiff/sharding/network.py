@@ -13,7 +13,7 @@ from diffusers.models.downsampling import Downsample2D, KDownsample2D
 from diffusers.models.upsampling import KUpsample2D
 from torch import nn
 
-from ..denoiser.attached import AttachedHook
+from ..denoiser.attached import AttachedHooks
 from ..denoiser.signature import signature_of
 from .attention import ATTENTIONS, AttentionHook
 from .group import ShardGroup
@@ -36,11 +36,11 @@ class ShardedNetwork(ABC):
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
-        self._attached = [
-            AttachedHook(module, hook, f"{_HOOK_NAME} {type(hook).__name__}")
+        self._attached = AttachedHooks(
+            (module, hook, f"{_HOOK_NAME} {type(hook).__name__}")
             for module, hook in self._hooks()
             if module is not network
-        ]
+        )
 
     @abstractmethod
     def most_parts(self, arguments: Mapping[str, Any]) -> int:
@@ -73,9 +73,7 @@ class ShardedNetwork(ABC):
 
     def remove(self) -> None:
         """Restore the network."""
-        for attached in reversed(self._attached):
-            attached.remove()
-        self._attached = []
+        self._attached.remove()
 
     @abstractmethod
     def _hooks(self) -> Iterator[tuple[nn.Module, ModelHook]]:

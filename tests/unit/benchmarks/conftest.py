@@ -1,8 +1,0 @@
-"""The benchmarks lie beside the package, at the root of the repository."""
-
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[3]))
