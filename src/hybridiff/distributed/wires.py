@@ -15,10 +15,12 @@ import socket
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+
+from .boards import PAGE, Boards, Tell
 
 _POLLED = 1e-4
 """Seconds for which a rank asks again and again before it sleeps: a core that sleeps takes as long to wake."""
@@ -28,23 +30,23 @@ _LONGEST_CONNECT = 10.0
 
 _TOKEN_BYTES, _RANK_BYTES, _LENGTH_BYTES = 16, 4, 8
 _SHORT = 2**14
-"""Bytes of a message that goes out together with its length."""
+"""Bytes of a message that goes out together with its length; longer ones are put on boards where there are any."""
 
-Tell = Callable[[Any], list[Any]]
-"""Hands all ranks one object of each (`Comm.all_gather_object`)."""
+_ON_BOARD = memoryview(b"")
 
 
 class Wires:
-    """A TCP connection to each other rank of a group.
+    """A TCP connection to each other rank of a group, over which long messages within one machine are announced only.
 
     Args:
         sockets: By rank of the other.
+        boards: Where ranks of one machine put long messages; None where they are on several.
         rank: This one.
         timeout: Deadline of every message in seconds.
     """
 
-    def __init__(self, sockets: Mapping[int, socket.socket], rank: int, timeout: float) -> None:
-        self._sockets, self._rank, self._timeout = dict(sockets), rank, timeout
+    def __init__(self, sockets: Mapping[int, socket.socket], boards: Boards | None, rank: int, timeout: float) -> None:
+        self._sockets, self._boards, self._rank, self._timeout = dict(sockets), boards, rank, timeout
         for connection in sockets.values():
             connection.setblocking(False)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -71,7 +73,7 @@ class Wires:
             while len(sockets) < len(told) - 1:  # all who called wait in the backlog
                 sockets |= _accepted(listener, told[rank][1])
             closing.pop_all()
-        return cls(sockets, rank, timeout)
+        return cls(sockets, Boards.share(rank, tell), rank, timeout)
 
     def all_gather(self, mine: torch.Tensor, out: torch.Tensor) -> None:
         """What all ranks say.
@@ -84,7 +86,7 @@ class Wires:
             OSError: another rank left, or the deadline passed.
         """
         out[self._rank].copy_(mine)
-        self._exchange(dict.fromkeys(self._sockets, _bytes(mine)), out)
+        self._exchange([_bytes(mine)], out)
 
     def all_to_all(self, mine: torch.Tensor, out: torch.Tensor) -> None:
         """What all ranks say to this one.
@@ -99,22 +101,38 @@ class Wires:
         ranks = len(self._sockets) + 1
         pieces, into = mine.view(ranks, -1), out.view(ranks, -1)
         into[self._rank].copy_(pieces[self._rank])
-        self._exchange({other: _bytes(pieces[other]) for other in self._sockets}, into)
+        self._exchange([_bytes(piece) for piece in pieces], into)
 
     def close(self) -> None:
         """Leave; whoever waits for this rank hears of it."""
         _close(self._sockets)
 
-    def _exchange(self, said: Mapping[int, memoryview], heard: torch.Tensor) -> None:
-        """Send each other rank something, and receive of each, (ranks, n)."""
-        streams: list[_Stream] = [_Outgoing(one, said[other]) for other, one in self._sockets.items()]
-        streams += [_Incoming(one, _bytes(heard[other])) for other, one in self._sockets.items()]
+    def _exchange(self, pieces: Sequence[memoryview], heard: torch.Tensor) -> None:
+        """Send each other rank its piece, or all the only one, and receive of each, (ranks, n)."""
+        into = {other: _bytes(heard[other]) for other in self._sockets}
+        boards = self._boards if _SHORT <= len(pieces[0]) <= PAGE // len(pieces) else None
         with _uninterrupted():
             try:
-                self._finish(streams)
+                if boards is not None:
+                    boards.write(pieces)
+                self._finish(self._streams(pieces, into, boards is not None))
+                if boards is not None:
+                    for other, memory in into.items():
+                        boards.read(other, self._rank if len(pieces) > 1 else 0, memory)
             except BaseException:
                 self.close()  # half of a message would be taken for the beginning of the next one
                 raise
+
+    def _streams(
+        self, pieces: Sequence[memoryview], into: Mapping[int, memoryview], is_on_board: bool
+    ) -> list[_Stream]:
+        outgoing: list[_Stream] = [
+            _Outgoing(connection, pieces[other if len(pieces) > 1 else 0], is_on_board)
+            for other, connection in self._sockets.items()
+        ]
+        return outgoing + [
+            _Incoming(connection, into[other], is_on_board) for other, connection in self._sockets.items()
+        ]
 
     def _finish(self, streams: list[_Stream]) -> None:
         begun = time.monotonic()
@@ -125,7 +143,7 @@ class Wires:
 
 
 class _Stream(ABC):
-    """What is still to be sent to a rank, or received of it: the length of a message, and the message."""
+    """What is still to be sent to a rank, or received of it: a message's length, and what is not on a board."""
 
     event: ClassVar[int]
 
@@ -158,10 +176,11 @@ class _Stream(ABC):
 class _Outgoing(_Stream):
     event = selectors.EVENT_WRITE
 
-    def __init__(self, connection: socket.socket, said: memoryview) -> None:
+    def __init__(self, connection: socket.socket, said: memoryview, is_on_board: bool) -> None:
         length = len(said).to_bytes(_LENGTH_BYTES, "big")
-        is_short = len(said) < _SHORT
-        super().__init__(connection, [memoryview(length + bytes(said))] if is_short else [memoryview(length), said])
+        rest = _ON_BOARD if is_on_board else said
+        is_short = len(rest) < _SHORT
+        super().__init__(connection, [memoryview(length + bytes(rest))] if is_short else [memoryview(length), rest])
 
     def _move(self, part: memoryview) -> int:
         return self.connection.send(part)
@@ -170,9 +189,9 @@ class _Outgoing(_Stream):
 class _Incoming(_Stream):
     event = selectors.EVENT_READ
 
-    def __init__(self, connection: socket.socket, heard: memoryview) -> None:
+    def __init__(self, connection: socket.socket, heard: memoryview, is_on_board: bool) -> None:
         self._length, self._expected = bytearray(_LENGTH_BYTES), len(heard)
-        super().__init__(connection, [memoryview(self._length), heard])
+        super().__init__(connection, [memoryview(self._length), _ON_BOARD if is_on_board else heard])
 
     def _move(self, part: memoryview) -> int:
         return self.connection.recv_into(part)
