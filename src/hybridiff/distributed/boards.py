@@ -39,15 +39,17 @@ class Boards:
             rank: This one.
             tell: How they hear where to look.
         """
-        memory = _new_memory()
+        memory, machine = _new_memory(), _machine()
         with contextlib.ExitStack() as closing:
             if memory is not None:
                 closing.callback(os.close, memory)
-            places = tell(None if memory is None else (_machine(), os.getpid(), memory))
+            places = tell(None if memory is None or machine is None else (machine, os.getpid(), memory))
             boards: dict[int, mmap.mmap] = {}
             if None not in places and len({machine for machine, *_ in places}) == 1:
                 with contextlib.suppress(OSError):
-                    boards = {other: _opened(*place, other == rank) for other, (_, *place) in enumerate(places)}
+                    boards = {
+                        other: _opened(process, its, other == rank) for other, (_, process, its) in enumerate(places)
+                    }
             if not all(tell(bool(boards))):
                 return None
         return cls(boards.pop(rank), boards)
@@ -88,7 +90,7 @@ def _new_memory() -> int | None:
 
 
 def _machine() -> tuple[str, str] | None:
-    """The same for ranks whose process numbers mean the same."""
+    """The same for ranks whose process numbers mean the same; None where this cannot be told."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")
     except OSError:
