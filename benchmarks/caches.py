@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from hybridiff.config import ParallelConfig
-from hybridiff.evaluation.charts import plot_frontier
-from hybridiff.evaluation.frontier import seeded
-from hybridiff.evaluation.grid import list_settings
-from hybridiff.evaluation.settings import Setting
+from hybridiff.evaluation.frontier.chart import plot_frontier
+from hybridiff.evaluation.frontier.grid import list_settings
+from hybridiff.evaluation.frontier.page import format_markdown, format_study
+from hybridiff.evaluation.frontier.settings import Setting
+from hybridiff.evaluation.frontier.study import Study, run_study
+from hybridiff.evaluation.machine import versions
 from hybridiff.evaluation.simulation import Splits
-from hybridiff.evaluation.study import Study, run_study
-from hybridiff.evaluation.tables import format_markdown, format_study
-from hybridiff.evaluation.workload import Workload, describe_prompts, take_prompts, versions
+from hybridiff.evaluation.workload import Workload, describe_prompts, seeded, take_prompts
 
 from .cached_pipeline import Cache, CachedPipeline
 
