@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hybridiff.config import ParallelConfig
-from hybridiff.evaluation.frontier.chart import plot_frontier
+from hybridiff.evaluation.frontier.chart import frontier_figure
 from hybridiff.evaluation.frontier.grid import list_settings
 from hybridiff.evaluation.frontier.page import format_markdown, format_study
 from hybridiff.evaluation.frontier.settings import Setting
@@ -91,7 +91,7 @@ def compare(
     study = Study.open(target, facts, made_with, fresh)
     settings = [*list_caches(workload.pipe), *list_settings(["quality"], workload.steps)]
     run_study(study, workload.pipe, prompts, settings, workload.call, on_progress=on_progress, batch=batch)
-    plot_frontier(study.to_dict(), target.with_suffix(".png"))
+    frontier_figure(study.to_dict()).savefig(target.with_suffix(".png"))
     target.with_suffix(".md").write_text(format_markdown(study), encoding="utf-8")
     return study
 

@@ -75,7 +75,7 @@ class Calibrate(_ManyPrompts):
 
     def run(self) -> None:
         """Measure, write and tell."""
-        from ..evaluation.calibration.chart import plot_calibration
+        from ..evaluation.calibration.chart import calibration_figure
         from ..evaluation.calibration.thresholds import calibrate, check_candidates, check_order, format_expectations
         from ..evaluation.workload import take_prompts
         from ..schedule.calibration import FEWEST_PROMPTS, Calibration
@@ -96,7 +96,7 @@ class Calibrate(_ManyPrompts):
         # Opened again: another calibration may have been added to the file since.
         Calibration.open(output.path, self.model).with_entry(entry).write(output.path)
         chart = output.path.with_name(f"{output.stem}-{entry.scheduler}-{entry.num_inference_steps}.png")
-        plot_calibration(self.model, entry, chart)
+        calibration_figure(self.model, entry).savefig(chart)
         print(f"{self.model}, {entry.scheduler}, {entry.num_inference_steps} steps, {entry.prompts} prompts\n")
         print(f"{format_expectations(entry)}\n")
         print(f"to use it: hybridiff generate --strategy hybrid --quality balanced --calibration {self.output} ...")
@@ -198,18 +198,18 @@ class Study(Simulate):
 
 def _tell(study: Any) -> None:
     """Write page and charts beside the file of a study, and tell."""
-    from ..evaluation.frontier.chart import plot_frontier
+    from ..evaluation.frontier.chart import frontier_figure
     from ..evaluation.frontier.page import format_markdown, format_study
-    from ..evaluation.frontier.solver_chart import plot_solvers
+    from ..evaluation.frontier.solver_chart import solver_figure
     from ..evaluation.frontier.solvers import solver_lines
 
     path, content = study.path, study.to_dict()
     written = [path, path.with_suffix(".png"), path.with_suffix(".md")]
-    plot_frontier(content, written[1])
+    frontier_figure(content).savefig(written[1])
     written[2].write_text(format_markdown(study), encoding="utf-8")
     if solver_lines(content):
         written.append(path.with_name(f"{path.stem}-solvers.png"))
-        plot_solvers(content, written[-1])
+        solver_figure(content).savefig(written[-1])
     print("\n  ".join([format_study(study), *map(str, written)]))
 
 

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib.figure import Figure
 
 from ...report.plots import LINE_COLOR, MARK_COLOR
 from ...schedule.calibration import Entry
-from ..charts import COLORS, label_plane
+from ..charts import COLORS, finish_plane, new_figure
 from .bands import expectations
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-def plot_calibration(model: str, entry: Entry, path: str | Path) -> None:
-    """Write the chart of a calibration; the path's suffix decides the format. See `calibration_figure`."""
-    calibration_figure(model, entry).savefig(path)
 
 
 def calibration_figure(model: str, entry: Entry) -> Figure:
@@ -26,9 +19,7 @@ def calibration_figure(model: str, entry: Entry) -> Figure:
         model: What was calibrated.
         entry: What came of it.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(12.0, 4.2), dpi=120, layout="constrained")
+    figure = new_figure(12.0, 4.2)
     discrepancy, drift, plane = figure.subplots(1, 3, width_ratios=(1, 1, 1.3))
     _draw_curve(discrepancy, entry, "discrepancy", "discrepancy of the branches", first=0)
     cap = entry.published.tau_cap
@@ -71,5 +62,5 @@ def _draw_sweeps(axes: Any, entry: Entry) -> None:
         axes.plot(*at, marker="D", color=MARK_COLOR, markersize=6)
         axes.annotate(f"quality {quality:g}", at, xytext=(7, 4), textcoords="offset points", fontsize=9)
     axes.margins(x=0.12)
-    label_plane(axes)
+    finish_plane(axes)
     axes.legend(frameon=False, fontsize=9)

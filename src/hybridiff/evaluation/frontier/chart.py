@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..charts import COLORS, label_plane
+from matplotlib.figure import Figure
+
+from ..charts import COLORS, finish_plane, new_figure
 from ..metrics import MOST_DECIBELS
 from .rows import upper_envelope
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 OTHER_COLORS = ("#8c6d31", "#e69f00", "#cc79a7", "#27374d")
 """Of methods that are in a file, but not in the grid: one after the other."""
-
-
-def plot_frontier(content: dict[str, Any], path: str | Path) -> None:
-    """Write the chart of a study; the path's suffix decides the format. See `frontier_figure`."""
-    frontier_figure(content).savefig(path)
 
 
 def frontier_figure(content: dict[str, Any]) -> Figure:
@@ -29,21 +22,15 @@ def frontier_figure(content: dict[str, Any]) -> Figure:
     Args:
         content: Of a study's file, see `study.Study`.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.5, 5.4), dpi=120, layout="constrained")
+    figure = new_figure(9.5, 5.4)
     axes = figure.subplots()
     run, rows = content["run"], content["rows"]
     for method, color in _colors(row["method"] for row in rows).items():
         _draw_method(axes, method, color, [row for row in rows if row["method"] == method])
     _mark_published(axes, rows)
-    axes.set_title(
-        f"{run['model']}, {run['num_inference_steps']} steps, {run['scheduler'].removesuffix('Scheduler')}, "
-        f"{run['dtype']}, {len(run['prompts'])} prompts",
-        fontsize=10,
-        loc="left",
-    )
-    label_plane(axes)
+    scheduler, prompts = run["scheduler"].removesuffix("Scheduler"), len(run["prompts"])
+    what = f"{run['model']}, {run['num_inference_steps']} steps, {scheduler}, {run['dtype']}, {prompts} prompts"
+    finish_plane(axes, what)
     if rows:
         axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9)
     return figure

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from matplotlib.figure import Figure
+
+from ..charts import finish, new_figure
 from ..metrics import MOST_DECIBELS
 from .solvers import least_evaluations, solver_lines
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#7a5195")
 """One per solver, alone and with hybrid."""
@@ -22,25 +21,18 @@ _ALONE = {"linestyle": "--", "marker": "o", "markerfacecolor": "white", "linewid
 _HYBRID = {"linestyle": "-", "marker": "o", "linewidth": 2.0, "markersize": 5}
 
 
-def plot_solvers(content: Mapping[str, Any], path: str | Path) -> None:
-    """Write the chart of a study's solvers; the path's suffix decides the format. See `solver_figure`."""
-    solver_figure(content).savefig(path)
-
-
 def solver_figure(content: Mapping[str, Any]) -> Figure:
     """Draw fidelity over evaluations, against the converged image where there is one, and against the full-step image.
 
     Args:
         content: Of a study's file, see `study.Study`.
     """
-    from matplotlib.figure import Figure
-
     run, lines = content["run"], solver_lines(content)
     steps, own = run["num_inference_steps"], run["scheduler"].removesuffix("Scheduler")
     panels = {"psnr": f"PSNR against the full-step image, dB, at most {MOST_DECIBELS:g}"}
     if any("psnr_converged" in row for rows in lines.values() for row in rows):
         panels = {"psnr_converged": f"PSNR against the converged image ({run['converged_steps']} steps), dB"} | panels
-    figure = Figure(figsize=(1.5 + 5.6 * len(panels), 5.4), dpi=120, layout="constrained")
+    figure = new_figure(1.5 + 5.6 * len(panels), 5.4)
     drawn = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (fidelity, label) in zip(drawn, panels.items(), strict=True):
         _draw_lines(axes, lines, fidelity, own)
@@ -74,10 +66,8 @@ def _mark_own(axes: Any, rows: list[dict[str, Any]], label: str) -> None:
 
 
 def _label(axes: Any, label: str, steps: int) -> None:
-    axes.set(xlabel="evaluations of both branches (mean)", ylabel=label, axisbelow=True)
+    finish(axes, xlabel="evaluations of both branches (mean)", ylabel=label)
     axes.set_ylim(bottom=max(_LEAST_DECIBELS, axes.get_ylim()[0]))
-    axes.grid(color="#e6e6e6", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
     # A step on one device costs two evaluations of one branch, a full step on two devices one.
     ideal = axes.secondary_xaxis("top", functions=(_two_over(steps), _two_over(steps)))
     ideal.set_xticks([speed for speed in (2, 2.5, 3, 4, 5, 6, 8, 12, 16) if speed <= 2 * steps / axes.get_xlim()[0]])

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib.figure import Figure
 
 from ...report.plots import LINE_COLOR, MARK_COLOR
+from ..charts import finish, new_figure
 from .page import name_of
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
 
 COLORS = ("#27374d", "#56b4e9", "#0072b2", "#009e73", "#d55e00", "#7a5195", "#8c6d31", "#e69f00", "#cc79a7", "#808080")
 """Of strategies, in the order of the rows."""
+
+_SPEEDUP = "speed-up of denoising over serial on one device"
 
 
 def write_charts(content: Row, folder: Path, stem: str) -> list[Path]:
@@ -44,9 +46,7 @@ def write_charts(content: Row, folder: Path, stem: str) -> list[Path]:
 
 def bars_figure(rows: Sequence[Row], title: str) -> Figure:
     """Draw the speed-up of denoising as a bar for each row, its quartiles, and its ideal at the rho measured."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.0, 1.4 + 0.42 * len(rows)), dpi=120, layout="constrained")
+    figure = new_figure(9.0, 1.4 + 0.42 * len(rows))
     axes = figure.subplots()
     places = range(len(rows))
     serial = rows[0]["denoising_seconds"]
@@ -66,17 +66,15 @@ def bars_figure(rows: Sequence[Row], title: str) -> Figure:
             f"{row['speedup']:.2f}x", (0, place), xytext=(4, 0), textcoords="offset points", va="center", color="white"
         )
     axes.invert_yaxis()
-    axes.set_title(f"{title}, rho {rows[0]['rho']:.2f}", fontsize=10, loc="left")
-    _finish(axes, xlabel="speed-up of denoising over serial on one device (light: one device)")
+    finish(axes, f"{title}, rho {rows[0]['rho']:.2f}", xlabel=f"{_SPEEDUP} (light: one device)")
+    axes.xaxis.set_major_formatter("{x:g}x")
     axes.legend(frameon=False, fontsize=9, loc="lower right")
     return figure
 
 
 def scatter_figure(rows: Sequence[Row], title: str) -> Figure:
     """Draw fidelity over the measured speed-up of denoising: a dot for each row but serial, hollow on one device."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.0, 5.0), dpi=120, layout="constrained")
+    figure = new_figure(8.0, 5.0)
     axes = figure.subplots()
     for row, color in zip(rows[1:], _colors(rows[1:]), strict=True):
         point = row["speedup"], row["psnr"]
@@ -84,18 +82,15 @@ def scatter_figure(rows: Sequence[Row], title: str) -> Figure:
         axes.plot(*point, marker="o", markersize=8, color=color, markerfacecolor=fill, linewidth=0)
         axes.annotate(name_of(row), point, xytext=(8, 5), textcoords="offset points", fontsize=9)
     axes.margins(x=0.2, y=0.12)
-    axes.set_title(f"{title}, rho {rows[0]['rho']:.2f}", fontsize=10, loc="left")
-    _finish(
-        axes, xlabel="speed-up of denoising over serial on one device", ylabel="PSNR against serial, dB, at most 100"
-    )
+    title = f"{title}, rho {rows[0]['rho']:.2f}"
+    finish(axes, title, xlabel=_SPEEDUP, ylabel="PSNR against serial, dB, at most 100")
+    axes.xaxis.set_major_formatter("{x:g}x")
     return figure
 
 
 def resolution_figure(rows: Sequence[Row], title: str) -> Figure:
     """Draw speed-up over resolution: a line for each strategy, dashed and hollow where it is predicted."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.0, 5.0), dpi=120, layout="constrained")
+    figure = new_figure(8.0, 5.0)
     axes = figure.subplots()
     names = list(dict.fromkeys(name_of(row) for row in rows))[1:]
     firsts = [next(row for row in rows if name_of(row) == name) for name in names]
@@ -108,9 +103,8 @@ def resolution_figure(rows: Sequence[Row], title: str) -> Figure:
         )
     sizes = sorted({row["resolution"] for row in rows})
     axes.set_xticks(sizes, [str(size) for size in sizes])
-    axes.set_title(title, fontsize=10, loc="left")
     label = "side of the image in pixels (hollow: predicted from measured times)"
-    _finish(axes, xlabel=label, ylabel="speed-up of denoising over serial on one device")
+    finish(axes, title, xlabel=label, ylabel=_SPEEDUP)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:g}x")
     axes.legend(frameon=False, fontsize=9)
@@ -127,10 +121,3 @@ def _colors(rows: Sequence[Row]) -> list[str]:
     """One color a strategy, whatever its number of devices."""
     names = list(dict.fromkeys(row["strategy"] for row in rows))
     return [COLORS[names.index(row["strategy"]) % len(COLORS)] for row in rows]
-
-
-def _finish(axes: Any, **labels: str) -> None:
-    axes.set(**labels, axisbelow=True)
-    axes.xaxis.set_major_formatter("{x:g}x")
-    axes.grid(color="#e6e6e6", linewidth=0.8)
-    axes.spines[["top", "right"]].set_visible(False)
