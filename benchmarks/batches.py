@@ -14,11 +14,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from hybridiff.evaluation.frontier import Reference, generate, generate_references, seeded
+from hybridiff.evaluation.frontier.generation import Reference, generate, generate_references
+from hybridiff.evaluation.frontier.solvers import promised
+from hybridiff.evaluation.machine import versions
 from hybridiff.evaluation.metrics import capped_psnr
 from hybridiff.evaluation.simulation import SimulatedPipeline
-from hybridiff.evaluation.solvers import promised
-from hybridiff.evaluation.workload import Workload, take_prompts, versions
+from hybridiff.evaluation.workload import Workload, seeded, take_prompts
 from hybridiff.utils.tables import align
 
 FIDELITIES = (35.0, 45.0, 55.0)

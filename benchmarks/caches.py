@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from hybridiff.config import ParallelConfig
-from hybridiff.evaluation.charts import plot_frontier
-from hybridiff.evaluation.frontier import seeded
-from hybridiff.evaluation.grid import list_settings
-from hybridiff.evaluation.settings import Setting
+from hybridiff.evaluation.frontier.chart import frontier_figure
+from hybridiff.evaluation.frontier.grid import list_settings
+from hybridiff.evaluation.frontier.page import format_markdown, format_study
+from hybridiff.evaluation.frontier.settings import Setting
+from hybridiff.evaluation.frontier.study import Study, run_study
+from hybridiff.evaluation.machine import versions
 from hybridiff.evaluation.simulation import Splits
-from hybridiff.evaluation.study import Study, run_study
-from hybridiff.evaluation.tables import format_markdown, format_study
-from hybridiff.evaluation.workload import Workload, describe_prompts, take_prompts, versions
+from hybridiff.evaluation.workload import Workload, describe_prompts, seeded, take_prompts
 
 from .cached_pipeline import Cache, CachedPipeline
 
@@ -91,7 +91,7 @@ def compare(
     study = Study.open(target, facts, made_with, fresh)
     settings = [*list_caches(workload.pipe), *list_settings(["quality"], workload.steps)]
     run_study(study, workload.pipe, prompts, settings, workload.call, on_progress=on_progress, batch=batch)
-    plot_frontier(study.to_dict(), target.with_suffix(".png"))
+    frontier_figure(study.to_dict()).savefig(target.with_suffix(".png"))
     target.with_suffix(".md").write_text(format_markdown(study), encoding="utf-8")
     return study
 

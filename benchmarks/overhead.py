@@ -23,7 +23,8 @@ import torch
 from hybridiff import ParallelConfig, parallelize
 from hybridiff.denoiser.adapters import find_denoiser
 from hybridiff.distributed.placement import Placement
-from hybridiff.evaluation.workload import Workload, versions
+from hybridiff.evaluation.machine import versions
+from hybridiff.evaluation.workload import Workload
 from hybridiff.utils.tables import align
 
 STEPS = (20, 100)

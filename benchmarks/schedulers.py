@@ -21,16 +21,17 @@ from typing import Any
 import torch
 
 from hybridiff.denoiser.adapters.base import argument
-from hybridiff.evaluation.frontier import generate, seeded
+from hybridiff.evaluation.frontier.generation import generate
+from hybridiff.evaluation.frontier.solvers import promised
+from hybridiff.evaluation.machine import versions
 from hybridiff.evaluation.metrics import capped_psnr
 from hybridiff.evaluation.simulation import SimulatedPipeline
-from hybridiff.evaluation.solvers import promised
-from hybridiff.evaluation.tables import markdown_table
-from hybridiff.evaluation.workload import take_prompts, versions
+from hybridiff.evaluation.workload import seeded, take_prompts
 from hybridiff.models.loading import load_pipeline
 from hybridiff.models.tiny import GUIDANCE
 from hybridiff.numerics.sensitivity import measure_sensitivity
 from hybridiff.utils.prompts import Prompt
+from hybridiff.utils.tables import markdown_table
 
 PROMISE = 45.0
 """In dB."""

@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from hybridiff.distributed.placement import Placement
 from hybridiff.distributed.process import ProcessComm
-from hybridiff.evaluation.workload import versions
+from hybridiff.evaluation.machine import versions
 from hybridiff.sharding.costs import Link, ShardCosts, measure_shards
 from hybridiff.sharding.group import ProcessGroup, ThreadGroup, play
 from hybridiff.sharding.network import ShardedNetwork, shard_network

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hybridiff.evaluation.frontier import generate_references
+from hybridiff.evaluation.frontier.generation import generate_references
 from hybridiff.evaluation.machine import describe_machine
 from hybridiff.evaluation.workload import Workload, take_prompts
 

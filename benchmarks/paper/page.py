@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from hybridiff.evaluation.metrics import HIGHEST_PSNR
-from hybridiff.evaluation.tables import markdown_table
+from hybridiff.utils.tables import markdown_table
 
 from .methods import PARALLEL_STEPS, methods_of
 from .reported import MODELS, REPORTED, Reported

@@ -8,7 +8,7 @@ from statistics import harmonic_mean, mean
 from typing import Any
 
 from hybridiff.config import ParallelConfig
-from hybridiff.evaluation.frontier import Reference, generate
+from hybridiff.evaluation.frontier.generation import Reference, generate
 from hybridiff.evaluation.metrics import capped_psnr, structural_similarity
 from hybridiff.evaluation.simulation import SimulatedPipeline
 from hybridiff.evaluation.strategy_spec import parse_strategy

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from hybridiff.evaluation.comparison import Comparison
-from hybridiff.evaluation.contenders import SERIAL, Contender
-from hybridiff.evaluation.measuring import EngineSet
 from hybridiff.evaluation.strategy_spec import parse_strategy
+from hybridiff.evaluation.timing.comparison import Comparison
+from hybridiff.evaluation.timing.contenders import SERIAL, Contender
+from hybridiff.evaluation.timing.turns import EngineSet
 from hybridiff.evaluation.workload import Workload
 from hybridiff.utils.prompts import Prompt
 

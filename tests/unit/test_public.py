@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -72,6 +73,12 @@ def test_imports_point_downwards(source: Path) -> None:
         return
     own = ROOMS.index(room_of(source))
     assert [name for name in imports_of(source) if ROOMS.index(name) < own] == []
+
+
+def test_what_several_measurements_share_needs_none_of_them() -> None:
+    folder = PACKAGE / "evaluation"
+    packages = "|".join(path.parent.name for path in folder.glob("*/__init__.py"))
+    assert [path.name for path in folder.glob("*.py") if re.search(rf"from \.({packages})\b", path.read_text())] == []
 
 
 def test_every_module_has_a_room_and_every_room_is_there() -> None:

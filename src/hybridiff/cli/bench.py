@@ -16,8 +16,8 @@ from .flags import choice, flag, number, setting
 from .options import PROMPTS, WHAT, WHERE, CallOptions, check_known
 
 if TYPE_CHECKING:
-    from ..evaluation.comparison import Comparison
-    from ..evaluation.contenders import Contender
+    from ..evaluation.timing.comparison import Comparison
+    from ..evaluation.timing.contenders import Contender
     from ..models.folder import ModelFolder
 
 HOW_OFTEN = "How to compare"
@@ -51,8 +51,8 @@ class Bench(CallOptions):
 
     def run(self) -> None:
         """Measure, write and tell."""
-        from ..evaluation.comparison_charts import write_charts
-        from ..evaluation.comparison_page import format_comparison, format_page
+        from ..evaluation.timing.charts import write_charts
+        from ..evaluation.timing.page import format_comparison, format_page
         from .output import Output
 
         folder, comparison, notes = self._prepare()
@@ -67,11 +67,10 @@ class Bench(CallOptions):
 
     def _prepare(self) -> "tuple[ModelFolder, Comparison, list[str]]":
         """The model, what is compared and what is to be said of it; what does not fit is refused here."""
-        from ..evaluation.comparison import Comparison
-        from ..evaluation.contenders import parse_contenders
-        from ..evaluation.frontier import seeded
-        from ..evaluation.recorded import recorded_contenders
-        from ..evaluation.workload import check_guided, recommended, take_prompts, with_steps
+        from ..evaluation.timing.comparison import Comparison
+        from ..evaluation.timing.contenders import parse_contenders
+        from ..evaluation.timing.recorded import recorded_contenders
+        from ..evaluation.workload import check_guided, recommended, seeded, take_prompts, with_steps
         from ..models.bench import TRAINED
         from ..models.loading import find_model
 
@@ -101,10 +100,10 @@ class Bench(CallOptions):
 
     def _measure(self, folder: "ModelFolder", comparison: "Comparison", notes: list[str]) -> dict[str, Any]:
         """What the JSON file holds."""
-        from ..evaluation.comparison_page import missing_fidelities
         from ..evaluation.machine import describe_machine
-        from ..evaluation.measuring import EngineSet
-        from ..evaluation.resolutions import check_prediction, predict
+        from ..evaluation.timing.page import missing_fidelities
+        from ..evaluation.timing.resolutions import check_prediction, predict
+        from ..evaluation.timing.turns import EngineSet
         from ..evaluation.workload import describe_prompts
         from .output import progress_bar
 

@@ -15,7 +15,7 @@ from .flags import flag, number, setting
 from .options import WHAT, WHERE, Device, Dtype
 
 if TYPE_CHECKING:
-    from ..evaluation.measuring import EngineSet
+    from ..evaluation.timing.turns import EngineSet
     from ..launch.protocol import Generation
 
 PROMPT = "a large red ring at the left on a white background"
@@ -77,7 +77,7 @@ def run_demo(folder: Path, steps: int, repeats: int, **machine: Any) -> Iterator
 
     The ways take turns after one short warm-up each; see `EngineSet`.
     """
-    from ..evaluation.measuring import EngineSet, take_turns
+    from ..evaluation.timing.turns import EngineSet, take_turns
 
     for model in EMBEDDED:
         _tell(f"{model}: starting {sum(run.devices for run in RUNS)} ranks")
@@ -113,8 +113,8 @@ def _generate(engines: "EngineSet[DemoRun]", run: DemoRun, model: str, steps: in
 def _rows(model: str, generations: "dict[DemoRun, list[Generation]]", folder: Path) -> Iterator[DemoRow]:
     import numpy as np
 
-    from ..evaluation.measuring import Spread
     from ..evaluation.metrics import psnr
+    from ..evaluation.timing.turns import Spread
     from .output import Output
 
     seconds = {run: Spread.of([each.report.seconds for each in results]).median for run, results in generations.items()}

@@ -51,10 +51,10 @@ class Evaluate(CallOptions):
 
     def run(self) -> None:
         """Generate, measure, write and tell."""
-        from ..evaluation.drawing import draw_missing
-        from ..evaluation.gallery import Gallery
-        from ..evaluation.measures import Measures, Weights
-        from ..evaluation.scores import find_pictures, score
+        from ..evaluation.images.drawing import draw_missing
+        from ..evaluation.images.gallery import Gallery
+        from ..evaluation.images.measures import Measures, Weights
+        from ..evaluation.images.scores import find_pictures, score
         from ..models.loading import find_model
         from .output import Output, progress_bar
 
@@ -87,7 +87,7 @@ class Evaluate(CallOptions):
         Raises:
             UsageError: the file cannot be read, or there is none and the model has no captions.
         """
-        from ..evaluation.drawing import each_picture
+        from ..evaluation.images.drawing import each_picture
         from ..evaluation.workload import take_prompts
         from ..utils.captions import read_captions
 
@@ -134,7 +134,7 @@ class Evaluate(CallOptions):
 def _made_with() -> dict[str, Any]:
     import platform
 
-    from ..evaluation.workload import versions
+    from ..evaluation.machine import versions
 
     machine = {"processor": platform.machine(), "cores": os.cpu_count(), **versions()}
     return {"machine": machine, "command": shlex.join(["hybridiff", *sys.argv[1:]])}
@@ -142,7 +142,7 @@ def _made_with() -> dict[str, Any]:
 
 def _write(output: Any, content: dict[str, Any], gallery: Any, scores: Any) -> None:
     """Write metrics, table and page into the output, and tell."""
-    from ..evaluation.page import format_evaluation, format_page, short_table, skipped_lines
+    from ..evaluation.images.page import format_evaluation, format_page, short_table, skipped_lines
 
     written = [output.path, output.folder / "metrics.json", output.folder / "metrics.md"]
     texts = [

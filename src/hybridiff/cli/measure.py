@@ -31,8 +31,8 @@ class Inspect(CallOptions):
 
     def run(self) -> None:
         """Measure and tell."""
-        from ..evaluation.inspect import format_inspection, inspect_denoiser
-        from ..evaluation.sharing import format_sharing, inspect_sharing, plain_call
+        from ..evaluation.inspection.denoiser import format_inspection, inspect_denoiser
+        from ..evaluation.inspection.sharing import format_sharing, inspect_sharing, plain_call
         from ..models.loading import find_model, load_pipeline
 
         device = Placement.resolve(1, self.device, simulate=True).device
@@ -75,8 +75,8 @@ class Calibrate(_ManyPrompts):
 
     def run(self) -> None:
         """Measure, write and tell."""
-        from ..evaluation.calibrate import calibrate, check_candidates, check_order, format_expectations
-        from ..evaluation.charts import plot_calibration
+        from ..evaluation.calibration.chart import calibration_figure
+        from ..evaluation.calibration.thresholds import calibrate, check_candidates, check_order, format_expectations
         from ..evaluation.workload import take_prompts
         from ..schedule.calibration import FEWEST_PROMPTS, Calibration
         from .output import Output, progress_bar
@@ -96,7 +96,7 @@ class Calibrate(_ManyPrompts):
         # Opened again: another calibration may have been added to the file since.
         Calibration.open(output.path, self.model).with_entry(entry).write(output.path)
         chart = output.path.with_name(f"{output.stem}-{entry.scheduler}-{entry.num_inference_steps}.png")
-        plot_calibration(self.model, entry, chart)
+        calibration_figure(self.model, entry).savefig(chart)
         print(f"{self.model}, {entry.scheduler}, {entry.num_inference_steps} steps, {entry.prompts} prompts\n")
         print(f"{format_expectations(entry)}\n")
         print(f"to use it: hybridiff generate --strategy hybrid --quality balanced --calibration {self.output} ...")
@@ -120,11 +120,10 @@ class Simulate(_ManyPrompts):
 
     def run(self) -> None:
         """Measure, write and tell."""
-        from ..evaluation.frontier import seeded
-        from ..evaluation.grid import TYPICAL, guided_models, list_settings
-        from ..evaluation.settings_file import read_settings
-        from ..evaluation.study import run_study
-        from ..evaluation.workload import take_prompts
+        from ..evaluation.frontier.grid import TYPICAL, guided_models, list_settings
+        from ..evaluation.frontier.settings_file import read_settings
+        from ..evaluation.frontier.study import run_study
+        from ..evaluation.workload import seeded, take_prompts
         from .output import Output, progress_bar
 
         target = Output.file(self.output, ".json").path
@@ -146,9 +145,10 @@ class Simulate(_ManyPrompts):
 
     def _open(self, target: Path, workload: Any, prompts: Any) -> Any:
         """The study in the output file, to go on with."""
-        from ..evaluation.solvers import check_converged
-        from ..evaluation.study import Study
-        from ..evaluation.workload import describe_prompts, versions
+        from ..evaluation.frontier.solvers import check_converged
+        from ..evaluation.frontier.study import Study
+        from ..evaluation.machine import versions
+        from ..evaluation.workload import describe_prompts
 
         facts = workload.facts() | {"prompts": describe_prompts(prompts)}
         if self.converged_steps:
@@ -161,7 +161,7 @@ class Simulate(_ManyPrompts):
 
     def _methods(self) -> list[str]:
         """The methods to compare: those that were named, or the default ones."""
-        from ..evaluation.grid import check_methods
+        from ..evaluation.frontier.grid import check_methods
 
         if self.methods is None:
             return self._default_methods()
@@ -170,7 +170,7 @@ class Simulate(_ManyPrompts):
         return names
 
     def _default_methods(self) -> list[str]:
-        from ..evaluation.grid import NAMES, SOLVERS, TYPICAL
+        from ..evaluation.frontier.grid import NAMES, SOLVERS, TYPICAL
 
         if self.settings is not None:
             return []
@@ -198,18 +198,18 @@ class Study(Simulate):
 
 def _tell(study: Any) -> None:
     """Write page and charts beside the file of a study, and tell."""
-    from ..evaluation.charts import plot_frontier
-    from ..evaluation.solver_chart import plot_solvers
-    from ..evaluation.solvers import solver_lines
-    from ..evaluation.tables import format_markdown, format_study
+    from ..evaluation.frontier.chart import frontier_figure
+    from ..evaluation.frontier.page import format_markdown, format_study
+    from ..evaluation.frontier.solver_chart import solver_figure
+    from ..evaluation.frontier.solvers import solver_lines
 
     path, content = study.path, study.to_dict()
     written = [path, path.with_suffix(".png"), path.with_suffix(".md")]
-    plot_frontier(content, written[1])
+    frontier_figure(content).savefig(written[1])
     written[2].write_text(format_markdown(study), encoding="utf-8")
     if solver_lines(content):
         written.append(path.with_name(f"{path.stem}-solvers.png"))
-        plot_solvers(content, written[-1])
+        solver_figure(content).savefig(written[-1])
     print("\n  ".join([format_study(study), *map(str, written)]))
 
 

@@ -8,8 +8,6 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from .workload import versions
-
 
 def describe_machine(device: str) -> dict[str, Any]:
     """The processor or the GPUs, the versions of what computes, and the date; ready for JSON.
@@ -24,6 +22,17 @@ def describe_machine(device: str) -> dict[str, Any]:
 
         facts["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return facts | versions() | {"date": date.today().isoformat()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computes."""
+    import diffusers
+    import torch
+
+    from .. import __version__
+
+    found = {"hybridiff": __version__, "diffusers": diffusers.__version__, "torch": str(torch.__version__)}
+    return found | {"python": platform.python_version()}
 
 
 def _processor() -> str:

@@ -9,6 +9,9 @@ from typing import Any
 HIGHEST_PSNR = 100.0
 """In dB: that of identical images, which would be infinite."""
 
+MOST_DECIBELS = 72.0
+"""An image counts for no more: nearer ones look the same, and exact ones would outweigh all others in a mean."""
+
 
 def psnr(image: Any, reference: Any) -> float:
     """Peak signal-to-noise ratio of two images in dB; infinite where they are identical.

@@ -13,23 +13,12 @@ from ..pipeline import parallelize
 from ..report.report import RunReport
 from ..schedule.calibration import Calibration
 from ..schedule.presets import ModelSettings, model_name
-from .inspect import inspect_denoiser
 
 Splits = dict[str, dict[str, Any]]
 """Where the network is split, by kind of steps (pipelined, reuse): index, and time of the outer and the inner stage.
 
 Measured once for all settings, so that their ideal speed-ups rest on the same times; ready for JSON.
 """
-
-
-def measure_splits(pipe: Any, call: dict[str, Any]) -> Splits:
-    """Measure a pipeline's denoiser, and choose as the strategies do."""
-    found = min((inspect_denoiser(pipe, **call) for _ in range(3)), key=lambda inspection: inspection.seconds)
-    chosen = {kind: (index, found.splits[index]) for kind, index in found.chosen.items()}
-    return {
-        kind: {"index": index, "outer": round(split.outer, 4), "inner": round(split.inner, 4)}
-        for kind, (index, split) in chosen.items()
-    }
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..config import LEAST_STEPS
@@ -137,17 +136,11 @@ def take_prompts(model: str, path: str | None, split: str, counts: Sequence[int]
     return [Prompt(text) for objects, count in enumerate(counts, start=1) for text in captions(split, count, objects)]
 
 
+def seeded(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts, each with a seed: its own, or else its place in the list."""
+    return [replace(p, seed=number) if p.seed is None else p for number, p in enumerate(prompts)]
+
+
 def describe_prompts(prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
     """Prompts as plain data, ready for JSON."""
     return [{name: value for name, value in asdict(prompt).items() if value is not None} for prompt in prompts]
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computes."""
-    import diffusers
-    import torch
-
-    from .. import __version__
-
-    found = {"hybridiff": __version__, "diffusers": diffusers.__version__, "torch": str(torch.__version__)}
-    return found | {"python": platform.python_version()}

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.cached_pipeline import Cache, CachedPipeline
 from benchmarks.caches import CacheSetting, list_caches, main
-from hybridiff.evaluation.frontier import generate_references, simulate
+from hybridiff.evaluation.frontier.generation import generate_references, simulate
 from hybridiff.utils.prompts import Prompt
 from support.pipelines import build, denoiser_of
 

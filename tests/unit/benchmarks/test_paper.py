@@ -18,7 +18,7 @@ from benchmarks.paper.methods import BOTH, TABLES, Method, methods_of
 from benchmarks.paper.page import format_page, format_tables, rows_of
 from benchmarks.paper.reported import MODELS, REPORTED
 from benchmarks.paper.rows import Row, find_best
-from hybridiff.evaluation.frontier import generate
+from hybridiff.evaluation.frontier.generation import generate
 from hybridiff.evaluation.simulation import SimulatedPipeline
 from hybridiff.evaluation.strategy_spec import parse_strategy
 from hybridiff.evaluation.workload import Workload

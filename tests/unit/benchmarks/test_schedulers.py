@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.schedulers import CASES, NOT_TRIED, PROMISE, Case, format_page, measure, scheduler_names
-from hybridiff.evaluation.frontier import seeded
-from hybridiff.evaluation.workload import take_prompts
+from hybridiff.evaluation.workload import seeded, take_prompts
 from hybridiff.numerics.estimate import OSCILLATES
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from hybridiff.cli.main import main, parse
-from hybridiff.evaluation import drawing
-from hybridiff.evaluation.gallery import PictureRecord
+from hybridiff.evaluation.images import drawing
+from hybridiff.evaluation.images.gallery import PictureRecord
 from hybridiff.models.tiny.scenes import parse_caption, split_of
 
 TINY = ["evaluate", "--model", "tiny-sdxl", "--device", "cpu"]

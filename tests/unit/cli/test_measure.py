@@ -72,7 +72,9 @@ def test_bad_input_is_one_line_before_any_network_runs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("hybridiff.evaluation.frontier.generate", lambda *_: pytest.fail("something was generated"))
+    monkeypatch.setattr(
+        "hybridiff.evaluation.frontier.generation.generate", lambda *_: pytest.fail("something was generated")
+    )
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert message in captured.err
@@ -152,7 +154,9 @@ def test_calibrate_adds_to_its_file_and_tells_how_to_use_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[tuple[Any, ...]] = []
-    monkeypatch.setattr("hybridiff.evaluation.calibrate.calibrate", lambda *arguments: asked.append(arguments) or ENTRY)
+    monkeypatch.setattr(
+        "hybridiff.evaluation.calibration.thresholds.calibrate", lambda *arguments: asked.append(arguments) or ENTRY
+    )
     path, prompts = tmp_path / "calibration.json", tmp_path / "prompts.txt"
     prompts.write_text("a ring\n")
     flags = ["--model", "tiny-sd3", "--device", "cpu", "--step-kinds", "cached", "--output", str(path)]
@@ -180,7 +184,7 @@ def test_what_another_calibration_adds_meanwhile_is_kept(tmp_path: Path, monkeyp
         Calibration.open(path, "tiny-sd3").with_entry(other).write(path)
         return ENTRY
 
-    monkeypatch.setattr("hybridiff.evaluation.calibrate.calibrate", calibrate)
+    monkeypatch.setattr("hybridiff.evaluation.calibration.thresholds.calibrate", calibrate)
     flags = ["--model", "tiny-sd3", "--device", "cpu", "--prompts", str(prompts), "--output", str(path)]
     assert main(["calibrate", *flags]) == 0
     assert Calibration.read(path).entries == (ENTRY, other)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hybridiff import UsageError
-from hybridiff.evaluation.comparison import unguided
+from hybridiff.evaluation.timing.comparison import unguided
 from hybridiff.evaluation.workload import recommended
 from hybridiff.models.bench import BENCH, TRAINED, BenchFolder
 from hybridiff.models.loading import find_model, load_pipeline

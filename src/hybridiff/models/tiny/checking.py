@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .scenes import COLOURS, PALETTE, SHAPES, SIDE, Scene
+from .scenes import COLOURS, PALETTE, SHAPES, SIDE, Scene, parse_caption
 
 Array = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -64,6 +64,14 @@ def check(image: Any, scene: Scene) -> Verdict:
         return _nothing_found(scene, found_background)
     verdicts = [_compare(order, scene, found_background) for order in permutations(blobs)]
     return max(verdicts, key=lambda one: (one.all, one.core, one.colours + one.shapes + (one.position is True)))
+
+
+def is_right(pixels: Any, text: str) -> bool | None:
+    """Whether an image shows what its caption says, colours, position and background; None where nobody can tell."""
+    try:
+        return check(pixels, parse_caption(text)).core
+    except (ValueError, ModuleNotFoundError):  # no caption, or the checker lacks what hybridiff[eval] brings
+        return None
 
 
 def _compare(blobs: Sequence[_Blob], scene: Scene, background: bool | None) -> Verdict:

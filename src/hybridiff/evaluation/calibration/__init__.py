@@ -1,0 +1,1 @@
+"""`hybridiff calibrate`: the thresholds of a model."""

@@ -1,0 +1,149 @@
+"""Measure the thresholds of a model for one scheduler and number of steps, on one device."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from ...config import STEP_KINDS
+from ...denoiser.adapters import find_denoiser
+from ...errors import UsageError
+from ...schedule.calibration import Entry
+from ...utils.names import require_known
+from ...utils.prompts import Prompt
+from ...utils.tables import align
+from ..frontier.generation import Reference, generate_references, simulate
+from ..frontier.settings import guided
+from ..inspection.denoiser import measure_splits
+from ..metrics import MOST_DECIBELS
+from ..simulation import SimulatedPipeline, Splits
+from ..workload import seeded
+from .bands import SweepPoint, choose_bands, expectations, fit_published, rounded
+
+TOLERANCES = tuple(float(f"{0.012 * (0.4 / 0.012) ** (point / 6):.3g}") for point in range(7))
+"""The tolerances that are tried."""
+
+
+def calibrate(
+    pipe: Any,
+    prompts: Sequence[Prompt],
+    call: dict[str, Any],
+    step_kinds: Sequence[str] = STEP_KINDS,
+    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> Entry:
+    """Measure a model's thresholds with its scheduler.
+
+    Args:
+        pipe: A stock pipeline.
+        prompts: What is generated; at least `calibration.FEWEST_PROMPTS` for thresholds to rely on.
+        call: Further arguments of the pipeline, with the number of steps and the guidance scale.
+        step_kinds: What the steps between full ones may be; the fastest is chosen for each quality.
+        on_progress: Is told after every image what is generated, how many are, and of how many.
+
+    Raises:
+        UsageError: the scheduler leaves nothing to calibrate, or a step kind is unknown.
+    """
+    check_candidates(step_kinds)
+    check_order(pipe.scheduler)
+    steps, images = int(call["num_inference_steps"]), len(prompts) * (1 + len(TOLERANCES) * len(step_kinds))
+    work = _Work(pipe, seeded(prompts), call, images, on_progress)
+    curves = work.generate_full()
+    sweeps = {kind: work.sweep(kind) for kind in step_kinds}
+    return Entry(
+        scheduler=type(pipe.scheduler).__name__,
+        num_inference_steps=steps,
+        guidance_scale=call.get("guidance_scale"),
+        prompts=len(prompts),
+        bands=choose_bands(sweeps),
+        published=fit_published(curves["discrepancy"], find_denoiser(pipe)[0].published.scaled(steps)),
+        curves={name: [rounded(value) for value in curve] for name, curve in curves.items()},
+        measured=[_short(point) for sweep in sweeps.values() for point in sweep],
+    )
+
+
+def check_candidates(step_kinds: Sequence[str]) -> None:
+    """Refuse unknown kinds of steps between full ones.
+
+    Raises:
+        UsageError: with the names that would do.
+    """
+    for kind in step_kinds:
+        require_known("step kind", kind, STEP_KINDS)
+
+
+def check_order(scheduler: Any) -> None:
+    """Refuse schedulers of second order: calibrations are by number of steps, of one evaluation each.
+
+    Raises:
+        UsageError: with the scheduler's order.
+    """
+    order = getattr(scheduler, "order", 1)
+    if order > 1:
+        raise UsageError(
+            f"{type(scheduler).__name__} is of order {order}: thresholds are calibrated for one evaluation per step; "
+            "promise a fidelity instead"
+        )
+
+
+def format_expectations(entry: Entry) -> str:
+    """The calibrated qualities as text with aligned columns."""
+    rows = [("quality", "step kind", "tolerance", "ideal speed-up", "PSNR against one device")]
+    for quality, point in expectations(entry).items():
+        measured = f"{point.tolerance:.3g}", f"{point.ideal_speedup:.2f}x", f"{point.psnr:.1f} dB"
+        rows.append((f"{quality:g}", point.step_kind, *measured))
+    return align([*rows, ("1", "-", "0", "2.00x", "identical")], words=2)
+
+
+class _Work:
+    """The images of one calibration, `total` of them."""
+
+    def __init__(self, pipe: Any, prompts: list[Prompt], call: dict[str, Any], total: int, on_progress: Any) -> None:
+        self._pipe, self._prompts, self._call = pipe, prompts, call
+        self._on_progress = on_progress
+        self._done, self._total = 0, total
+        self._references: list[Reference] = []
+        self._splits: Splits | None = None
+
+    def generate_full(self) -> dict[str, list[float]]:
+        """Generate the images of full steps, those of one device bit for bit; what full steps showed, as curves."""
+        discrepancies, drifts = [], []
+        with SimulatedPipeline(self._pipe, guided("cached", 0.0).config) as attached:
+            for reference in generate_references(attached, self._prompts, self._call):
+                self._references.append(reference)
+                steps = attached.report.steps
+                discrepancies.append([step.discrepancy or 0.0 for step in steps])
+                drifts.append([step.drift or 0.0 for step in steps[1:]])
+                self._tell("full steps")
+        return _curve("discrepancy", discrepancies) | _curve("drift", drifts)
+
+    def sweep(self, kind: str) -> list[SweepPoint]:
+        """What tolerances give with steps of one kind."""
+        self._splits = self._splits or measure_splits(self._pipe, self._call)
+        settings = [guided(kind, tolerance) for tolerance in TOLERANCES]
+        rows = simulate(
+            self._pipe, self._references, settings, self._call, self._splits, lambda setting: self._tell(kind)
+        )
+        points = []
+        for tolerance, row in zip(TOLERANCES, rows, strict=True):
+            psnr = statistics.mean(min(result.psnr, MOST_DECIBELS) for result in row.results)
+            points.append(SweepPoint(kind, tolerance, row.ideal_speedup, psnr))
+        return points
+
+    def _tell(self, what: str) -> None:
+        self._done += 1
+        self._on_progress(what, self._done, self._total)
+
+
+def _curve(name: str, curves: Sequence[Sequence[float]]) -> dict[str, list[float]]:
+    """Mean and standard deviation over the prompts, one value per step."""
+    steps = list(zip(*curves, strict=True))
+    return {
+        name: [statistics.mean(values) for values in steps],
+        f"{name}_deviation": [statistics.pstdev(values) for values in steps],
+    }
+
+
+def _short(point: SweepPoint) -> dict[str, Any]:
+    return {name: rounded(value) if isinstance(value, float) else value for name, value in asdict(point).items()}

@@ -1,0 +1,1 @@
+"""`hybridiff simulate` and `study`: fidelity against ideal speed-up, for many settings on one device."""

@@ -1,0 +1,146 @@
+"""A study as a table: aligned text for the terminal, Markdown for a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ...numerics.interpolation import interpolate
+from ...utils.tables import align, markdown_table
+from .rows import upper_envelope
+from .solvers import least_evaluations, solver_lines
+from .study import Study
+
+SPEEDS = (2.1, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0, 7.0)
+"""Ideal speed-ups at which methods are compared."""
+
+_NEAR = 0.05
+"""A setting that is slower or faster by no more than this stands for a speed too."""
+
+EVALUATIONS = (8, 10, 12, 14, 17, 20, 24, 28, 34, 40, 50)
+"""Numbers of evaluations at which solvers are compared."""
+
+_EXPLANATION = """\
+Ideal speed-up and PSNR (dB, at most 100 an image) against one device; worst tenth: mean PSNR of the worst tenth of the
+prompts; full steps: fewest-median-most over the prompts; right: share of captions whose image is right."""
+
+_CONVERGED = "Converged: PSNR against the image that {scheduler} makes in {converged_steps} steps; its worst tenth.\n"
+
+_PROMISES = """\
+What was promised, what runs estimated of themselves, and what is true, in dB; off: mean of the difference of these two.
+"""
+
+_SOLVERS = """\
+Every solver alone, with fewer steps, and `hybrid` on it, at equal evaluations of both branches: PSNR in dB at the best
+settings; between settings along straight lines.
+"""
+
+
+def format_study(study: Study) -> str:
+    """The rows as text with aligned columns, by method and speed."""
+    return align(_lines(study), words=2)
+
+
+def format_markdown(study: Study) -> str:
+    """The same as a page of Markdown, with what was run and how."""
+    run, right = study.run, (study.reference or {}).get("right")
+    head = run["model"], f"{run['num_inference_steps']} steps", run["scheduler"], run["dtype"]
+    return "\n".join(
+        [
+            f"# {', '.join(head)}, {len(run['prompts'])} prompts\n",
+            _EXPLANATION + ("" if right is None else f"\nOn one device {right:.0%} are right."),
+            _CONVERGED.format(**run) if "converged_steps" in run else "",
+            f"    {study.made_with.get('command', '')}\n",
+            "## At equal speed\n",
+            "PSNR in dB of each method at its best settings; between settings along straight lines.\n",
+            markdown_table([("method", *(f"{speed:g}x" for speed in SPEEDS)), *_at_equal_speed(study.rows)], words=1),
+            *_promises(study.rows),
+            *_solvers(study),
+            "\n## All settings\n",
+            markdown_table(_lines(study), words=2) + "\n",
+        ]
+    )
+
+
+def _at_equal_speed(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """For each method its PSNR at `SPEEDS`, as far as its settings reach."""
+    found = []
+    for method in sorted({row["method"] for row in rows}):
+        own = [row for row in rows if row["method"] == method and row["config"].get("devices") != 1]
+        best = upper_envelope((row["ideal_speedup"], row["psnr"]) for row in own)
+        found.append((method, *(_at(best, speed, _NEAR) for speed in SPEEDS)))
+    return found
+
+
+def _promises(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A section on what was promised of the reference's own images."""
+    lines = [
+        (
+            f"{row['config']['fidelity']:g}",
+            *(f"{row[name]:.1f}" for name in ("estimated", "psnr", "psnr_worst_tenth", "estimate_error")),
+            f"{row['ideal_speedup']:.2f}x",
+            _full_steps(row),
+        )
+        for row in sorted(rows, key=lambda row: row["ideal_speedup"])
+        if "estimate_error" in row and "fidelity" in row["config"]
+    ]
+    head = ("promised", "estimated", "true", "worst tenth", "off", "speed-up", "full steps")
+    return ["\n## Promises\n", _PROMISES, markdown_table([head, *lines], words=0)] if lines else []
+
+
+def _solvers(study: Study) -> list[str]:
+    """A section on solvers beside each other."""
+    lines = solver_lines(study.to_dict())
+    if not lines:
+        return []
+    section = ["\n## Solvers\n", f"![Fidelity against evaluations]({study.path.stem}-solvers.png)\n", _SOLVERS]
+    for fidelity, what in (("psnr_converged", "the converged image"), ("psnr", "the full-step image")):
+        best = {name: least_evaluations(rows, fidelity) for name, rows in lines.items()}
+        head = ("evaluations", *(f"{number}" for number in EVALUATIONS if number <= study.run["num_inference_steps"]))
+        table = [(name, *(_at(points, float(n)) for n in head[1:])) for name, points in best.items() if points]
+        if table:
+            section += [f"Against {what}:\n", markdown_table([head, *table]), ""]
+    return section[:-1]
+
+
+def _at(points: Sequence[tuple[float, float]], place: float, near: float = 0.0) -> str:
+    """The value between points; empty where they do not reach as far."""
+    is_reached = points and points[0][0] - near <= place <= points[-1][0] + near
+    return f"{interpolate(points, place):.1f}" if is_reached else ""
+
+
+def _lines(study: Study) -> list[tuple[str, ...]]:
+    """Head and rows, with the columns that some row fills."""
+    rows = sorted(study.rows, key=lambda row: (row["method"], row["ideal_speedup"]))
+    columns = {head: cell for head, (name, cell) in _COLUMNS.items() if not name or any(name in row for row in rows)}
+    return [tuple(columns), *(tuple(cell(row) for cell in columns.values()) for row in rows)]
+
+
+def _decibels(name: str) -> Callable[[dict[str, Any]], str]:
+    return lambda row: f"{row[name]:.1f} dB" if name in row else "-"
+
+
+def _full_steps(row: dict[str, Any]) -> str:
+    """How many steps were full: `17`, or over the prompts `14-17-22` (fewest, median, most)."""
+    spread = row.get("full_steps")
+    if spread is None:
+        return str(next(iter(row["schedules"])).count("f"))
+    if spread["min"] == spread["max"]:
+        return str(spread["min"])
+    return f"{spread['min']}-{spread['median']:g}-{spread['max']}"
+
+
+_COLUMNS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "method": ("", lambda row: row["method"]),
+    "setting": ("", lambda row: row["label"]),
+    "speed-up": ("", lambda row: f"{row['ideal_speedup']:.2f}x"),
+    "estimated": ("estimated", _decibels("estimated")),
+    "PSNR": ("", _decibels("psnr")),
+    "worst tenth": ("", _decibels("psnr_worst_tenth")),
+    "converged": ("psnr_converged", _decibels("psnr_converged")),
+    "its worst": ("psnr_converged", _decibels("psnr_converged_worst_tenth")),
+    "SSIM": ("", lambda row: "-" if row["ssim"] is None else f"{row['ssim']:.4f}"),
+    "right": ("", lambda row: "-" if row["right"] is None else f"{row['right']:.0%}"),
+    "full steps": ("", _full_steps),
+}
+"""Each column: the entry of a row without which it is left out (none: never), and what stands in it."""

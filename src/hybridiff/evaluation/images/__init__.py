@@ -1,0 +1,1 @@
+"""`hybridiff evaluate`: images of several strategies, and what is measured of them."""

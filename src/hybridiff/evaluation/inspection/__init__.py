@@ -1,0 +1,1 @@
+"""`hybridiff inspect`: what a pipeline looks like to this project."""

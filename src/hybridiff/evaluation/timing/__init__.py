@@ -1,0 +1,1 @@
+"""`hybridiff bench`: strategies timed side by side, in turns."""
