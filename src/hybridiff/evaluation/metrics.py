@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,6 +66,16 @@ def likeness(images: Sequence[Any], references: Sequence[Any]) -> dict[str, floa
     }
     known = {name: [value for value in values if value is not None] for name, values in found.items()}
     return {name: math.fsum(values) / len(values) if values else None for name, values in known.items()}
+
+
+def worst_tenth(values: Sequence[float], is_distance: bool = False) -> float:
+    """The mean of the worst tenth of some values, of the worst one at least.
+
+    Args:
+        values: At least one.
+        is_distance: Whether less is better.
+    """
+    return statistics.fmean(sorted(values, reverse=is_distance)[: max(1, len(values) // 10)])
 
 
 def perceptual_distance(image: Any, reference: Any) -> float | None:

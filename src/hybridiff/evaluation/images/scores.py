@@ -13,6 +13,7 @@ from PIL import Image
 
 from ...errors import UsageError
 from ...utils.images import read_image
+from ..metrics import worst_tenth
 from .gallery import Gallery, PictureRecord
 from .inception import frechet_distance
 from .measures import TO_REFERENCE, Measure, Measures
@@ -55,9 +56,8 @@ class StrategyScores:
 def _summary(measure: Measure, values: Sequence[float]) -> dict[str, float]:
     found = {measure.name: statistics.fmean(values)}
     if measure.name != "right":  # a share has no middle
-        worst = sorted(values, reverse=measure.is_distance)[: max(1, len(values) // 10)]
         found[f"{measure.name}_median"] = statistics.median(values)
-        found[f"{measure.name}_worst_tenth"] = statistics.fmean(worst)
+        found[f"{measure.name}_worst_tenth"] = worst_tenth(values, measure.is_distance)
     return {name: round(value, 5) for name, value in found.items()}
 
 
