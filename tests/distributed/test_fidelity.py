@@ -23,11 +23,6 @@ def promise(fidelity: float) -> dict[str, Any]:
     return {"strategy": "hybrid", "fidelity": fidelity}
 
 
-def kinds(generated: Generated) -> str:
-    """One letter a step."""
-    return "".join(step["kind"][0] for step in generated.report["steps"])
-
-
 @pytest.mark.parametrize(
     ("ranks", "name", "scheduler", "fidelity", "changes"),
     [
@@ -49,7 +44,7 @@ def test_ranks_equal_their_simulation(
     assert torch.equal(generated.latents, simulated.latents)
     assert told_alike(generated) == told_alike(simulated)
     assert generated.report["fidelity"] == simulated.report["fidelity"]
-    assert set(kinds(generated)) == {"f", "c"}
+    assert set(generated.kinds) == {"f", "c"}
 
 
 @pytest.mark.parametrize(("name", "ranks"), [("sdxl two levels", 2), ("sd3", 4)])
@@ -69,7 +64,7 @@ def test_where_devices_are_not_alike_the_leaders_numbers_hold(measures: str) -> 
         assert torch.equal(generated.latents, simulated.latents)
         assert told_alike(generated) == told_alike(simulated)
         assert generated.report["fidelity"] == simulated.report["fidelity"]
-    assert set(kinds(simulated)) == {"f", "c"}
+    assert set(simulated.kinds) == {"f", "c"}
 
 
 def generate_on_devices(measures: str, is_told: bool) -> Generated:
@@ -161,7 +156,7 @@ def attempt_with_a_faulty_decoder() -> Outcome:
 def test_an_error_on_one_rank_reaches_the_others(ranks: int, faulty: int, place: str, step: int) -> None:
     changes = {"num_inference_steps": 10} | (TWO if ranks == 4 else {})
     simulated = generate_parallel("sd3", changes, simulate=True, devices=ranks, **promise(30))[0]
-    assert kinds(simulated) == "fffcfcfcff", "the places are chosen for this schedule"
+    assert simulated.kinds == "fffcfcfcff", "the places are chosen for this schedule"
     results = run_ranks(fail_in_a_run, ranks, faulty, place, step, changes)
     check_fault(results, faulty, place, f"parallel, step {step}", simulated.latents)
 

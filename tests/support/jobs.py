@@ -22,6 +22,11 @@ class Generated:
     latents: torch.Tensor
     report: dict[str, Any]
 
+    @property
+    def kinds(self) -> str:
+        """Of the steps, one letter each."""
+        return "".join(step["kind"][0] for step in self.report["steps"])
+
 
 @dataclass
 class Outcome:

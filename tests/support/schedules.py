@@ -52,6 +52,11 @@ def callback_at(step_of_action: int, action: Callable[[Any], None]) -> Callable[
     return callback
 
 
+def interrupt_after(last_step: int) -> Callable[..., dict[str, Any]]:
+    """A step-end callback by which a user stops a pipeline."""
+    return callback_at(last_step, lambda pipe: setattr(pipe, "_interrupt", True))
+
+
 def guidance_except(name: str, off: Collection[int]) -> dict[str, Any]:
     """Arguments of a call whose callback turns guidance off for some steps, and on again."""
     texts = ["prompt_embeds", *(["pooled_prompt_embeds"] if name.startswith("sd3") else [])]

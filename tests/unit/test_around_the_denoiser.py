@@ -10,8 +10,9 @@ import diffusers
 import pytest
 import torch
 
-from hybridiff import ParallelConfig, ParallelPipeline, RunReport, parallelize
+from hybridiff import RunReport
 from support.oracles import relative_difference
+from support.simulated import report_of, simulate
 from zoo import ZOO, run
 
 LAYOUTS = [
@@ -29,15 +30,6 @@ LAYOUTS = [
 
 ROUNDING = 1e-5
 STEPS = 6
-
-
-def simulate(pipe: Any, strategy: str = "cfg", **config: Any) -> ParallelPipeline:
-    return parallelize(pipe, ParallelConfig(strategy, devices=2, simulate=True, **config))
-
-
-def report_of(parallel: ParallelPipeline) -> RunReport:
-    assert parallel.report is not None
-    return parallel.report
 
 
 def require_stock(name: str, build: Callable[[], Any] | None = None, **changes: Any) -> RunReport:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from diffusers.guiders import ClassifierFreeGuidance
 
-from hybridiff import ParallelConfig, ParallelPipeline, RunReport, load_pipeline, parallelize
+from hybridiff import ParallelPipeline, load_pipeline
 from hybridiff.strategies.switching import SwitchingStrategy
 from support.oracles import one_part_after_another, relative_difference
 from support.pipelines import build, generate
+from support.simulated import report_of, simulate
 from zoo import ZOO, Specimen, run
 from zoo.modular import modular_sdxl, modular_wan
 
@@ -48,22 +49,13 @@ def switched(*steps: int, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def simulate(pipe: Any, strategy: str = "cfg", devices: int = 2, **config: Any) -> ParallelPipeline:
-    return parallelize(pipe, ParallelConfig(strategy, devices=devices, simulate=True, **config))
-
-
-def report_of(parallel: ParallelPipeline) -> RunReport:
-    assert parallel.report is not None
-    return parallel.report
-
-
 def branches(parallel: ParallelPipeline) -> str:
     """Branches of each step, with a mark for each further evaluation."""
     return "".join(f"{step.branches}{'+' * step.extra_evaluations}" for step in report_of(parallel).steps)
 
 
 def kinds(parallel: ParallelPipeline) -> str:
-    return "".join(step.kind.value[0] for step in report_of(parallel).steps)
+    return report_of(parallel).schedule
 
 
 def evaluated_rows(layer: torch.nn.Module, generate: Callable[[], torch.Tensor]) -> tuple[list[int], torch.Tensor]:

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from hybridiff import ParallelConfig, ParallelPipeline, RankError, RunReport, parallelize
+from hybridiff import ParallelConfig, ParallelPipeline, RankError, parallelize
 from support.oracles import relative_difference
+from support.schedules import interrupt_after
+from support.simulated import report_of
 from zoo import ZOO, Specimen, run
 
 ROUNDING = 1e-4
@@ -17,11 +19,6 @@ ROUNDING = 1e-4
 
 def simulate(specimen: Specimen, strategy: str = "cfg", devices: int = 2, **config: Any) -> ParallelPipeline:
     return parallelize(specimen.build(), ParallelConfig(strategy=strategy, devices=devices, simulate=True, **config))
-
-
-def report_of(parallel: ParallelPipeline) -> RunReport:
-    assert parallel.report is not None
-    return parallel.report
 
 
 def guided_steps(parallel: ParallelPipeline) -> list[bool]:
@@ -168,15 +165,6 @@ def test_a_first_step_without_numbers_is_an_error_with_rank_and_step(name: str) 
         run(specimen, parallel)
     spoiled.remove()
     assert relative_difference(run(specimen, parallel), run(specimen, specimen.build())) < ROUNDING
-
-
-def interrupt_after(last_step: int) -> Any:
-    def callback(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        if step == last_step:
-            pipe._interrupt = True
-        return tensors
-
-    return callback
 
 
 @pytest.mark.parametrize("last", [0, 1])

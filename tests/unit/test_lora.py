@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from hybridiff import ParallelConfig, ParallelPipeline, parallelize
 from hybridiff.distributed.consistency import describe_call
 from support.oracles import relative_difference
 from support.pipelines import denoiser_of
+from support.simulated import simulate
 from zoo import ZOO, run
 
 peft = pytest.importorskip("peft")
@@ -44,10 +44,6 @@ def with_lora(name: str, seed: int) -> Any:
     pipe = ZOO[name].build()
     add_lora(pipe, "a", seed)
     return pipe
-
-
-def simulate(pipe: Any, strategy: str = "cfg", **config: Any) -> ParallelPipeline:
-    return parallelize(pipe, ParallelConfig(strategy, devices=2, simulate=True, **config))
 
 
 def require_alike(result: torch.Tensor, expected: torch.Tensor, other: torch.Tensor) -> None:

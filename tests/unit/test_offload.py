@@ -9,10 +9,11 @@ import pytest
 import torch
 from accelerate import cpu_offload
 
-from hybridiff import ParallelConfig, ParallelPipeline, parallelize
+from hybridiff import ParallelConfig, parallelize
 from support.oracles import relative_difference
 from support.pipelines import build, denoiser_of, generate
 from support.schedules import capped
+from support.simulated import simulate
 from zoo import ZOO, run
 
 NAMES = ["StableDiffusionPipeline", "PixArtSigmaPipeline", "WanPipeline:two-transformers"]
@@ -40,10 +41,6 @@ def by_group(pipe: Any) -> None:
 def networks(pipe: Any) -> list[torch.nn.Module]:
     second = getattr(pipe, "transformer_2", None)
     return [denoiser_of(pipe), *([second] if second is not None else [])]
-
-
-def simulate(pipe: Any) -> ParallelPipeline:
-    return parallelize(pipe, ParallelConfig("cfg", devices=2, simulate=True))
 
 
 @pytest.mark.parametrize("is_first", [True, False], ids=["before", "after"])

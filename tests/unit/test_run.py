@@ -9,23 +9,19 @@ import pytest
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback, SD3CFGCutoffCallback, SDXLCFGCutoffCallback
 
-from hybridiff import ParallelConfig, ParallelPipeline, Phase, RankError, RunReport, UsageError, parallelize
+from hybridiff import ParallelConfig, ParallelPipeline, Phase, RankError, UsageError, parallelize
 from hybridiff.distributed.status import SLOT
 from hybridiff.strategies import CfgStrategy, SerialStrategy, Strategy
 from support.oracles import generated_one_part_after_another, relative_difference
 from support.pipelines import build, call_arguments, generate
-from support.schedules import capped, split_at
+from support.schedules import capped, interrupt_after, split_at
+from support.simulated import report_of
 
 NAME = "sdxl two levels"
 
 
 def simulate(name: str, strategy: str = "cfg", scheduler: str | None = None, **config: Any) -> ParallelPipeline:
     return parallelize(build(name, scheduler), ParallelConfig(strategy=strategy, simulate=True, **config))
-
-
-def report_of(parallel: ParallelPipeline) -> RunReport:
-    assert parallel.report is not None
-    return parallel.report
 
 
 @pytest.mark.parametrize("name", [NAME, "sd3"])
@@ -281,15 +277,6 @@ def test_a_callback_is_given_what_it_asks_for() -> None:
     generate(parallel, NAME, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=wanted)
     assert [(step, tensors) for _, step, tensors in seen] == [(step, set(wanted)) for step in range(4)]
     assert all(pipe is parallel.pipe for pipe, _, _ in seen)
-
-
-def interrupt_after(last_step: int) -> Any:
-    def callback(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        if step == last_step:
-            pipe._interrupt = True
-        return tensors
-
-    return callback
 
 
 @pytest.mark.parametrize("strategy", ["cfg", "serial"])

@@ -117,7 +117,7 @@ class Generate(CallOptions):
         options |= {"loras": self.lora or (), "controlnets": self.controlnet or ()}
         with Engine(folder, config=config, **options) as engine:
             for number, prompt in enumerate(prompts, start=1):
-                own = call if prompt.negative_prompt is None else call | {"negative_prompt": prompt.negative_prompt}
+                own = call | prompt.arguments
                 generation = _generate(engine, prompt, own | images, f"{number}/{len(prompts)}")
                 if engine.is_leader:
                     facts = self._facts(engine, prompt, own)

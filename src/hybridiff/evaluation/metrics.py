@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,6 +68,16 @@ def likeness(images: Sequence[Any], references: Sequence[Any]) -> dict[str, floa
     return {name: math.fsum(values) / len(values) if values else None for name, values in known.items()}
 
 
+def worst_tenth(values: Sequence[float], is_distance: bool = False) -> float:
+    """The mean of the worst tenth of some values, of the worst one at least.
+
+    Args:
+        values: At least one.
+        is_distance: Whether less is better.
+    """
+    return statistics.fmean(sorted(values, reverse=is_distance)[: max(1, len(values) // 10)])
+
+
 def perceptual_distance(image: Any, reference: Any) -> float | None:
     """LPIPS (AlexNet) of two images; None where torchmetrics or the weights are not on this machine. Loads nothing.
 
@@ -74,12 +85,7 @@ def perceptual_distance(image: Any, reference: Any) -> float | None:
         image: (H, W, C) with values from 0 to 1.
         reference: Of the same size.
     """
-    import torch
-
     from .perceptual import lpips_at_hand
 
     distance = lpips_at_hand()
-    if distance is None:
-        return None
-    ours, theirs = (torch.as_tensor(pixels).float().permute(2, 0, 1) for pixels in (image, reference))
-    return distance(ours, theirs)  # type: ignore[no-any-return]
+    return None if distance is None else distance(image, reference)

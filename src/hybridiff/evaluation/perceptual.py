@@ -6,6 +6,7 @@ import functools
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -52,14 +53,15 @@ class Lpips(nn.Module):
         self.register_buffer("scale", torch.tensor(_SCALE).view(1, 3, 1, 1))
 
     @torch.no_grad()
-    def forward(self, image: torch.Tensor, other: torch.Tensor) -> float:
+    def forward(self, image: Any, other: Any) -> float:
         """The distance.
 
         Args:
-            image: (3, H, W) from 0 to 1, as the other.
+            image: (H, W, 3) with values from 0 to 1.
             other: Of the same size.
         """
-        hidden = (2.0 * torch.stack([image, other]) - 1.0 - self.shift) / self.scale  # (2, 3, H, W)
+        pair = torch.stack([torch.as_tensor(pixels).float().permute(2, 0, 1) for pixels in (image, other)])
+        hidden = (2.0 * pair.to(self.shift.device) - 1.0 - self.shift) / self.scale  # (2, 3, H, W)
         distance = 0.0
         for place, layer in enumerate(self.features):
             hidden = layer(hidden)

@@ -78,9 +78,8 @@ class SimulatedPipeline:
     def summary(self) -> RunSummary:
         """Of the last call."""
         report = self.report
-        letters = "".join(step.kind.value[0] for step in report.steps)
         estimated = report.fidelity.get("estimated")
-        return RunSummary(report.ideal_speedup or 1.0, letters, report.tau1, report.tau2, estimated)
+        return RunSummary(report.ideal_speedup or 1.0, report.schedule, report.tau1, report.tau2, estimated)
 
     def __enter__(self) -> SimulatedPipeline:
         return self

@@ -135,6 +135,11 @@ class RunReport:
         return {kind.value: counts[kind] for kind in StepKind if counts[kind]}
 
     @property
+    def schedule(self) -> str:
+        """One letter per step: f(ull), p(ipelined), r(euse), c(ached), a(head)."""
+        return "".join(step.kind.value[0] for step in self.steps)
+
+    @property
     def bytes_by_purpose(self) -> dict[str, int]:
         """Bytes put on the wire in all steps by all ranks together, by what they were for."""
         total: Counter[str] = Counter()

@@ -20,6 +20,11 @@ class Prompt:
     seed: int | None = None
     negative_prompt: str | None = None
 
+    @property
+    def arguments(self) -> dict[str, str]:
+        """What it gives a pipeline's call beside prompt and seed."""
+        return {} if self.negative_prompt is None else {"negative_prompt": self.negative_prompt}
+
 
 def read_prompts(path: str | Path) -> list[Prompt]:
     """Read a file of prompts: plain text lines, or JSON objects with prompt, seed and negative_prompt.

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from hybridiff import ParallelConfig, ParallelPipeline, parallelize
 from hybridiff.denoiser.compiled import through, uncompiled
 from support.pipelines import denoiser_of
+from support.simulated import simulate
 from zoo import ZOO, run
 
 CACHED: dict[str, Any] = {"strategy": "hybrid", "full_steps": "0-1,3,5"}
@@ -44,10 +44,6 @@ def compile_in_place(pipe: Any, graphs: Graphs) -> None:
 
 def compile_blocks(pipe: Any, graphs: Graphs) -> None:
     denoiser_of(pipe).compile_repeated_blocks(backend=graphs, fullgraph=True)  # type: ignore[operator]
-
-
-def simulate(pipe: Any, **config: Any) -> ParallelPipeline:
-    return parallelize(pipe, ParallelConfig(devices=2, simulate=True, **config))
 
 
 @pytest.fixture(autouse=True)

@@ -13,12 +13,12 @@ import pytest
 import torch
 from diffusers import MultiControlNetModel, SparseControlNetModel
 
-from hybridiff import ParallelConfig, ParallelPipeline, parallelize
 from hybridiff.denoiser.control import ControlCall, ControlNets
 from hybridiff.denoiser.deferred import DeferredTensor, mapped
 from hybridiff.denoiser.replay import leaves
 from support.oracles import relative_difference
 from support.pipelines import start_image
+from support.simulated import simulate
 from zoo import ZOO, Specimen, run
 from zoo.networks import copied_controlnet
 
@@ -26,10 +26,6 @@ ROUNDING = 3e-5
 """Difference that comes of evaluating the branches in batches of their own."""
 
 CONTROLLED = "StableDiffusionControlNetPipeline"
-
-
-def simulate(pipe: Any, strategy: str = "cfg", **config: Any) -> ParallelPipeline:
-    return parallelize(pipe, ParallelConfig(strategy, **{"devices": 2, "simulate": True} | config))
 
 
 @contextmanager

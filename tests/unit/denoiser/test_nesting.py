@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,11 +18,7 @@ from hybridiff.denoiser.split import TIE, Split, SplitPoint, choose_balanced, ma
 from hybridiff.denoiser.stages import StagedDenoiser
 from support.networks import NETWORKS, UNETS, adapter_of, count_layers, evaluation_of
 
-
-@pytest.fixture(autouse=True)
-def _no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("without_gradients")
 
 
 @st.composite

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,10 +18,7 @@ SIZES = {"sdxl": (13, 10), "sd1.x": (11, 13), "sd2.x": (13, 14), "sd3": (10, 14)
 """Height and width of the sample: no multiple of the upsampling factor; multiples of the patch alone."""
 
 
-@pytest.fixture(autouse=True)
-def _no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("without_gradients")
 
 
 def staged_of(network: Any) -> StagedDenoiser:

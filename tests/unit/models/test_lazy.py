@@ -19,10 +19,7 @@ ENCODERS = {"tiny-sdxl": ("text_encoder", "text_encoder_2"), "tiny-sd3": ("text_
 TOKENS = torch.arange(20)[None]
 
 
-@pytest.fixture(autouse=True)
-def without_gradients() -> Any:
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("without_gradients")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

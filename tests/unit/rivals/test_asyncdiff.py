@@ -22,17 +22,13 @@ def simulated(name: str, ranks: int, changes: dict[str, Any] = TEN, **settings: 
     return generate_parallel(name, changes, **config)[0]
 
 
-def letters(generated: Generated) -> str:
-    return "".join(step["kind"][0] for step in generated.report["steps"])
-
-
 @pytest.mark.parametrize("name", ["sdxl", "sd15", "sd3", "sd3.5"])
 def test_nothing_but_warm_up_and_one_stage_are_the_stock_pipeline(name: str) -> None:
     stock = generate(build(name), name, **TEN)
     for ranks, settings in ((2, {"warm_up": 10}), (3, {"warm_up": 99, "stride": 2}), (1, {})):
         generated = simulated(name, ranks, **settings)
         assert torch.equal(generated.latents, stock)
-        assert letters(generated) == "f" * 10
+        assert generated.kinds == "f" * 10
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd15", "sd3"])
@@ -48,7 +44,7 @@ def test_nothing_but_warm_up_and_one_stage_are_the_stock_pipeline(name: str) -> 
 )
 def test_stages_on_inputs_of_the_step_before(name: str, ranks: int, settings: dict[str, Any], expected: str) -> None:
     generated = simulated(name, ranks, **settings)
-    assert letters(generated) == expected
+    assert generated.kinds == expected
     assert torch.isfinite(generated.latents).all()
     stock = generate(build(name), name, **TEN)
     assert relative_difference(generated.latents, stock) > 1e-3
@@ -97,17 +93,17 @@ def test_a_computation_with_stride_2_is_conditioned_on_the_next_step() -> None:
 @pytest.mark.parametrize("name", ["sd15", "sd3"])
 def test_guidance_that_ends_or_pauses(name: str, settings: dict[str, Any]) -> None:
     ended = simulated(name, 3, TEN | guidance_until(name, 5), **settings)
-    assert letters(ended)[6:] == "ffff"
+    assert ended.kinds[6:] == "ffff"
     assert [step["branches"] for step in ended.report["steps"]] == [2] * 6 + [1] * 4
     paused = simulated(name, 3, TEN | guidance_except(name, (4, 5)), **settings)
-    assert letters(paused)[4:6] == "ff"
+    assert paused.kinds[4:6] == "ff"
     assert torch.isfinite(paused.latents).all()
 
 
 def test_steps_of_skip_layer_guidance_are_full() -> None:
     changes: dict[str, Any] = TEN | {"skip_guidance_layers": [1]}
     changes |= {"skip_layer_guidance_start": 0.35, "skip_layer_guidance_stop": 0.55}
-    assert letters(simulated("sd3", 3, changes, stride=2, warm_up=2)) == "ffpcffpcpc"
+    assert simulated("sd3", 3, changes, stride=2, warm_up=2).kinds == "ffpcffpcpc"
 
 
 @pytest.mark.parametrize("name", ["sdxl inpaint 9 channels", "sd3 img2img"])

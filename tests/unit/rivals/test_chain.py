@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -15,10 +13,7 @@ from support.oracles import differences
 SIZES = {"sdxl": (13, 10), "sd1.x": (11, 13), "sd2.x": (13, 14), "sd3": (10, 14), "sd3.5": (14, 6)}
 
 
-@pytest.fixture(autouse=True)
-def _no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("without_gradients")
 
 
 def cuts_of(name: str) -> list[Cut]:

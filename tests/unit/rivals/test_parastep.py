@@ -30,17 +30,13 @@ def simulated(name: str, ranks: int, changes: dict[str, Any] = TWELVE, scheduler
     return generate_parallel(name, changes, scheduler, **config)[0]
 
 
-def letters(generated: Generated) -> str:
-    return "".join(step["kind"][0] for step in generated.report["steps"])
-
-
 @pytest.mark.parametrize(("name", "scheduler"), SAMPLERS)
 def test_nothing_but_warm_up_and_one_rank_are_the_stock_pipeline(name: str, scheduler: str | None) -> None:
     stock = generate(build(name, scheduler), name, **TWELVE)
     for ranks, warm_up in ((3, 99), (1, 1)):
         generated = simulated(name, ranks, TWELVE, scheduler, warm_up=warm_up)
         assert torch.equal(generated.latents, stock)
-        assert set(letters(generated)) == {"f"}
+        assert set(generated.kinds) == {"f"}
 
 
 @pytest.mark.parametrize("reuse", ["own", "latest"])
@@ -123,7 +119,7 @@ def test_what_ranks_evaluate_and_what_steps_are_answered(reuse: str) -> None:
 @pytest.mark.parametrize(("ranks", "expected"), [(2, "fffacacacaca"), (3, "fffaccaccacc"), (4, "fffacccaccca")])
 def test_the_schedule_and_its_ideal_speedup(ranks: int, expected: str) -> None:
     generated = simulated("sd3", ranks, warm_up=3)
-    assert letters(generated) == expected
+    assert generated.kinds == expected
     evaluations = sum(letter in "fa" for letter in expected)
     assert generated.report["ideal_speedup"] == pytest.approx(12 / evaluations)
     prediction = 2 * 4 * 16 * 16 * 4  # both branches, in bytes
@@ -137,15 +133,15 @@ def test_the_schedule_and_its_ideal_speedup(ranks: int, expected: str) -> None:
 def test_guidance_that_ends_or_pauses(name: str) -> None:
     for last in (5, 6):  # before the first step of a cycle, and within one
         ended = simulated(name, 3, TWELVE | guidance_until(name, last), warm_up=3)
-        assert letters(ended) == "fffaccaccacc"[: last + 1] + "f" * (11 - last)
+        assert ended.kinds == "fffaccaccacc"[: last + 1] + "f" * (11 - last)
     paused = simulated(name, 3, TWELVE | guidance_except(name, (4, 5)), warm_up=3)
-    assert letters(paused)[4:] == "f" * 8
+    assert paused.kinds[4:] == "f" * 8
 
 
 def test_steps_of_skip_layer_guidance_are_full() -> None:
     changes: dict[str, Any] = TWELVE | {"skip_guidance_layers": [1]}
     changes |= {"skip_layer_guidance_start": 0.4, "skip_layer_guidance_stop": 0.6}
-    assert letters(simulated("sd3", 2, changes, warm_up=2)) == "ffacafffacac"
+    assert simulated("sd3", 2, changes, warm_up=2).kinds == "ffacafffacac"
 
 
 @pytest.mark.parametrize("name", ["sdxl inpaint", "sdxl inpaint 9 channels", "sd3 inpaint"])

@@ -19,10 +19,6 @@ def simulated(name: str, ranks: int, changes: dict[str, Any] = EIGHT, **settings
     return generate_parallel(name, changes, **config)[0]
 
 
-def letters(generated: Generated) -> str:
-    return "".join(step["kind"][0] for step in generated.report["steps"])
-
-
 @pytest.mark.parametrize("name", ["sd3", "sd3.5"])
 def test_one_patch_nothing_but_warm_up_and_one_rank_are_the_stock_pipeline(name: str) -> None:
     stock = generate(build(name), name, **EIGHT)
@@ -34,7 +30,7 @@ def test_one_patch_nothing_but_warm_up_and_one_rank_are_the_stock_pipeline(name:
     ):
         generated = simulated(name, ranks, **settings)
         assert torch.equal(generated.latents, stock)
-        assert letters(generated) == expected
+        assert generated.kinds == expected
 
 
 @pytest.mark.parametrize("name", ["sd3", "sd3.5"])
@@ -77,16 +73,16 @@ def test_where_nothing_changes_stale_keys_and_values_are_fresh() -> None:
 
 def test_guidance_that_ends_or_pauses_and_skipped_layers() -> None:
     ended = simulated("sd3", 3, EIGHT | guidance_until("sd3", 4))
-    assert letters(ended) == "fppppfff"
+    assert ended.kinds == "fppppfff"
     paused = simulated("sd3", 2, EIGHT | guidance_except("sd3", (4, 5)))
-    assert letters(paused)[4:6] == "ff"
+    assert paused.kinds[4:6] == "ff"
     changes: dict[str, Any] = EIGHT | {"skip_guidance_layers": [1]}
     changes |= {"skip_layer_guidance_start": 0.35, "skip_layer_guidance_stop": 0.7}
-    assert letters(simulated("sd3", 2, changes, warm_up=2)) == "ffpfffpp"
+    assert simulated("sd3", 2, changes, warm_up=2).kinds == "ffpfffpp"
 
 
 def test_other_tasks_and_embedded_models() -> None:
-    assert set(letters(simulated("sd3 img2img", 2, EIGHT))[1:]) == {"p"}
+    assert set(simulated("sd3 img2img", 2, EIGHT).kinds[1:]) == {"p"}
     pipe = load_pipeline("tiny-sd3")
     call = {"num_inference_steps": 8, "guidance_scale": 5.0, "max_sequence_length": 16, "output_type": "latent"}
     stock = pipe("a dog", generator=torch.Generator().manual_seed(1), **call).images

@@ -30,12 +30,6 @@ def any_picture_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LEAST_PIXELS", 1)
 
 
-@pytest.fixture(autouse=True)
-def without_gradients() -> Any:
-    with torch.no_grad():
-        yield
-
-
 def shared(vae: Any, ranks: int, is_wanted: bool = True, drops: bool = False) -> SharedVae:
     """A VAE that so many ranks of this process share, if they may."""
     comm = LocalComm(ranks)

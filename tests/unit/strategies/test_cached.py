@@ -36,16 +36,11 @@ def simulated(name: str, config: dict[str, Any], changes: dict[str, Any] | None 
     return generate_parallel(name, STEPS | (changes or {}), simulate=True, **config, **rest)[0]
 
 
-def kinds(generated: Generated) -> str:
-    """One letter a step: full, cached, reuse or pipelined."""
-    return "".join(step["kind"][0] for step in generated.report["steps"])
-
-
 @pytest.mark.parametrize("name", ["sd15", "sd3"])
 def test_the_report_of_a_run(name: str) -> None:
     generated = simulated(name, HYBRID)
     report = generated.report
-    assert kinds(generated) == SCHEDULE
+    assert generated.kinds == SCHEDULE
     assert (report["tau1"], report["tau2"]) == (1, 8)
     assert report["phases"] == {"warm-up": 2, "parallel": 7, "connect": 1}
     for step in report["steps"]:
@@ -60,7 +55,7 @@ def test_the_report_of_a_run(name: str) -> None:
 @pytest.mark.parametrize("name", ["sd15", "sd3"])
 def test_a_guided_run(name: str) -> None:
     generated = simulated(name, GUIDED, {"num_inference_steps": 25})
-    schedule = kinds(generated)
+    schedule = generated.kinds
     assert set(schedule) == {"f", "c"}
     assert schedule[:2] == "ff"
     assert schedule[-1] == "f"
@@ -93,7 +88,7 @@ def test_notes() -> None:
 def test_exact_is_cfg_bit_for_bit(name: str, changes: dict[str, Any], step_kind: str | None) -> None:
     exact = simulated(name, {"strategy": "hybrid", "quality": "exact", "step_kind": step_kind}, changes)
     assert torch.equal(exact.latents, generated_one_part_after_another(name, **STEPS, **changes))
-    assert set(kinds(exact)) == {"f"}
+    assert set(exact.kinds) == {"f"}
     assert exact.report["stages"] == {}
     assert exact.report["notes"] == ["quality exact: every step is a full one"]
     assert (exact.report["tau1"], exact.report["tau2"]) == (None, None)
@@ -107,7 +102,7 @@ def test_other_numbers_of_ranks_generate_the_same_to_rounding(
     """One device evaluates both branches as a batch; four ranks an image of a branch each."""
     generated = {ranks: simulated(name, OF_KIND[step_kind], changes, devices=ranks) for ranks in (1, 2, 4)}
     for ranks in (1, 4):
-        assert kinds(generated[ranks]) == kinds(generated[2]) == SCHEDULE.replace("c", step_kind[0])
+        assert generated[ranks].kinds == generated[2].kinds == SCHEDULE.replace("c", step_kind[0])
         assert relative_difference(generated[ranks].latents, generated[2].latents) < 1e-4
     speedups = [generated[ranks].report["ideal_speedup"] for ranks in (1, 2)]
     assert 1.0 < speedups[0] <= 2.0 < speedups[1]
@@ -189,7 +184,7 @@ def test_a_second_order_scheduler_takes_part(full: str) -> None:
     few = {"num_inference_steps": 10, "guidance_scale": 2.0}  # a random network pulls back less than more would say
     generated = simulated("sd15", {"strategy": "hybrid", "full_steps": full}, few, scheduler="heun")
     expected = generated_one_part_after_another("sd15", scheduler="heun", **few)
-    assert kinds(generated).count("c") in (8, 9)
+    assert generated.kinds.count("c") in (8, 9)
     assert generated.report["notes"] == []
     assert relative_difference(generated.latents, expected) < 0.005
 
@@ -198,7 +193,7 @@ def test_a_second_order_scheduler_whose_steps_are_all_full() -> None:
     few = {"num_inference_steps": 5}
     generated = simulated("sd15", {"strategy": "hybrid", "quality": "exact"}, few, scheduler="heun")
     assert torch.equal(generated.latents, generated_one_part_after_another("sd15", scheduler="heun", **few))
-    assert kinds(generated) == "f" * 9
+    assert generated.kinds == "f" * 9
 
 
 @pytest.mark.parametrize("images", [1, 2])
@@ -207,7 +202,7 @@ def test_without_guidance(images: int) -> None:
     generated = simulated("sd3", HYBRID, changes)
     exact = simulated("sd3", {"strategy": "cfg"}, changes).latents
     assert 1e-4 < relative_difference(generated.latents, exact) < 0.2
-    assert kinds(generated) == "ffcfccfccf", "steps of the one branch are cached all the same"
+    assert generated.kinds == "ffcfccfccf", "steps of the one branch are cached all the same"
     assert generated.report["ideal_speedup"] == pytest.approx(images * 10 / 5)
     (note,) = generated.report["notes"]
     assert note.startswith("guidance is off")
@@ -243,7 +238,7 @@ def test_guidance_that_is_off_for_some_steps_of_the_warm_up(name: str, images: i
 
     ours, generated = latents_by_step(config)
     theirs, _ = latents_by_step({"strategy": "cfg"})
-    assert kinds(generated) == expected
+    assert generated.kinds == expected
     first = len(expected) - len(expected.lstrip("f"))
     assert all(torch.equal(one, other) for one, other in zip(ours[:first], theirs[:first], strict=True))
     assert not torch.equal(ours[first], theirs[first])
@@ -265,9 +260,9 @@ def test_an_interrupt_takes_effect_with_the_next_full_step(last: int, steps: int
     simulated("sd3", HYBRID, {"callback_on_step_end": keep})
     stop = {"callback_on_step_end": callback_at(last, lambda pipe: setattr(pipe, "_interrupt", True))}
     generated = simulated("sd3", HYBRID, stop)
-    assert kinds(generated) == SCHEDULE[:steps]
+    assert generated.kinds == SCHEDULE[:steps]
     assert torch.equal(generated.latents, kept[steps - 1])
-    assert kinds(simulated("sd3", HYBRID, stop, devices=1)) == SCHEDULE[: last + 1]
+    assert simulated("sd3", HYBRID, stop, devices=1).kinds == SCHEDULE[: last + 1]
 
 
 @pytest.mark.parametrize("step_kind", OF_KIND)

@@ -21,15 +21,10 @@ def simulated(name: str, config: dict[str, Any], changes: dict[str, Any] | None 
     return generate_parallel(name, STEPS | (changes or {}), simulate=True, **config, **rest)[0]
 
 
-def kinds(generated: Generated) -> str:
-    """One letter a step: full or pipelined."""
-    return "".join(step["kind"][0] for step in generated.report["steps"])
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_the_phases_of_a_run(name: str) -> None:
     generated = simulated(name, capped(10, 3, 4, split_point=1))
-    assert kinds(generated) == "ffffppppff"
+    assert generated.kinds == "ffffppppff"
     assert (generated.report["tau1"], generated.report["tau2"]) == (3, 7)
     assert generated.report["phases"] == {"warm-up": 4, "parallel": 4, "connect": 2}
     assert [step["discrepancy"] is None for step in generated.report["steps"]] == [False] * 4 + [True] * 4 + [False] * 2
@@ -52,7 +47,7 @@ def test_guidance_vanishes_while_the_parallel_phase_lasts(name: str) -> None:
 def test_a_flat_discrepancy_starts_the_phase_by_the_slope_rule(name: str) -> None:
     # A window of 1 spans no step: its slope is 0.
     falls = simulated(name, capped(10, 7, 2, 1, rule={"slope_window": 1, "slope_threshold": 1e9}))
-    assert kinds(falls) == "ffppffffff"
+    assert falls.kinds == "ffppffffff"
     assert falls.report["notes"] == []
 
 
@@ -65,7 +60,7 @@ def test_a_second_order_scheduler_runs_partitioned_and_says_so() -> None:
     changes = {"num_inference_steps": 6}
     generated = simulated("sd15", capped(6, 1, 2), changes, scheduler="heun")
     assert torch.equal(generated.latents, generated_one_part_after_another("sd15", scheduler="heun", **changes))
-    assert kinds(generated) == "f" * 11
+    assert generated.kinds == "f" * 11
     assert (generated.report["tau1"], generated.report["tau2"]) == (None, None)
     (note,) = generated.report["notes"]
     assert note.startswith("HeunDiscreteScheduler is of order 2: ")
@@ -79,7 +74,7 @@ def test_without_guidance(name: str, images: int) -> None:
     changes = {"guidance_scale": 1.0, "num_images_per_prompt": images}
     generated = simulated(name, capped(10, 3, 4), changes)
     assert torch.equal(generated.latents, simulated(name, {"strategy": "cfg"}, changes).latents)
-    assert kinds(generated) == "f" * 10
+    assert generated.kinds == "f" * 10
     assert (generated.report["tau1"], generated.report["tau2"]) == (None, None)
     assert "guidance is off" in generated.report["notes"][0]
     assert generated.report["ideal_speedup"] == (None if images == 1 else 2.0), "images of a batch are split"
@@ -90,7 +85,7 @@ def test_guidance_that_ends_in_the_warm_up(name: str, images: int) -> None:
     changes = guidance_until(name, 1) | {"num_images_per_prompt": images}
     generated = simulated(name, capped(10, 3, 4, split_point=1), changes)
     assert torch.equal(generated.latents, simulated(name, {"strategy": "cfg"}, changes).latents)
-    assert kinds(generated) == "f" * 10
+    assert generated.kinds == "f" * 10
     assert generated.report["tau1"] is None
     assert generated.report["ideal_speedup"] == pytest.approx((2 * 2 + 8) / 10)
 
@@ -101,7 +96,7 @@ def test_guidance_that_ends_in_the_parallel_phase(name: str, last: int, images: 
     """Equal to a phase that ends there of itself, as what follows has one branch only."""
     changes = guidance_until(name, last) | {"num_images_per_prompt": images}
     generated = simulated(name, capped(10, 3, 4, split_point=1), changes)
-    assert kinds(generated) == ("ffff" + "p" * (last - 3)).ljust(10, "f")
+    assert generated.kinds == ("ffff" + "p" * (last - 3)).ljust(10, "f")
     assert (generated.report["tau1"], generated.report["tau2"]) == (3, last)
     if last > 3:
         assert torch.equal(generated.latents, simulated(name, capped(10, 3, last - 3, split_point=1), changes).latents)
@@ -112,7 +107,7 @@ def test_guidance_that_ends_in_the_parallel_phase(name: str, last: int, images: 
 def test_skip_layer_guidance_in_every_step_is_cfg() -> None:
     changes = {"skip_guidance_layers": [1], "skip_layer_guidance_start": 0.0, "skip_layer_guidance_stop": 1.0}
     generated = simulated("sd3", capped(10, 3, 4, split_point=1), changes)
-    assert kinds(generated) == "f" * 10
+    assert generated.kinds == "f" * 10
     assert torch.equal(generated.latents, generated_one_part_after_another("sd3", **STEPS, **changes))
 
 
@@ -130,7 +125,7 @@ def test_an_interrupt(name: str, last: int, steps: int) -> None:
     simulated(name, config, {"callback_on_step_end": keep})
     stop = callback_at(last, lambda pipe: setattr(pipe, "_interrupt", True))
     generated = simulated(name, config, {"callback_on_step_end": stop})
-    assert kinds(generated) == "ffffppppff"[:steps]
+    assert generated.kinds == "ffffppppff"[:steps]
     assert torch.equal(generated.latents, kept[steps - 1])
 
 
@@ -256,7 +251,7 @@ def test_a_schedule_beyond_the_end_is_refused_before_any_network_runs(
 def test_the_presets_fit_any_number_of_steps(name: str, steps: int) -> None:
     generated = generate_parallel(name, {"num_inference_steps": steps}, simulate=True, strategy="published")[0]
     assert len(generated.report["steps"]) == steps
-    assert "p" in kinds(generated)
+    assert "p" in generated.kinds
 
 
 @pytest.mark.parametrize("name", ["sd15 img2img", "sd3 img2img"])
@@ -264,4 +259,4 @@ def test_a_run_that_starts_in_the_middle(name: str) -> None:
     """Fewer steps than asked for: the schedule is that of the steps there are."""
     generated = generate_parallel(name, {"num_inference_steps": 10}, simulate=True, strategy="published")[0]
     assert len(generated.report["steps"]) == 8
-    assert "p" in kinds(generated)
+    assert "p" in generated.kinds

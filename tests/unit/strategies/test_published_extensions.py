@@ -42,10 +42,6 @@ def embedded_images(numbers: range) -> dict[str, Any]:
     return stacked | {"prompt": None, "negative_prompt": None, "generator": generators}
 
 
-def kinds(generated: Generated) -> str:
-    return "".join(step["kind"][0] for step in generated.report["steps"])
-
-
 @pytest.mark.parametrize(("ranks", "count"), [(2, 1), (4, 1), (4, 2), (6, 3), (8, 1), (8, 2), (8, 4)])
 def test_each_stage_of_each_pipeline_has_one_rank(ranks: int, count: int) -> None:
     layout = PipelineLayout(ranks, count)
@@ -95,7 +91,7 @@ def test_the_extension_is_no_part_of_the_rule() -> None:
     """So it does not count as a rule given by hand, which would be taken as it is."""
     changes = {"num_inference_steps": 2}
     config: dict[str, Any] = {"strategy": "published", "published": PublishedSettings(extension="layers"), "devices": 4}
-    assert kinds(generate_parallel("sdxl", changes, simulate=True, **config)[0]) == "ff"
+    assert generate_parallel("sdxl", changes, simulate=True, **config)[0].kinds == "ff"
 
 
 @pytest.mark.parametrize(("name", "ranks"), [("sd15", 4), ("sd3", 4), ("sd3", 8)])
@@ -103,7 +99,7 @@ def test_each_pair_generates_what_two_ranks_do(name: str, ranks: int) -> None:
     """Where the schedule is the same: an image alone on two ranks, bit for bit."""
     changes = images if name == "sd15" else embedded_images
     generated = simulated(name, ranks, changes(range(ranks // 2)))
-    assert kinds(generated) == "ffffppppff"
+    assert generated.kinds == "ffffppppff"
     for number in range(ranks // 2):
         alone = simulated(name, 2, changes(range(number, number + 1)))
         assert torch.equal(generated.latents[number], alone.latents[0])
@@ -238,7 +234,7 @@ def test_four_stages_of_a_transformer_by_hand(changes: dict[str, Any]) -> None:
 def test_stages_within_each_other(name: str, ranks: int, batch: int) -> None:
     generated = simulated(name, ranks, images(range(batch)))
     report = generated.report
-    assert kinds(generated) == "ffffppppff"
+    assert generated.kinds == "ffffppppff"
     stages = ranks // batch
     assert len(report["stages"]["deeper"]) == stages - 2
     group = 6 + report["stages"]["outer"] + 3 * max(report["stages"]["outer"], report["stages"]["inner"])
@@ -258,14 +254,14 @@ def test_full_steps_are_those_of_condition_based_partitioning() -> None:
     generated = simulated("sd15", 4, changes, "layers")
     alone = generate_parallel("sd15", changes | {"num_inference_steps": STEPS}, simulate=True, strategy="cfg")[0]
     assert torch.equal(generated.latents, alone.latents)
-    assert kinds(generated) == "f" * STEPS
+    assert generated.kinds == "f" * STEPS
 
 
 @pytest.mark.parametrize("last", [3, 5, 7])
 def test_guidance_that_ends_in_the_parallel_phase(last: int) -> None:
     changes = guidance_until("sd15", last) | {"num_images_per_prompt": 2}
     generated = simulated("sd15", 8, changes)
-    assert kinds(generated) == ("ffff" + "p" * (last - 3)).ljust(10, "f")
+    assert generated.kinds == ("ffff" + "p" * (last - 3)).ljust(10, "f")
 
 
 def test_a_network_too_small() -> None:

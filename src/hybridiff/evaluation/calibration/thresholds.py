@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,10 +15,12 @@ from ...utils.names import require_known
 from ...utils.prompts import Prompt
 from ...utils.tables import align
 from ..frontier.generation import Reference, generate_references, simulate
+from ..frontier.rows import FrontierRow
 from ..frontier.settings import guided
 from ..inspection.denoiser import measure_splits
 from ..metrics import MOST_DECIBELS
-from ..simulation import SimulatedPipeline, Splits
+from ..progress import Progress
+from ..simulation import SimulatedPipeline
 from ..workload import seeded
 from .bands import SweepPoint, choose_bands, expectations, fit_published, rounded
 
@@ -48,9 +50,14 @@ def calibrate(
     check_candidates(step_kinds)
     check_order(pipe.scheduler)
     steps, images = int(call["num_inference_steps"]), len(prompts) * (1 + len(TOLERANCES) * len(step_kinds))
-    work = _Work(pipe, seeded(prompts), call, images, on_progress)
-    curves = work.generate_full()
-    sweeps = {kind: work.sweep(kind) for kind in step_kinds}
+    progress = Progress(on_progress, images)
+    references, curves = _generate_full(pipe, seeded(prompts), call, progress)
+    splits = measure_splits(pipe, call)
+    sweeps = {}
+    for kind in step_kinds:
+        settings = [guided(kind, tolerance) for tolerance in TOLERANCES]
+        rows = simulate(pipe, references, settings, call, splits, lambda setting: progress.advance(setting.method))
+        sweeps[kind] = _sweep(kind, rows)
     return Entry(
         scheduler=type(pipe.scheduler).__name__,
         num_inference_steps=steps,
@@ -96,44 +103,28 @@ def format_expectations(entry: Entry) -> str:
     return align([*rows, ("1", "-", "0", "2.00x", "identical")], words=2)
 
 
-class _Work:
-    """The images of one calibration, `total` of them."""
+def _generate_full(
+    pipe: Any, prompts: Sequence[Prompt], call: dict[str, Any], progress: Progress
+) -> tuple[list[Reference], dict[str, list[float]]]:
+    """The images of full steps, those of one device bit for bit; and what full steps showed, as curves."""
+    references, discrepancies, drifts = [], [], []
+    with SimulatedPipeline(pipe, guided("cached", 0.0).config) as attached:
+        for reference in generate_references(attached, prompts, call):
+            references.append(reference)
+            steps = attached.report.steps
+            discrepancies.append([step.discrepancy or 0.0 for step in steps])
+            drifts.append([step.drift or 0.0 for step in steps[1:]])
+            progress.advance("full steps")
+    return references, _curve("discrepancy", discrepancies) | _curve("drift", drifts)
 
-    def __init__(self, pipe: Any, prompts: list[Prompt], call: dict[str, Any], total: int, on_progress: Any) -> None:
-        self._pipe, self._prompts, self._call = pipe, prompts, call
-        self._on_progress = on_progress
-        self._done, self._total = 0, total
-        self._references: list[Reference] = []
-        self._splits: Splits | None = None
 
-    def generate_full(self) -> dict[str, list[float]]:
-        """Generate the images of full steps, those of one device bit for bit; what full steps showed, as curves."""
-        discrepancies, drifts = [], []
-        with SimulatedPipeline(self._pipe, guided("cached", 0.0).config) as attached:
-            for reference in generate_references(attached, self._prompts, self._call):
-                self._references.append(reference)
-                steps = attached.report.steps
-                discrepancies.append([step.discrepancy or 0.0 for step in steps])
-                drifts.append([step.drift or 0.0 for step in steps[1:]])
-                self._tell("full steps")
-        return _curve("discrepancy", discrepancies) | _curve("drift", drifts)
-
-    def sweep(self, kind: str) -> list[SweepPoint]:
-        """What tolerances give with steps of one kind."""
-        self._splits = self._splits or measure_splits(self._pipe, self._call)
-        settings = [guided(kind, tolerance) for tolerance in TOLERANCES]
-        rows = simulate(
-            self._pipe, self._references, settings, self._call, self._splits, lambda setting: self._tell(kind)
-        )
-        points = []
-        for tolerance, row in zip(TOLERANCES, rows, strict=True):
-            psnr = statistics.mean(min(result.psnr, MOST_DECIBELS) for result in row.results)
-            points.append(SweepPoint(kind, tolerance, row.ideal_speedup, psnr))
-        return points
-
-    def _tell(self, what: str) -> None:
-        self._done += 1
-        self._on_progress(what, self._done, self._total)
+def _sweep(kind: str, rows: Iterable[FrontierRow]) -> list[SweepPoint]:
+    """What tolerances gave with steps of one kind."""
+    points = []
+    for tolerance, row in zip(TOLERANCES, rows, strict=True):
+        psnr = statistics.mean(min(result.psnr, MOST_DECIBELS) for result in row.results)
+        points.append(SweepPoint(kind, tolerance, row.ideal_speedup, psnr))
+    return points
 
 
 def _curve(name: str, curves: Sequence[Sequence[float]]) -> dict[str, list[float]]:

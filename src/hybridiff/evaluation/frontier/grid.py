@@ -59,11 +59,6 @@ def typical(of: Setting, full_steps: str) -> Setting:
     return Setting(TYPICAL, f"as {of.label}", replace(of.config, tolerance=None, full_steps=full_steps))
 
 
-def _exact(steps: int) -> Iterator[Setting]:
-    """Every step is full: the image of one device."""
-    yield Setting("exact", "cfg", ParallelConfig("cfg"))
-
-
 def _fewer_steps(steps: int) -> Iterator[Setting]:
     """What costs nothing to implement: the same scheduler with fewer steps, partitioned."""
     for number in (33, 25, 20, 16, 12):
@@ -84,52 +79,11 @@ def _published(steps: int) -> Iterator[Setting]:
             yield Setting("published", f"k {k}, tau1 {tau1}", ParallelConfig("published", published=rule))
 
 
-def _published_rule(steps: int) -> Iterator[Setting]:
-    yield Setting("published-rule", "as shipped", ParallelConfig("published"))
-
-
-def _reuse(steps: int) -> Iterator[Setting]:
-    yield from (guided("reuse", tolerance) for tolerance in (0.03, 0.06, 0.1, 0.2))
-    yield _one_device("reuse")
-    yield _regular("reuse", "reuse", 3, steps)
-
-
-def _cached(steps: int) -> Iterator[Setting]:
-    yield from (guided("cached", tolerance) for tolerance in (0.01, 0.02, 0.03, 0.045, 0.06, 0.08, 0.1, 0.14, 0.2, 0.3))
-    yield _one_device("cached")
-
-
-def _fixed(steps: int) -> Iterator[Setting]:
-    yield from (_regular("fixed", "cached", interval, steps) for interval in (2, 3, 4, 5))
-
-
-def _quality(steps: int) -> Iterator[Setting]:
-    for quality in (0.0, 0.25, 0.5, 0.75, 0.95, 1.0):
-        yield Setting("quality", f"{quality:g}", ParallelConfig("hybrid", quality=quality))
-
-
-def _fidelity(steps: int) -> Iterator[Setting]:
-    """Promises to models that nobody has calibrated."""
-    yield from (promised(decibels) for decibels in (35.0, 45.0, 55.0, 65.0))
-
-
-METHODS: dict[str, Callable[[int], Iterator[Setting]]] = {
-    "exact": _exact,
-    "fewer-steps": _fewer_steps,
-    "published": _published,
-    "published-rule": _published_rule,
-    "reuse": _reuse,
-    "cached": _cached,
-    "fixed": _fixed,
-    "quality": _quality,
-    "fidelity": _fidelity,
-}
-NAMES = (*METHODS, TYPICAL, SOLVERS)
-
-
-def _one_device(step_kind: str) -> Setting:
+def _guided(step_kind: str, *tolerances: float) -> Iterator[Setting]:
+    """Guided switching at some tolerances, and at one of them on one device."""
+    yield from (guided(step_kind, tolerance) for tolerance in tolerances)
     one = guided(step_kind, 0.1)
-    return replace(one, label=f"{one.label}, 1 device", config=replace(one.config, devices=1))
+    yield replace(one, label=f"{one.label}, 1 device", config=replace(one.config, devices=1))
 
 
 def _regular(method: str, step_kind: str, interval: int, steps: int) -> Setting:
@@ -137,3 +91,22 @@ def _regular(method: str, step_kind: str, interval: int, steps: int) -> Setting:
     tau1, tau2 = scaled_steps(5, steps), min(scaled_steps(47, steps), steps - 1)
     full = steps_as_text(regular_schedule(tau1, tau2, interval, steps))
     return Setting(method, f"1 of {interval} full", ParallelConfig("hybrid", step_kind=step_kind, full_steps=full))
+
+
+METHODS: dict[str, Callable[[int], Iterable[Setting]]] = {
+    # Every step is full: the image of one device.
+    "exact": lambda steps: [Setting("exact", "cfg", ParallelConfig("cfg"))],
+    "fewer-steps": _fewer_steps,
+    "published": _published,
+    "published-rule": lambda steps: [Setting("published-rule", "as shipped", ParallelConfig("published"))],
+    "reuse": lambda steps: [*_guided("reuse", 0.03, 0.06, 0.1, 0.2), _regular("reuse", "reuse", 3, steps)],
+    "cached": lambda steps: _guided("cached", 0.01, 0.02, 0.03, 0.045, 0.06, 0.08, 0.1, 0.14, 0.2, 0.3),
+    "fixed": lambda steps: [_regular("fixed", "cached", interval, steps) for interval in (2, 3, 4, 5)],
+    "quality": lambda steps: [
+        Setting("quality", f"{quality:g}", ParallelConfig("hybrid", quality=quality))
+        for quality in (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
+    ],
+    # Promises to models that nobody has calibrated.
+    "fidelity": lambda steps: map(promised, (35.0, 45.0, 55.0, 65.0)),
+}
+NAMES = (*METHODS, TYPICAL, SOLVERS)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from ...numerics.interpolation import interpolate
 from ...utils.tables import align, markdown_table
+from ..tables import Column, Row, tabulate
 from .rows import upper_envelope
 from .solvers import least_evaluations, solver_lines
 from .study import Study
@@ -38,7 +38,7 @@ settings; between settings along straight lines.
 
 def format_study(study: Study) -> str:
     """The rows as text with aligned columns, by method and speed."""
-    return align(_lines(study), words=2)
+    return align(_all_settings(study), words=2)
 
 
 def format_markdown(study: Study) -> str:
@@ -57,12 +57,16 @@ def format_markdown(study: Study) -> str:
             *_promises(study.rows),
             *_solvers(study),
             "\n## All settings\n",
-            markdown_table(_lines(study), words=2) + "\n",
+            markdown_table(_all_settings(study), words=2) + "\n",
         ]
     )
 
 
-def _at_equal_speed(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+def _all_settings(study: Study) -> list[tuple[str, ...]]:
+    return tabulate(sorted(study.rows, key=lambda row: (row["method"], row["ideal_speedup"])), _COLUMNS)
+
+
+def _at_equal_speed(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """For each method its PSNR at `SPEEDS`, as far as its settings reach."""
     found = []
     for method in sorted({row["method"] for row in rows}):
@@ -72,20 +76,11 @@ def _at_equal_speed(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     return found
 
 
-def _promises(rows: Sequence[dict[str, Any]]) -> list[str]:
+def _promises(rows: Sequence[Row]) -> list[str]:
     """A section on what was promised of the reference's own images."""
-    lines = [
-        (
-            f"{row['config']['fidelity']:g}",
-            *(f"{row[name]:.1f}" for name in ("estimated", "psnr", "psnr_worst_tenth", "estimate_error")),
-            f"{row['ideal_speedup']:.2f}x",
-            _full_steps(row),
-        )
-        for row in sorted(rows, key=lambda row: row["ideal_speedup"])
-        if "estimate_error" in row and "fidelity" in row["config"]
-    ]
-    head = ("promised", "estimated", "true", "worst tenth", "off", "speed-up", "full steps")
-    return ["\n## Promises\n", _PROMISES, markdown_table([head, *lines], words=0)] if lines else []
+    promised = [row for row in rows if "estimate_error" in row and "fidelity" in row["config"]]
+    lines = tabulate(sorted(promised, key=lambda row: row["ideal_speedup"]), _PROMISED)
+    return ["\n## Promises\n", _PROMISES, markdown_table(lines, words=0)] if promised else []
 
 
 def _solvers(study: Study) -> list[str]:
@@ -109,18 +104,7 @@ def _at(points: Sequence[tuple[float, float]], place: float, near: float = 0.0) 
     return f"{interpolate(points, place):.1f}" if is_reached else ""
 
 
-def _lines(study: Study) -> list[tuple[str, ...]]:
-    """Head and rows, with the columns that some row fills."""
-    rows = sorted(study.rows, key=lambda row: (row["method"], row["ideal_speedup"]))
-    columns = {head: cell for head, (name, cell) in _COLUMNS.items() if not name or any(name in row for row in rows)}
-    return [tuple(columns), *(tuple(cell(row) for cell in columns.values()) for row in rows)]
-
-
-def _decibels(name: str) -> Callable[[dict[str, Any]], str]:
-    return lambda row: f"{row[name]:.1f} dB" if name in row else "-"
-
-
-def _full_steps(row: dict[str, Any]) -> str:
+def _full_steps(row: Row) -> str:
     """How many steps were full: `17`, or over the prompts `14-17-22` (fewest, median, most)."""
     spread = row.get("full_steps")
     if spread is None:
@@ -130,17 +114,26 @@ def _full_steps(row: dict[str, Any]) -> str:
     return f"{spread['min']}-{spread['median']:g}-{spread['max']}"
 
 
-_COLUMNS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
-    "method": ("", lambda row: row["method"]),
-    "setting": ("", lambda row: row["label"]),
-    "speed-up": ("", lambda row: f"{row['ideal_speedup']:.2f}x"),
-    "estimated": ("estimated", _decibels("estimated")),
-    "PSNR": ("", _decibels("psnr")),
-    "worst tenth": ("", _decibels("psnr_worst_tenth")),
-    "converged": ("psnr_converged", _decibels("psnr_converged")),
-    "its worst": ("psnr_converged", _decibels("psnr_converged_worst_tenth")),
-    "SSIM": ("", lambda row: "-" if row["ssim"] is None else f"{row['ssim']:.4f}"),
-    "right": ("", lambda row: "-" if row["right"] is None else f"{row['right']:.0%}"),
-    "full steps": ("", _full_steps),
-}
-"""Each column: the entry of a row without which it is left out (none: never), and what stands in it."""
+_COLUMNS = (
+    Column("method", "method", stays=True),
+    Column("setting", "label", stays=True),
+    Column("speed-up", "ideal_speedup", "{:.2f}x", stays=True),
+    Column("estimated", "estimated", "{:.1f} dB"),
+    Column("PSNR", "psnr", "{:.1f} dB", stays=True),
+    Column("worst tenth", "psnr_worst_tenth", "{:.1f} dB", stays=True),
+    Column("converged", "psnr_converged", "{:.1f} dB"),
+    Column("its worst", "psnr_converged_worst_tenth", "{:.1f} dB"),
+    Column("SSIM", "ssim", "{:.4f}", stays=True),
+    Column("right", "right", "{:.0%}", stays=True),
+    Column("full steps", "schedules", _full_steps, stays=True),
+)
+
+_PROMISED = (
+    Column("promised", "config", lambda row: f"{row['config']['fidelity']:g}"),
+    Column("estimated", "estimated", "{:.1f}"),
+    Column("true", "psnr", "{:.1f}"),
+    Column("worst tenth", "psnr_worst_tenth", "{:.1f}"),
+    Column("off", "estimate_error", "{:.1f}"),
+    Column("speed-up", "ideal_speedup", "{:.2f}x"),
+    Column("full steps", "schedules", _full_steps),
+)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..metrics import worst_tenth
 from ..simulation import RunSummary
 from .settings import Setting
 
@@ -119,10 +120,10 @@ def upper_envelope(points: Iterable[tuple[float, float]]) -> list[tuple[float, f
 
 def _mean_and_worst(name: str, values: Iterable[float | None]) -> dict[str, float]:
     """Mean, and mean of the worst tenth, where they are known."""
-    known = sorted(value for value in values if value is not None)
-    worst = known[: max(1, len(known) // 10)]
-    means = {name: known, f"{name}_worst_tenth": worst} if known else {}
-    return {of: round(statistics.mean(some), 3) for of, some in means.items()}
+    known = [value for value in values if value is not None]
+    if not known:
+        return {}
+    return {name: round(statistics.mean(known), 3), f"{name}_worst_tenth": round(worst_tenth(known), 3)}
 
 
 def _range(values: Iterable[int | None]) -> list[int] | None:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from ...errors import UsageError
 from ...utils.files import write_whole
 from ...utils.names import require_known
 from ...utils.prompts import Prompt
 from ..inspection.denoiser import measure_splits
+from ..progress import Progress
+from ..resumed import as_json, differing, read_parts, refuse_other
 from ..simulation import Splits
-from .generation import Reference, add_converged, generate_references, guided_schedules, simulate
+from .generation import add_converged, generate_references, guided_schedules, simulate
 from .grid import NAMES, typical
 from .kept import KeptImages
 from .rows import FrontierRow, share_right
@@ -66,23 +68,19 @@ class Study:
         Raises:
             UsageError: the file is no study, or one of another run; says what differs.
         """
-        run, made_with = _as_json(run), _as_json(made_with)
+        run, made_with = as_json(run), as_json(made_with)
         if fresh or not path.exists():
             study = cls(path, run, made_with)
             if fresh:
                 study.kept.clear()
             return study
-        content = read_study(path)
-        other = [name for name in run | content["run"] if run.get(name) != content["run"].get(name)]
-        if other:
-            raise UsageError(
-                f"{path} holds another run, with other {', '.join(other)}; use another --output, or --fresh"
-            )
+        content = read_parts(path, "frontier", _PARTS)
+        refuse_other(path, "another run", differing(run, content["run"]))
         return cls(path, run, made_with, *(content[name] for name in ("splits", "reference", "typical", "rows")))
 
     def has(self, description: dict[str, Any]) -> bool:
         """Whether the row of a setting (see `Setting.describe`) is there."""
-        wanted = _as_json(description)
+        wanted = as_json(description)
         return any(all(row.get(name) == wanted.get(name) for name in IDENTITY) for row in self.rows)
 
     @property
@@ -98,14 +96,14 @@ class Study:
 
     def typical_of(self, description: dict[str, Any]) -> str | None:
         """The full steps of the schedule that is typical of a guided setting; None until found."""
-        wanted = _as_json(description)
+        wanted = as_json(description)
         return next((found["full_steps"] for found in self.typical if found["guided"] == wanted), None)
 
     def add(self, description: dict[str, Any], row: FrontierRow) -> None:
         """Keep a row, in the place of one with the same name whose thresholds have changed since."""
         name = (description["method"], description["label"])
         kept = [old for old in self.rows if (old["method"], old["label"]) != name]
-        self.rows = [*kept, _as_json(description | row.to_dict())]
+        self.rows = [*kept, as_json(description | row.to_dict())]
         self.save()
 
     def forget(self, methods: Iterable[str]) -> None:
@@ -120,7 +118,7 @@ class Study:
 
     def add_typical(self, guided: dict[str, Any], full_steps: str) -> None:
         """Keep the full steps that are typical of a guided setting."""
-        self.typical.append({"guided": _as_json(guided), "full_steps": full_steps})
+        self.typical.append({"guided": as_json(guided), "full_steps": full_steps})
         self.save()
 
     def to_dict(self) -> dict[str, Any]:
@@ -133,25 +131,6 @@ class Study:
         rows = ",\n".join(json.dumps(row) for row in content.pop("rows"))
         head = json.dumps(content, indent=1).removesuffix("\n}")
         write_whole(self.path, f'{head},\n "rows": [\n{rows}\n]\n}}\n')
-
-
-def read_study(path: Path) -> dict[str, Any]:
-    """The content of a study's file.
-
-    Raises:
-        UsageError: it cannot be read, or is none; names it.
-    """
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        malformed = [name for name, kinds in _PARTS.items() if not isinstance(content.get(name, 0), kinds)]
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, AttributeError):
-        malformed = ["content"]
-    if malformed:
-        what = f"{path} is no frontier: its {', '.join(malformed)} cannot be used"
-        raise UsageError(f"{what}; give another --output, or --fresh to overwrite it")
-    return content
 
 
 def run_study(
@@ -182,23 +161,22 @@ def run_study(
         UsageError: two settings have one name, or one does not fit the number of steps; nothing was generated.
     """
     check_names(settings, "what is compared")
-    work = _Work(study, pipe, call, on_progress, batch)
+    work = _Work(study, pipe, call, batch)
     unknown = [setting for setting in guided if study.typical_of(work.describe(setting)) is None]
     count = len(work.missing(settings)) + len(work.missing_typical(guided)) + len(unknown)
     if count:
         references = 2 if study.converged_steps else 1
-        work.total = len(unknown) * len(guided_prompts) + (references + count) * len(prompts)
-        work.find_typical(unknown, guided_prompts)
-        work.measure([*work.missing(settings), *work.missing_typical(guided)], prompts)
+        images = len(unknown) * len(guided_prompts) + (references + count) * len(prompts)
+        progress = Progress(on_progress, images)
+        work.find_typical(unknown, guided_prompts, progress)
+        work.measure([*work.missing(settings), *work.missing_typical(guided)], prompts, progress)
 
 
 class _Work:
     """What is left to do of a study."""
 
-    def __init__(self, study: Study, pipe: Any, call: dict[str, Any], on_progress: Any, batch: int) -> None:
+    def __init__(self, study: Study, pipe: Any, call: dict[str, Any], batch: int) -> None:
         self._study, self._pipe, self._call, self._batch = study, pipe, call, batch
-        self._on_progress = on_progress
-        self._done = self.total = 0
 
     def describe(self, setting: Setting) -> dict[str, Any]:
         return setting.describe(self._pipe, self._call["num_inference_steps"])
@@ -211,44 +189,25 @@ class _Work:
         found = [(setting, self._study.typical_of(self.describe(setting))) for setting in guided]
         return self.missing(typical(setting, full) for setting, full in found if full is not None)
 
-    def find_typical(self, guided: Sequence[Setting], prompts: Sequence[Prompt]) -> None:
+    def find_typical(self, guided: Sequence[Setting], prompts: Sequence[Prompt], progress: Progress) -> None:
         for one in guided:
-            schedules = guided_schedules(self._pipe, prompts, one, self._call, lambda: self._tell("typical schedules"))
+            on_image = partial(progress.advance, "typical schedules")
+            schedules = guided_schedules(self._pipe, prompts, one, self._call, on_image)
             self._study.add_typical(self.describe(one), steps_as_text(typical_schedule(schedules)))
 
-    def measure(self, settings: Sequence[Setting], prompts: Sequence[Prompt]) -> None:
-        study, pipe, call = self._study, self._pipe, self._call
+    def measure(self, settings: Sequence[Setting], prompts: Sequence[Prompt], progress: Progress) -> None:
+        study, pipe, call, batch = self._study, self._pipe, self._call, self._batch
         study.splits = study.splits or measure_splits(pipe, call)
-        references = list(self._references(prompts))
+        references = list(progress.over("one device", generate_references(pipe, prompts, call, batch)))
         right = share_right(reference.is_right for reference in references)
         study.reference = {"prompts": len(references), "right": right}
         study.save()
-        if study.converged_steps:
-            references = list(self._converged(references))
-        rows = simulate(
-            pipe, references, settings, call, study.splits, lambda setting: self._tell(setting.method), self._batch
-        )
-        for row in rows:
+        if steps := study.converged_steps:
+            converged = add_converged(pipe, references, call, steps, study.kept, batch)
+            references = list(progress.over("converged", converged))
+
+        def on_image(setting: Setting) -> None:
+            progress.advance(setting.method)
+
+        for row in simulate(pipe, references, settings, call, study.splits, on_image, batch):
             study.add(self.describe(row.setting), row)
-
-    def _references(self, prompts: Sequence[Prompt]) -> Iterator[Reference]:
-        for reference in generate_references(self._pipe, prompts, self._call, self._batch):
-            self._tell("one device")
-            yield reference
-
-    def _converged(self, references: Sequence[Reference]) -> Iterator[Reference]:
-        study = self._study
-        steps, kept = study.converged_steps, study.kept
-        for reference in add_converged(self._pipe, references, self._call, steps, kept, self._batch):
-            self._tell("converged")
-            yield reference
-
-    def _tell(self, what: str) -> None:
-        self._done += 1
-        self._on_progress(what, self._done, self.total)
-
-
-def _as_json(value: dict[str, Any]) -> dict[str, Any]:
-    """As it comes back from a file."""
-    content: dict[str, Any] = json.loads(json.dumps(value))
-    return content

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,7 @@ def each_picture(prompts: Sequence[Prompt], images_per_prompt: int = 1) -> list[
 def draw_missing(
     gallery: Gallery,
     model: ModelFolder,
-    call: Mapping[str, Any],
+    call: dict[str, Any],
     on_progress: Callable[[str, int, int], None],
     **options: Any,
 ) -> None:
@@ -51,8 +51,7 @@ def draw_missing(
         with Engine(model, config=gallery.configs[strategy], **options) as engine:
             for number in numbers:
                 prompt = gallery.prompts[number]
-                own = {} if prompt.negative_prompt is None else {"negative_prompt": prompt.negative_prompt}
-                generation = engine.generate(prompt.prompt, seed=prompt.seed, **{**call, **own})
+                generation = engine.generate(prompt.prompt, seed=prompt.seed, **call | prompt.arguments)
                 gallery.add(strategy, number, generation.images[0], _record(prompt, generation))
                 done += 1
                 on_progress(strategy, done, total)
@@ -60,5 +59,4 @@ def draw_missing(
 
 def _record(prompt: Prompt, generation: Generation) -> PictureRecord:
     report = generation.report
-    schedule = "".join(step.kind.value[0] for step in report.steps)
-    return PictureRecord(prompt.prompt, generation.seed, schedule, report.ideal_speedup)
+    return PictureRecord(prompt.prompt, generation.seed, report.schedule, report.ideal_speedup)

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,13 @@ from ...errors import UsageError
 from ...schedule.calibration import Calibration
 from ...utils.files import write_whole
 from ...utils.prompts import Prompt
+from ..resumed import as_json, differing, read_parts, refuse_other
 from ..workload import describe_prompts
 
 SETTINGS = "evaluation.json"
 """The file that says what the pictures of a folder have in common."""
+_PARTS = {"run": dict, "strategies": dict, "prompts": list}
+"""What has to be in it."""
 _RECORD = "hybridiff"
 """The text chunk of a picture that says how it came by; so both are written at once."""
 
@@ -80,14 +83,13 @@ class Gallery:
         if len({_file_name(name) for name in configs}) < len(configs):
             raise UsageError("two strategies would share a folder; name them so that they differ in letters or digits")
         strategies = {_file_name(name): _identity(config) for name, config in configs.items()}
-        content = {"run": run, "strategies": strategies, "prompts": describe_prompts(prompts)}
-        content = json.loads(json.dumps(content))
+        content = as_json({"run": run, "strategies": strategies, "prompts": describe_prompts(prompts)})
         folder.mkdir(parents=True, exist_ok=True)
         if fresh:
             for path in gallery._ours():
                 path.unlink()
         elif (folder / SETTINGS).exists():
-            content = _joined(folder, _read(folder / SETTINGS), content)
+            content = _joined(folder, read_parts(folder / SETTINGS, "evaluation", _PARTS), content)
         elif gallery._ours():
             raise UsageError(f"{folder} holds images, but no {SETTINGS}; use another --output, or --fresh")
         write_whole(folder / SETTINGS, json.dumps(content, indent=1) + "\n")
@@ -124,6 +126,10 @@ class Gallery:
         with Image.open(self.folder / self.link(strategy, number)) as image:
             return image.convert("RGB")
 
+    def pictures(self, strategy: str) -> Iterator[Image.Image]:
+        """Those of a strategy, one after the other; they are there."""
+        return (self.read(strategy, number) for number in range(len(self.prompts)))
+
     def _ours(self) -> list[Path]:
         """All pictures that were generated here, known by their record."""
         return [path for path in self.folder.glob("*/[0-9]*.png") if _record(path) is not None]
@@ -152,31 +158,13 @@ def _identity(config: ParallelConfig) -> dict[str, Any]:
     return found
 
 
-def _read(path: Path) -> dict[str, Any]:
-    remedy = "give another --output, or --fresh to overwrite it"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UsageError(f"{path} is malformed; {remedy}") from error
-    kinds = {"run": dict, "strategies": dict, "prompts": list}
-    if not isinstance(content, dict) or not all(isinstance(content.get(name), kind) for name, kind in kinds.items()):
-        raise UsageError(f"{path} does not say what the images are; {remedy}")
-    return content
-
-
 def _joined(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """The settings of what is there and what is to come, which may not contradict each other."""
-    other = [name for name in old["run"] | new["run"] if old["run"].get(name) != new["run"].get(name)]
+    other = differing(old["run"], new["run"])
     for name in old["strategies"].keys() & new["strategies"].keys():
-        theirs, ours = old["strategies"][name], new["strategies"][name]
-        other += [f"{entry} of {name}" for entry in theirs | ours if theirs.get(entry) != ours.get(entry)]
+        other += [f"{entry} of {name}" for entry in differing(old["strategies"][name], new["strategies"][name])]
     if any(theirs != ours for theirs, ours in zip(old["prompts"], new["prompts"], strict=False)):
         other.append("prompts or seeds")
-    if other:
-        raise UsageError(
-            f"{folder} holds other images, with other {', '.join(other)}; use another --output, or --fresh"
-        )
+    refuse_other(folder, "other images", other)
     strategies = old["strategies"] | new["strategies"]
     return {"run": new["run"], "strategies": strategies, "prompts": max(old["prompts"], new["prompts"], key=len)}

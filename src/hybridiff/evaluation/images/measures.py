@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from PIL.Image import Image
 
 from ...errors import UsageError
@@ -96,7 +95,7 @@ class Measures:
         found._add_plain(model)
         lpips = found._load("LPIPS", "--lpips", weights.lpips, downloaded_by_torch(perceptual.WEIGHTS), Lpips)
         if lpips is not None:
-            found._add_lpips(lpips.to(device))
+            found.each.append(Measure("lpips", _of_pixels(lpips.to(device)), compares=True, is_distance=True))
         features = found._load(
             "FID", "--inception", weights.inception, downloaded_by_torch(inception.WEIGHTS), InceptionFeatures
         )
@@ -118,18 +117,11 @@ class Measures:
         if find_spec("torchmetrics") is None:
             self.skipped["SSIM"] = f"torchmetrics is not installed: {_INSTALL}"
         else:
-            self.each.append(Measure("ssim", lambda image, serial, _: _similarity(image, serial), True))
+            self.each.append(Measure("ssim", _of_pixels(structural_similarity), True))
         if model in EMBEDDED and find_spec("scipy") is None:
             self.skipped["right"] = f"scipy is not installed: {_INSTALL}"
         elif model in EMBEDDED:
             self.each.append(Measure("right", lambda image, _, text: is_right(np.asarray(image), text)))
-
-    def _add_lpips(self, lpips: Lpips) -> None:
-        def score(image: Image, serial: Image, _: str) -> float:
-            pair = (_channels_first(one).to(lpips.shift.device) for one in (image, serial))
-            return float(lpips(*pair))
-
-        self.each.append(Measure("lpips", score, compares=True, is_distance=True))
 
     def _load(
         self, title: str, flag: str, given: str | None, default: str | Path | None, make: Callable[[Any], T]
@@ -161,10 +153,6 @@ _WANTED = {
 }
 
 
-def _similarity(image: Image, serial: Image) -> float | None:
-    return structural_similarity(*(np.asarray(one, np.float32) / 255.0 for one in (image, serial)))
-
-
-def _channels_first(image: Image) -> torch.Tensor:
-    """(3, H, W) from 0 to 1."""
-    return torch.from_numpy(np.asarray(image, np.float32) / 255.0).permute(2, 0, 1)
+def _of_pixels(compare: Callable[[Any, Any], float | None]) -> Callable[[Image, Image, str], float | None]:
+    """How to compare images, from how to compare their pixels, (H, W, 3) from 0 to 1."""
+    return lambda image, serial, _: compare(*(np.asarray(one, np.float32) / 255.0 for one in (image, serial)))

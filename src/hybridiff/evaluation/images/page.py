@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
 from itertools import groupby
-from typing import Any
 from urllib.parse import quote
 
 from ...report.plots import KIND_COLORS, LINE_COLOR
 from ...schedule.kinds import StepKind
 from ...utils.tables import markdown_table
+from ..tables import Column, Row, tabulate
 from .gallery import Gallery
 from .measures import TO_REFERENCE, TO_SERIAL
 from .scores import SERIAL, StrategyScores
 
-COLUMNS: dict[str, tuple[str, str]] = {
-    "strategy": ("strategy", "{}"),
-    "images": ("images", "{}"),
-    "ideal speed-up": ("ideal_speedup", "{:.2f}x"),
-    "full steps": ("full_steps", "{:g}"),
-    "PSNR": ("psnr", "{:.1f} dB"),
-    "its worst tenth": ("psnr_worst_tenth", "{:.1f} dB"),
-    "SSIM": ("ssim", "{:.4f}"),
-    "LPIPS": ("lpips", "{:.4f}"),
-    TO_SERIAL: ("fid_serial", "{:.2f}"),
-    TO_REFERENCE: ("fid_reference", "{:.2f}"),
-    "CLIP score": ("clip_score", "{:.2f}"),
-    "ImageReward": ("image_reward", "{:.3f}"),
-    "right": ("right", "{:.0%}"),
-}
-"""Each column: the entry of a row, and how it is shown."""
+COLUMNS = (
+    Column("strategy", "strategy"),
+    Column("images", "images"),
+    Column("ideal speed-up", "ideal_speedup", "{:.2f}x"),
+    Column("full steps", "full_steps", "{:g}"),
+    Column("PSNR", "psnr", "{:.1f} dB"),
+    Column("its worst tenth", "psnr_worst_tenth", "{:.1f} dB"),
+    Column("SSIM", "ssim", "{:.4f}"),
+    Column("LPIPS", "lpips", "{:.4f}"),
+    Column(TO_SERIAL, "fid_serial", "{:.2f}"),
+    Column(TO_REFERENCE, "fid_reference", "{:.2f}"),
+    Column("CLIP score", "clip_score", "{:.2f}"),
+    Column("ImageReward", "image_reward", "{:.3f}"),
+    Column("right", "right", "{:.0%}"),
+)
 
 EXPLANATION = """\
 PSNR (at most 100 dB an image), SSIM and LPIPS: each image against that of `serial`, the stock pipeline on one device,
@@ -43,26 +42,22 @@ _COLORS = {kind.value[0]: (kind.value, KIND_COLORS.get(kind, LINE_COLOR)) for ki
 """Of each letter of a schedule: what it means, and its colour."""
 
 
-def score_table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """Head and rows; a dash where something is not known or does not apply."""
-    lines = [tuple(COLUMNS)]
-    for row in rows:
-        lines.append(tuple(form.format(row[name]) if name in row else "-" for name, form in COLUMNS.values()))
-    return lines
+def score_table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """Head and rows of all that can be measured; a dash where something is not known or does not apply."""
+    return [tuple(column.head for column in COLUMNS), *(tuple(column.cell(row) for column in COLUMNS) for row in rows)]
 
 
-def short_table(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+def short_table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """The same with those columns alone that some row fills."""
-    columns = [column for column in zip(*score_table(rows), strict=True) if set(column[1:]) != {"-"}]
-    return list(zip(*columns, strict=True))
+    return tabulate(rows, COLUMNS)
 
 
-def skipped_lines(content: Mapping[str, Any]) -> list[str]:
+def skipped_lines(content: Row) -> list[str]:
     """What is not measured and why, and what else is to be known; a sentence each."""
     return [*(f"{what} skipped: {why}" for what, why in content["skipped"].items()), *content["notes"]]
 
 
-def format_evaluation(content: Mapping[str, Any]) -> str:
+def format_evaluation(content: Row) -> str:
     """The table as a page of Markdown.
 
     Args:
@@ -73,7 +68,7 @@ def format_evaluation(content: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(f"- {line}" for line in skipped_lines(content))]).rstrip() + "\n"
 
 
-def format_page(content: Mapping[str, Any], gallery: Gallery, scores: Sequence[StrategyScores]) -> Iterator[str]:
+def format_page(content: Row, gallery: Gallery, scores: Sequence[StrategyScores]) -> Iterator[str]:
     """The page, piece by piece: the table, and for each prompt what every strategy made of it.
 
     Args:
@@ -95,7 +90,7 @@ def format_page(content: Mapping[str, Any], gallery: Gallery, scores: Sequence[S
     yield "</main></body></html>\n"
 
 
-def _title(content: Mapping[str, Any]) -> str:
+def _title(content: Row) -> str:
     run = content["run"]
     return f"{run['model']}: {content['rows'][0]['images']} images by {len(content['rows'])} strategies"
 
@@ -106,7 +101,7 @@ def _code(text: str) -> str:
     return "".join(f"<code>{part}</code>" if place % 2 else part for place, part in enumerate(parts))
 
 
-def _table(content: Mapping[str, Any]) -> str:
+def _table(content: Row) -> str:
     head, *rows = score_table(content["rows"])
     lines = ["".join(f"<th>{escape(cell)}</th>" for cell in head)]
     lines += ["".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows]
@@ -127,12 +122,13 @@ def _figure(gallery: Gallery, scores: StrategyScores, number: int) -> str:
 
 def _facts(scores: StrategyScores, number: int) -> Iterator[str]:
     """What was measured of one picture."""
-    for head, (name, form) in COLUMNS.items():
-        value = scores.values[name][number] if name in scores.values else None
-        if name == "right" and value is not None:
+    measured = {name: values[number] for name, values in scores.values.items()}
+    for column in COLUMNS:
+        value = measured.get(column.entry)
+        if value is not None and column.entry == "right":
             yield "right" if value else "wrong"
         elif value is not None:
-            yield f"{head} {form.format(value)}"
+            yield f"{column.head} {column.cell(measured)}"
 
 
 def _image(link: str, name: str) -> str:

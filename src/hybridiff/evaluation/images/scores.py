@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from PIL import Image
 
 from ...errors import UsageError
 from ...utils.images import read_image
+from ..metrics import worst_tenth
+from ..progress import Progress
 from .gallery import Gallery, PictureRecord
 from .inception import frechet_distance
 from .measures import TO_REFERENCE, Measure, Measures
@@ -55,9 +57,8 @@ class StrategyScores:
 def _summary(measure: Measure, values: Sequence[float]) -> dict[str, float]:
     found = {measure.name: statistics.fmean(values)}
     if measure.name != "right":  # a share has no middle
-        worst = sorted(values, reverse=measure.is_distance)[: max(1, len(values) // 10)]
         found[f"{measure.name}_median"] = statistics.median(values)
-        found[f"{measure.name}_worst_tenth"] = statistics.fmean(worst)
+        found[f"{measure.name}_worst_tenth"] = worst_tenth(values, measure.is_distance)
     return {name: round(value, 5) for name, value in found.items()}
 
 
@@ -87,68 +88,49 @@ def score(
         reference: The ground truth.
         on_progress: Is told after every picture of which set it is, how many are measured, and of how many.
     """
-    scorer = _Scorer(gallery, measures, reference, on_progress)
-    found = [scorer.measure(strategy) for strategy in gallery.configs]
-    if measures.features is not None and len(gallery.prompts) < 2:
+    network, pictures = measures.features, len(gallery.configs) * len(gallery.prompts)
+    total = pictures if network is None else 2 * pictures + len(reference)
+    progress = Progress(lambda what, done, of: on_progress(f"measuring {what}", done, of), total)
+    found = [_measure(gallery, strategy, measures.each, progress) for strategy in gallery.configs]
+    if network is not None and len(gallery.prompts) < 2:
         measures.skipped["FID"] = "it takes two images or more"
-    elif measures.features is not None:
-        scorer.add_distances(found)
+    elif network is not None:
+        if not reference:
+            measures.skipped[TO_REFERENCE] = "there is no ground truth: give --reference FOLDER"
+        truth = _features(network, "ground truth", map(read_image, reference), progress) if reference else None
+        size = _add_distances(found, gallery, network, truth, progress)
+        if len(gallery.prompts) <= size:
+            few = f"FID of {len(gallery.prompts)} images by {size} features says little"
+            measures.notes.append(f"{few}; thousands are usual")
     return found
 
 
-class _Scorer:
-    """Tells of progress while it measures a gallery."""
+def _measure(gallery: Gallery, strategy: str, measures: Sequence[Measure], progress: Progress) -> StrategyScores:
+    """Every picture by itself."""
+    own = [measure for measure in measures if strategy != SERIAL or not measure.compares]
+    values: dict[str, list[float | None]] = {measure.name: [] for measure in own}
+    pairs = zip(gallery.prompts, gallery.pictures(strategy), gallery.pictures(SERIAL), strict=True)
+    for prompt, image, serial in progress.over(strategy, pairs):
+        for measure in own:
+            values[measure.name].append(measure.score(image, serial, prompt.prompt))
+    return StrategyScores(strategy, gallery.records(strategy), values)
 
-    def __init__(self, gallery: Gallery, measures: Measures, reference: Sequence[Path], on_progress: Any) -> None:
-        self._gallery, self._measures, self._reference = gallery, measures, reference
-        self._on_progress, self._done = on_progress, 0
-        self._total = len(gallery.configs) * len(gallery.prompts) * (1 if measures.features is None else 2)
-        self._total += len(reference) if measures.features is not None else 0
 
-    def measure(self, strategy: str) -> StrategyScores:
-        """Every picture by itself."""
-        gallery = self._gallery
-        own = [measure for measure in self._measures.each if strategy != SERIAL or not measure.compares]
-        values: dict[str, list[float | None]] = {measure.name: [] for measure in own}
-        for number, prompt in enumerate(gallery.prompts):
-            image, serial = gallery.read(strategy, number), gallery.read(SERIAL, number)
-            for measure in own:
-                values[measure.name].append(measure.score(image, serial, prompt.prompt))
-            self._tell(strategy)
-        return StrategyScores(strategy, gallery.records(strategy), values)
+def _features(network: Any, what: str, pictures: Iterable[Image.Image], progress: Progress) -> torch.Tensor:
+    """(N, D)."""
+    return torch.stack([network(picture) for picture in progress.over(what, pictures)])
 
-    def add_distances(self, scores: Sequence[StrategyScores]) -> None:
-        """Set against set."""
-        measures, truth = self._measures, None
-        if self._reference:
-            truth = self._features("ground truth", map(read_image, self._reference))
-        else:
-            measures.skipped[TO_REFERENCE] = "there is no ground truth: give --reference FOLDER"
-        serial = self._features(SERIAL, self._pictures(SERIAL))
-        for one in scores:
-            own = serial
-            if one.strategy != SERIAL:
-                own = self._features(one.strategy, self._pictures(one.strategy))
-                one.distances["fid_serial"] = frechet_distance(own, serial)
-            if truth is not None:
-                one.distances["fid_reference"] = frechet_distance(own, truth)
-        pictures, size = serial.shape
-        if pictures <= size:
-            measures.notes.append(f"FID of {pictures} images by {size} features says little; thousands are usual")
 
-    def _features(self, what: str, pictures: Iterable[Image.Image]) -> torch.Tensor:
-        """(N, D)."""
-        network: Any = self._measures.features
-        found = []
-        for picture in pictures:
-            found.append(network(picture))
-            self._tell(what)
-        return torch.stack(found)
-
-    def _pictures(self, strategy: str) -> Iterator[Image.Image]:
-        for number in range(len(self._gallery.prompts)):
-            yield self._gallery.read(strategy, number)
-
-    def _tell(self, what: str) -> None:
-        self._done += 1
-        self._on_progress(f"measuring {what}", self._done, self._total)
+def _add_distances(
+    scores: Sequence[StrategyScores], gallery: Gallery, network: Any, truth: torch.Tensor | None, progress: Progress
+) -> int:
+    """Set against set; the number of features of a picture."""
+    serial = _features(network, SERIAL, gallery.pictures(SERIAL), progress)
+    for one in scores:
+        own = serial
+        if one.strategy != SERIAL:
+            own = _features(network, one.strategy, gallery.pictures(one.strategy), progress)
+            one.distances["fid_serial"] = frechet_distance(own, serial)
+        if truth is not None:
+            one.distances["fid_reference"] = frechet_distance(own, truth)
+    return serial.shape[1]

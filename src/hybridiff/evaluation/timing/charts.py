@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 
 from ...report.plots import LINE_COLOR, MARK_COLOR
 from ..charts import finish, new_figure
+from ..tables import Row
 from .page import name_of
-
-Row = Mapping[str, Any]
 
 COLORS = ("#27374d", "#56b4e9", "#0072b2", "#009e73", "#d55e00", "#7a5195", "#8c6d31", "#e69f00", "#cc79a7", "#808080")
 """Of strategies, in the order of the rows."""

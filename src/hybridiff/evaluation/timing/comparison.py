@@ -63,11 +63,10 @@ class Comparison:
     def _generate(
         self, engines: EngineSet[str], name: str, call: Mapping[str, Any], prompts: Sequence[Prompt]
     ) -> list[Generation]:
-        made = []
-        for prompt in prompts:
-            negative = {} if prompt.negative_prompt is None else {"negative_prompt": prompt.negative_prompt}
-            own = {**call, **negative, "output_type": "np"}
-            made.append(engines.generate(name, prompt.prompt, seed=prompt.seed, **own))
+        made = [
+            engines.generate(name, prompt.prompt, seed=prompt.seed, **{**call, **prompt.arguments, "output_type": "np"})
+            for prompt in prompts
+        ]
         return made if self.has_fidelity else [replace(generation, images=None) for generation in made]
 
 
@@ -147,7 +146,7 @@ def _costs(reports: Sequence[RunReport], devices: int) -> dict[str, Any]:
         traced["waiting_seconds"] = [total / len(reports) for total in waiting.values()]
     return {
         "steps": _mean(report.kinds for report in reports),
-        "schedules": sorted({"".join(step.kind.value[0] for step in report.steps) for report in reports}),
+        "schedules": sorted({report.schedule for report in reports}),
         "bytes_by_purpose": _mean(report.bytes_by_purpose for report in reports),
         **traced,
         "peak_memory": [max(of_rank) for of_rank in zip(*(report.peak_memory for report in reports), strict=True)],

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from ...utils.tables import align, markdown_table
-
-Row = Mapping[str, Any]
+from ..tables import Column, Row, tabulate
 
 _HEAD = """\
 Denoising and the whole call in seconds: median (quartiles) over the repeats, for one prompt. Speed-up, ideal and
@@ -28,10 +26,10 @@ LEFT_OUT = {
 
 def format_comparison(content: Row) -> str:
     """The rows as text with aligned columns: times, then costs and fidelity."""
-    tables = [align(table) for rows in _by_resolution(content["rows"]) for table in (_times(rows), _costs(rows))]
-    further = [align(_resolutions(content))] if len(_sizes(content)) > 1 else []
+    tables = [table for rows in _by_resolution(content["rows"]) for table in (_times(rows), tabulate(rows, _COSTS))]
+    tables += [_resolutions(content)] if len(_sizes(content)) > 1 else []
     said = "\n".join(f"note: {sentence}" for sentence in _sentences(content))
-    return "\n\n".join(filter(None, [*tables, *further, said]))
+    return "\n\n".join(filter(None, [*map(align, tables), said]))
 
 
 def format_page(content: Row, charts: Sequence[str]) -> str:
@@ -47,7 +45,7 @@ def format_page(content: Row, charts: Sequence[str]) -> str:
     head = f"# {run['model']}, {run['num_inference_steps']} steps, {prompts}, {run['repeats']} repeats"
     parts = [head, f"    {content['command']}", f"{facts}.", _HEAD, *(f"![{name}]({name})" for name in charts)]
     for rows in _by_resolution(content["rows"]):
-        parts += [_title(rows), markdown_table(_times(rows)), markdown_table(_costs(rows))]
+        parts += [_title(rows), markdown_table(_times(rows)), markdown_table(tabulate(rows, _COSTS))]
     if len(_sizes(content)) > 1:
         parts += ["## By resolution", _PREDICTED, markdown_table(_resolutions(content))]
     parts.append("\n".join(f"- {sentence}." for sentence in _sentences(content)))
@@ -79,38 +77,7 @@ def _title(rows: Sequence[Row]) -> str:
 def _times(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     size = rows[0].get("resolution")
     what = "strategy" if size is None else f"{size} x {size}"
-    head = (
-        f"{what}, rho {rows[0]['rho']:.2f}",
-        "denoising",
-        "speed-up",
-        "ideal",
-        "efficiency",
-        "whole call",
-        "speed-up",
-    )
-    return [
-        head,
-        *(
-            (
-                name_of(row),
-                _spread(row["spread"]["denoising_seconds"]),
-                f"{row['speedup']:.2f}x",
-                f"{row['ideal_speedup']:.2f}x",
-                f"{row['efficiency']:.2f}",
-                _spread(row["spread"]["seconds"]),
-                f"{row['speedup_whole']:.2f}x",
-            )
-            for row in rows
-        ),
-    ]
-
-
-def _costs(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    columns = {name: cell for name, (key, cell) in _COLUMNS.items() if any(row.get(key) is not None for row in rows)}
-    return [
-        ("strategy", *columns),
-        *((name_of(row), *(cell(row) for cell in columns.values())) for row in rows),
-    ]
+    return tabulate(rows, [Column(f"{what}, rho {rows[0]['rho']:.2f}", "strategy", name_of), *_TIMES])
 
 
 def _resolutions(content: Row) -> list[tuple[str, ...]]:
@@ -143,26 +110,27 @@ def _sentences(content: Row) -> list[str]:
     return said
 
 
-def _spread(spread: Row) -> str:
-    return f"{spread['median']:.3f} ({spread['low']:.3f}-{spread['high']:.3f})"
+def _spread(name: str) -> Callable[[Row], str]:
+    return lambda row: "{median:.3f} ({low:.3f}-{high:.3f})".format(**row["spread"][name])
 
 
-def _number(name: str, form: str) -> Callable[[Row], str]:
-    return lambda row: "-" if row.get(name) is None else form.format(row[name])
+_TIMES = (
+    Column("denoising", "spread", _spread("denoising_seconds")),
+    Column("speed-up", "speedup", "{:.2f}x"),
+    Column("ideal", "ideal_speedup", "{:.2f}x"),
+    Column("efficiency", "efficiency", "{:.2f}"),
+    Column("whole call", "spread", _spread("seconds")),
+    Column("speed-up", "speedup_whole", "{:.2f}x"),
+)
 
-
-def _waiting(row: Row) -> str:
-    return " ".join(f"{seconds:.2f}" for seconds in row.get("waiting_seconds", ())) or "-"
-
-
-_COLUMNS: dict[str, tuple[str, Callable[[Row], str]]] = {
-    "steps": ("steps", lambda row: ", ".join(f"{count:g} {kind}" for kind, count in row["steps"].items())),
-    "MB": ("bytes_by_purpose", lambda row: f"{sum(row['bytes_by_purpose'].values()) / 1e6:.2f}"),
-    "messages": ("messages", lambda row: f"{sum(row.get('messages', {}).values()):g}"),
-    "waiting a rank, s": ("waiting_seconds", _waiting),
-    "peak GiB": ("peak_memory", lambda row: f"{max(row['peak_memory'], default=0) / 2**30:.2f}"),
-    "PSNR, dB": ("psnr", _number("psnr", "{:.1f}")),
-    "SSIM": ("ssim", _number("ssim", "{:.4f}")),
-    "LPIPS": ("lpips", _number("lpips", "{:.4f}")),
-}
-"""Each column: the entry of a row without which it is left out, and what stands in it."""
+_COSTS = (
+    Column("strategy", "strategy", name_of),
+    Column("steps", "steps", lambda row: ", ".join(f"{count:g} {kind}" for kind, count in row["steps"].items())),
+    Column("MB", "bytes_by_purpose", lambda row: f"{sum(row['bytes_by_purpose'].values()) / 1e6:.2f}"),
+    Column("messages", "messages", lambda row: f"{sum(row['messages'].values()):g}"),
+    Column("waiting a rank, s", "waiting_seconds", lambda row: " ".join(f"{s:.2f}" for s in row["waiting_seconds"])),
+    Column("peak GiB", "peak_memory", lambda row: f"{max(row['peak_memory'], default=0) / 2**30:.2f}"),
+    Column("PSNR, dB", "psnr", "{:.1f}"),
+    Column("SSIM", "ssim", "{:.4f}"),
+    Column("LPIPS", "lpips", "{:.4f}"),
+)

@@ -97,8 +97,8 @@ def test_lpips_is_that_of_torchmetrics(tmp_path: Path, monkeypatch: pytest.Monke
     ours = Lpips(path)
     monkeypatch.setattr(theirs, "_get_tv_model_features", lambda net, pretrained: ours.features)
     oracle = theirs._LPIPS(net="alex")
-    images = [torch.from_numpy(np.asarray(noise(seed), np.float32) / 255).permute(2, 0, 1) for seed in (0, 1)]
-    expected = oracle(*(image[None] for image in images), normalize=True)
+    images = [torch.from_numpy(np.asarray(noise(seed), np.float32) / 255) for seed in (0, 1)]
+    expected = oracle(*(image.permute(2, 0, 1)[None] for image in images), normalize=True)
     assert ours(*images) == pytest.approx(expected.item(), rel=1e-5)
     assert ours(images[0], images[0]) == 0.0
     (measure,) = [
