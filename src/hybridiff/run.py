@@ -8,6 +8,7 @@ import inspect
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -26,10 +27,11 @@ from .distributed.status import Status
 from .errors import RankError, ShardError
 from .learner import LayoutLearner
 from .report.report import RunReport, parts_of_call, peak_memory
-from .report.timeline import Timeline, synchronizer
+from .report.timeline import Timeline
 from .running_step import RunningStep
 from .schedule.kinds import Phase, StepKind
 from .strategies import Strategy
+from .utils.clock import synchronize
 
 T = TypeVar("T")
 
@@ -46,9 +48,8 @@ class Run:
     def __init__(self, setup: Setup, arguments: dict[str, Any], layouts: dict[str, GuidanceLayout]) -> None:
         self._setup = setup
         self._arguments = arguments
-        self._timeline = Timeline(
-            setup.config.trace, synchronizer(execution_device(setup.pipe)) if setup.config.trace else None
-        )
+        trace = setup.config.trace
+        self._timeline = Timeline(trace, partial(synchronize, execution_device(setup.pipe)) if trace else None)
         self._channel = Channel(setup.comm, self._where, self._timeline)
         self._learner = LayoutLearner(setup, arguments, layouts, self._channel)
         self._beginning: Beginning | None = None
