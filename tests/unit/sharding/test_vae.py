@@ -39,7 +39,7 @@ def without_gradients() -> Any:
 def shared(vae: Any, ranks: int, is_wanted: bool = True, drops: bool = False) -> SharedVae:
     """A VAE that so many ranks of this process share, if they may."""
     comm = LocalComm(ranks)
-    together = SharedVae(SimpleNamespace(vae=vae), comm, RankGroups(comm, (), None), is_wanted, drops)
+    together = SharedVae(SimpleNamespace(vae=vae), comm, RankGroups(comm, None), is_wanted, drops)
     together.is_shared = together.is_known()
     return together
 
