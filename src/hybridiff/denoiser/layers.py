@@ -11,7 +11,7 @@ from diffusers.hooks import ModelHook
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..utils.clock import elapsed, mark, timed
-from .attached import AttachedHook
+from .attached import AttachedHooks
 from .blocks import tensors_of
 
 _REPEATS = 4
@@ -82,10 +82,8 @@ def measure_layers(
         device: Where it runs.
     """
     probes = [_Probe(device) for _ in layers]
-    hooks = [
-        AttachedHook(network.get_submodule(layer.name), probe, "hybridiff_cost")
-        for layer, probe in zip(layers, probes, strict=True)
-    ]
+    named = zip(layers, probes, strict=True)
+    hooks = AttachedHooks((network.get_submodule(layer.name), probe, "hybridiff_cost") for layer, probe in named)
     try:
         with FlopCounterMode(display=False) as counter:  # this first evaluation also pays for allocations
             for probe in probes:
@@ -95,8 +93,7 @@ def measure_layers(
             probe.counter = None
         wholes = [timed(evaluate, device) for _ in range(_REPEATS)]
     finally:
-        for hook in hooks:
-            hook.remove()
+        hooks.remove()
     # Minima, as other work on the machine can only add time; what is around the layers from one same evaluation.
     other = min(whole - sum(probe.seconds(i) for probe in probes) for i, whole in enumerate(wholes, start=1))
     repeats = range(1, _REPEATS + 1)
