@@ -12,7 +12,6 @@ import functools
 import json
 import os
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
@@ -25,6 +24,7 @@ from hybridiff.denoiser.adapters import find_denoiser
 from hybridiff.distributed.placement import Placement
 from hybridiff.evaluation.machine import versions
 from hybridiff.evaluation.workload import Workload
+from hybridiff.utils.clock import timed
 from hybridiff.utils.tables import align
 
 STEPS = (20, 100)
@@ -79,9 +79,8 @@ def _calls(pipe: Any, call: dict[str, Any], repeats: int) -> list[float]:
         times = []
         for _ in range(repeats + 1):
             arguments = call | {"num_inference_steps": steps, "generator": torch.Generator().manual_seed(0)}
-            begun = time.perf_counter()
-            pipe("a red ring", output_type="latent", **arguments)
-            times.append(time.perf_counter() - begun)
+            call_once = functools.partial(pipe, "a red ring", output_type="latent", **arguments)
+            times.append(timed(call_once, torch.device("cpu")))
         medians.append(median(times[1:]))
     return medians
 

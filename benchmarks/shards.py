@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from hybridiff.evaluation.machine import versions
 from hybridiff.sharding.costs import Link, ShardCosts, measure_shards
 from hybridiff.sharding.group import ProcessGroup, ThreadGroup, play
 from hybridiff.sharding.network import ShardedNetwork, shard_network
+from hybridiff.utils.clock import timed
 from hybridiff.utils.tables import align
 
 from .networks import NETWORKS, make_network
@@ -89,10 +89,9 @@ def _in_turns(one: Callable[[], Any], other: Callable[[], Any], repeats: int) ->
     for turn in range(repeats + 1):
         for work, seconds in zip((one, other), times, strict=True):
             dist.barrier()
-            begun = time.perf_counter()
-            work()
+            taken = timed(work, torch.device("cpu"))
             if turn:  # the first one warms up
-                seconds.append(time.perf_counter() - begun)
+                seconds.append(taken)
     return median(times[0]), median(times[1])
 
 

@@ -6,6 +6,7 @@ Every rank raises the same sentence, or none does.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from .denoiser.adapters import ADAPTERS, DenoiserAdapter, find_denoisers
 from .denoiser.decoder import decoder_gain
 from .denoiser.stages import StagedDenoiser
 from .distributed.comm import Comm
-from .distributed.consistency import describe_call, require_same, share_random_state
+from .distributed.consistency import describe_call, random_state_digest, require_same, share_random_state
 from .errors import UsageError
 from .schedule.presets import ModelSettings
 from .sharding.encoders import SharedEncoders
@@ -94,7 +95,7 @@ def agree_on_setup(pipe: Any, config: ParallelConfig, comm: Comm) -> Setup:
         settings = replace(settings, decoder_gain=comm.all_gather_object(settings.decoder_gain)[0])
     warm_up = config.displaced_warm_up if config.displaced else None
     shards, measures = config.shards if staged is None else 1, config.trace and not config.displaced
-    groups = RankGroups(comm, networks, shards, warm_up, measures)
+    groups = RankGroups(comm, shards, warm_up, measures)
     shares_pictures, drops = config.strategy != "serial" and config.shards != 1, not returns_output(config, comm)
     vae, encoders = SharedVae(pipe, comm, groups, shares_pictures, drops), SharedEncoders.agree(pipe, comm)
     return Setup(
@@ -116,17 +117,19 @@ def agree_on_call(setup: Setup, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     """
     description: dict[str, str] | Exception
     arguments: dict[str, Any] = {}
+    mine = False, ""
     try:
         arguments = _bind_call(setup.pipe, args, kwargs)
         check_arguments(arguments, _size_limits(setup))
         _check_steps(setup, arguments)
         description = describe_call(setup.pipe, setup.networks, arguments)
+        mine = setup.vae.is_known(), random_state_digest()
     except Exception as error:  # told to all ranks, raised by require_same
         description = error
-    require_same(setup.comm, description)
-    setup.vae.agree()
+    known, digests = zip(*require_same(setup.comm, description, mine), strict=True)
+    setup.vae.is_shared = all(known)
     setup.groups.forget()
-    return _with_shared_randomness(setup.comm, arguments)
+    return _with_shared_randomness(setup.comm, digests, arguments)
 
 
 def _check_steps(setup: Setup, arguments: dict[str, Any]) -> None:
@@ -138,12 +141,12 @@ def _check_steps(setup: Setup, arguments: dict[str, Any]) -> None:
         find_strategy(config.strategy).check_steps(config, setup.settings, pipe.scheduler, steps)
 
 
-def _with_shared_randomness(comm: Comm, arguments: dict[str, Any]) -> dict[str, Any]:
+def _with_shared_randomness(comm: Comm, digests: Sequence[str], arguments: dict[str, Any]) -> dict[str, Any]:
     """Where the ranks' global generators differ, give all of them the leader's, and a call without a generator one.
 
     The global generators of unlike devices draw other numbers: one on the CPU serves all.
     """
-    if not share_random_state(comm) or arguments.get("generator") is not None:
+    if not share_random_state(comm, digests) or arguments.get("generator") is not None:
         return arguments
     return arguments | {"generator": torch.Generator().manual_seed(int(torch.randint(2**62, ())))}
 

@@ -8,6 +8,7 @@ import inspect
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -26,10 +27,11 @@ from .distributed.status import Status
 from .errors import RankError, ShardError
 from .learner import LayoutLearner
 from .report.report import RunReport, parts_of_call, peak_memory
-from .report.timeline import Timeline, synchronizer
+from .report.timeline import Timeline
 from .running_step import RunningStep
 from .schedule.kinds import Phase, StepKind
 from .strategies import Strategy
+from .utils.clock import synchronize
 
 T = TypeVar("T")
 
@@ -46,9 +48,8 @@ class Run:
     def __init__(self, setup: Setup, arguments: dict[str, Any], layouts: dict[str, GuidanceLayout]) -> None:
         self._setup = setup
         self._arguments = arguments
-        self._timeline = Timeline(
-            setup.config.trace, synchronizer(execution_device(setup.pipe)) if setup.config.trace else None
-        )
+        trace = setup.config.trace
+        self._timeline = Timeline(trace, partial(synchronize, execution_device(setup.pipe)) if trace else None)
         self._channel = Channel(setup.comm, self._where, self._timeline)
         self._learner = LayoutLearner(setup, arguments, layouts, self._channel)
         self._beginning: Beginning | None = None
@@ -57,7 +58,8 @@ class Run:
         self._notes: list[str] = []
         self._steps: list[RunningStep] = []
         self._started = time.perf_counter()
-        self._first_call = self._started  # of the denoiser: when
+        # Of the denoiser: when, and where; to ask the pipeline for its device looks through all networks.
+        self._first_call, self._device = self._started, torch.device("cpu")
         self._current = RunningStep(0, self._started)
         self._sent_before: Counter[str] = Counter()
         self._undo = contextlib.ExitStack()  # what strategies attached
@@ -81,7 +83,7 @@ class Run:
         """
         call = DenoiserCall.bind(self._setup.adapter, network, forward, args, kwargs)
         if self._beginning is None:
-            self._first_call = time.perf_counter()
+            self._first_call, self._device = time.perf_counter(), call.sample.device
             self._beginning = self._agree_on(call)
             self._learner.recall(call)
         self._current.calls += 1
@@ -134,7 +136,7 @@ class Run:
         report.seconds = now - self._started
         if self._steps:
             report.parts = parts_of_call(self._started, self._first_call, self._current.started, now)
-        told = self._told_by_all((peak_memory(execution_device(self._setup.pipe)), self._timeline.spans))
+        told = self._told_by_all((peak_memory(self._device), self._timeline.spans))
         report.peak_memory = [most for most, _ in told]
         report.spans = [span for _, spans in told for span in spans]
         report.steps = [step.record() for step in self._steps]

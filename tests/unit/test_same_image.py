@@ -31,7 +31,7 @@ def _false_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers and whole networks take any time at all."""
     clock = random.Random(0)
     monkeypatch.setattr(layers, "elapsed", lambda start, end: clock.uniform(0.0, 1.0))
-    monkeypatch.setattr(layers, "_timed", lambda work, device: (work(), clock.uniform(0.0, 9.0))[1])
+    monkeypatch.setattr(layers, "timed", lambda work, device: (work(), clock.uniform(0.0, 9.0))[1])
 
 
 @pytest.mark.usefixtures("_false_times")

@@ -59,7 +59,7 @@ class BlockHook(ModelHook):
     stage: int
     is_entry: bool = False
     is_exit: bool = False
-    _stand_in: Any = field(default=None, repr=False)
+    _shapes: Any = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class BlockHook(ModelHook):
         output = self.fn_ref.original_forward(*args, **kwargs)
         state = self.state
         if state.stage is None:
-            self._stand_in = map_tensors(output, _shape_only)
+            self._shapes = shapes_only(output)
         if self.is_entry:
             self._enter(output)
         if self.is_exit:
@@ -94,17 +94,13 @@ class BlockHook(ModelHook):
             state.ups[OUTER] = state.inner(state.downs[OUTER])
 
     def _skip(self, running: int) -> Any:
-        assert self._stand_in is not None, "a stage runs only after a whole forward has shown the blocks' shapes"
-        stand_in = map_tensors(self._stand_in, self._empty_rows)
+        assert self._shapes is not None, "a stage runs only after a whole forward has shown the blocks' shapes"
+        stand_in = empty_rows(self._shapes, self.state.rows)
         if self.is_entry and self.stage == running - 1:
             return replace_tensors(stand_in, self.state.downs[self.stage])
         if self.is_exit and self.stage == running + 1:
             return replace_tensors(stand_in, self.state.ups[running])
         return stand_in
-
-    def _empty_rows(self, shape_only: torch.Tensor) -> torch.Tensor:
-        # Nobody reads what a skipped block returns, only its shape (skip connections, upsampling).
-        return shape_only.new_empty((self.state.rows, *shape_only.shape[1:]))
 
 
 def map_tensors(value: Any, change: Callable[[torch.Tensor], Any]) -> Any:
@@ -133,5 +129,11 @@ def copies(output: Any) -> Boundary:
     return tuple(tensor.clone() for tensor in tensors_of(output))
 
 
-def _shape_only(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.new_zeros(()).expand(tensor.shape)
+def shapes_only(output: Any) -> Any:
+    """A block's output without what is in it, for `empty_rows`."""
+    return map_tensors(output, lambda tensor: tensor.new_zeros(()).expand(tensor.shape))
+
+
+def empty_rows(shapes: Any, rows: int) -> Any:
+    """What a skipped block returns, with so many rows: nobody reads more than its shape (skip connections)."""
+    return map_tensors(shapes, lambda tensor: tensor.new_empty((rows, *tensor.shape[1:])))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,8 @@ import torch
 from diffusers.hooks import ModelHook
 from torch.utils.flop_counter import FlopCounterMode
 
-from .attached import AttachedHook
+from ..utils.clock import elapsed, mark, timed
+from .attached import AttachedHooks
 from .blocks import tensors_of
 
 _REPEATS = 4
@@ -82,10 +82,8 @@ def measure_layers(
         device: Where it runs.
     """
     probes = [_Probe(device) for _ in layers]
-    hooks = [
-        AttachedHook(network.get_submodule(layer.name), probe, "hybridiff_cost")
-        for layer, probe in zip(layers, probes, strict=True)
-    ]
+    named = zip(layers, probes, strict=True)
+    hooks = AttachedHooks((network.get_submodule(layer.name), probe, "hybridiff_cost") for layer, probe in named)
     try:
         with FlopCounterMode(display=False) as counter:  # this first evaluation also pays for allocations
             for probe in probes:
@@ -93,10 +91,9 @@ def measure_layers(
             evaluate()
         for probe in probes:
             probe.counter = None
-        wholes = [_timed(evaluate, device) for _ in range(_REPEATS)]
+        wholes = [timed(evaluate, device) for _ in range(_REPEATS)]
     finally:
-        for hook in hooks:
-            hook.remove()
+        hooks.remove()
     # Minima, as other work on the machine can only add time; what is around the layers from one same evaluation.
     other = min(whole - sum(probe.seconds(i) for probe in probes) for i, whole in enumerate(wholes, start=1))
     repeats = range(1, _REPEATS + 1)
@@ -116,9 +113,9 @@ class _Probe(ModelHook):
 
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         before = self.counter.get_total_flops() if self.counter is not None else 0
-        start = _mark(self._device)
+        start = mark(self._device)
         output = self.fn_ref.original_forward(*args, **kwargs)
-        self._marks.append((start, _mark(self._device)))
+        self._marks.append((start, mark(self._device)))
         if self.counter is not None:
             self.work = self.counter.get_total_flops() - before
         self.bytes = sum(tensor.nbytes for tensor in tensors_of(output))
@@ -126,27 +123,3 @@ class _Probe(ModelHook):
 
     def seconds(self, repeat: int) -> float:
         return elapsed(*self._marks[repeat])
-
-
-def _mark(device: torch.device) -> Any:
-    if device.type != "cuda":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    event.record(torch.cuda.current_stream(device))
-    return event
-
-
-def elapsed(start: Any, end: Any) -> float:
-    """Seconds between two marks on a device's clock."""
-    seconds: float = start.elapsed_time(end) / 1e3 if isinstance(start, torch.cuda.Event) else end - start
-    return seconds
-
-
-def _timed(work: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start

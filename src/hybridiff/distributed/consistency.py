@@ -9,12 +9,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from ..errors import RankError, UsageError
 from .comm import Comm
+
+T = TypeVar("T")
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 """Where an object lies in a rank's memory, which differs between ranks though the object is the same."""
@@ -38,10 +40,15 @@ def describe_call(pipe: Any, denoisers: Sequence[Any], arguments: Mapping[str, A
         "pipeline": type(pipe).__name__,
         "scheduler": f"{type(pipe.scheduler).__name__} {_public(pipe.scheduler.config)}",
         "denoiser": ", ".join(
-            f"{type(one).__name__} {one.dtype} {_digest(repr(_public(one.config)).encode())}" for one in denoisers
+            f"{type(one).__name__} {_dtype(one)} {_digest(repr(_public(one.config)).encode())}" for one in denoisers
         ),
         "LoRA": _loras(pipe),
     }
+
+
+def _dtype(network: torch.nn.Module) -> torch.dtype | None:
+    """Of the first weights; the network's own property looks through all of its modules."""
+    return next((weight.dtype for weight in network.parameters()), None)
 
 
 def _loras(pipe: Any) -> str:
@@ -64,12 +71,16 @@ def _loras(pipe: Any) -> str:
     return f"{len(acting)} layers, scales {scales}, {fused} fused, weights {sample}"
 
 
-def require_same(comm: Comm, description: Mapping[str, str] | Exception) -> None:
+def require_same(comm: Comm, description: Mapping[str, str] | Exception, beside: T | None = None) -> list[T]:
     """Compare the descriptions of all ranks.
 
     Args:
         comm: The ranks.
         description: This rank's own, or the error that kept it from making one.
+        beside: Something else that this rank has to say, which may differ.
+
+    Returns:
+        What all ranks say beside their descriptions.
 
     Raises:
         UsageError: ranks disagree, or the user made a mistake; every rank raises the same sentence.
@@ -83,11 +94,12 @@ def require_same(comm: Comm, description: Mapping[str, str] | Exception) -> None
         mine = _Problem(str(description), isinstance(description, UsageError))
     else:
         mine = description
-    descriptions = comm.all_gather_object(mine)
+    told = comm.all_gather_object((mine, beside))
+    descriptions = [theirs for theirs, _ in told]
     problems = {rank: other for rank, other in enumerate(descriptions) if isinstance(other, _Problem)}
     if not problems:
         _require_equal([other for other in descriptions if not isinstance(other, _Problem)])
-        return
+        return [thing for _, thing in told]  # type: ignore[misc]
     if error is not None and not isinstance(error, UsageError):
         raise error
     shared = len(problems) == comm.size and len(set(problems.values())) == 1
@@ -117,12 +129,16 @@ def _require_equal(descriptions: list[Mapping[str, str]]) -> None:
             )
 
 
-def share_random_state(comm: Comm) -> bool:
+def share_random_state(comm: Comm, digests: Sequence[str]) -> bool:
     """Give all ranks the leader's global random generators where theirs differ; whether they did.
 
     Even a call that brings its own generator may draw from them: some pipelines hand their schedulers none.
+
+    Args:
+        comm: The ranks.
+        digests: Of the generators of each (`random_state_digest`).
     """
-    if comm.size == len(comm.local_ranks) or len(set(comm.all_gather_object(random_state_digest()))) == 1:
+    if len(set(digests)) == 1:
         return False
     state = comm.all_gather_object(_random_state())[0]
     torch.random.set_rng_state(state["cpu"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -75,3 +75,10 @@ def fill(buffer: torch.Tensor, tensors: tuple[torch.Tensor, ...]) -> None:
     for tensor in tensors:
         buffer[start : start + tensor.numel()].copy_(tensor.reshape(-1))
         start += tensor.numel()
+
+
+def unfill(buffer: torch.Tensor, shapes: Sequence[torch.Size]) -> tuple[torch.Tensor, ...]:
+    """What `fill` has put into a buffer, as views."""
+    sizes = [shape.numel() for shape in shapes]
+    parts = buffer[: sum(sizes)].split(sizes)
+    return tuple(part.view(shape) for part, shape in zip(parts, shapes, strict=True))

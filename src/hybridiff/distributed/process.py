@@ -100,6 +100,9 @@ class ProcessComm(Comm):
         self._guard(send)
 
     def all_gather_object(self, thing: T) -> list[T]:
+        wires = self._wires
+        if wires is not None:
+            return self._guard(lambda: wires.all_gather_object(thing))
         things: list[Any] = [None] * self.size
         self._guard(lambda: dist.all_gather_object(things, thing, group=self._host_group))
         return things

@@ -62,14 +62,10 @@ class SlotTable:
 
     def __init__(self, steps: int, like: torch.Tensor) -> None:
         self._steps = steps
-        slots = [
-            [
-                [[status, code, step % _BASE, step // _BASE] for step in range(steps + 1)]
-                for code in range(2 * len(_KINDS))
-            ]
-            for status in Status
-        ]
-        self._table = torch.tensor(slots).to(like)  # (status, kind and guidance, step, SLOT)
+        ranges = map(torch.arange, (len(Status), 2 * len(_KINDS), steps + 1))
+        status, code, step = torch.meshgrid(*ranges, indexing="ij")
+        # (status, kind and guidance, step, SLOT)
+        self._table = torch.stack([status, code, step % _BASE, step // _BASE], dim=-1).to(like)
 
     def write(self, buffer: torch.Tensor, slot: Slot) -> None:
         """Put a slot at the end of a buffer."""

@@ -1,4 +1,4 @@
-"""Connections of a group of CPU ranks for messages in the middle of a network, each end read by the thread that waits.
+"""Connections of a group of CPU ranks for all-gathers and the like, each end read by the thread that waits.
 
 Gloo hands each message from thread to thread, on the core that computes: a millisecond and more where it is busy. Here
 the thread that has to wait reads by itself, so that a message takes what the network takes.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import secrets
 import selectors
 import signal
@@ -16,11 +17,14 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
+from torch import nn
 
 from .boards import PAGE, Boards, Tell
+
+T = TypeVar("T")
 
 _POLLED = 1e-4
 """Seconds for which a rank asks again and again before it sleeps: a core that sleeps takes as long to wake."""
@@ -87,6 +91,21 @@ class Wires:
         """
         out[self._rank].copy_(mine)
         self._exchange([_bytes(mine)], out)
+
+    def all_gather_object(self, thing: T) -> list[T]:
+        """One small picklable object from every rank, in order of rank.
+
+        Raises:
+            OSError: another rank left, or the deadline passed.
+        """
+        mine = torch.frombuffer(bytearray(pickle.dumps(thing)), dtype=torch.uint8)
+        lengths = torch.empty(len(self._sockets) + 1, 1, dtype=torch.int64)
+        with _uninterrupted():
+            self.all_gather(torch.tensor([len(mine)]), lengths)
+            longest = int(lengths.max())
+            heard = torch.empty(len(lengths), longest, dtype=torch.uint8)
+            self.all_gather(nn.functional.pad(mine, (0, longest - len(mine))), heard)
+        return [pickle.loads(one.numpy()[:length]) for one, length in zip(heard, lengths.flatten(), strict=True)]
 
     def all_to_all(self, mine: torch.Tensor, out: torch.Tensor) -> None:
         """What all ranks say to this one.

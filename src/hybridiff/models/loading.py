@@ -19,7 +19,7 @@ from .loras import Lora, put_loras
 from .offload import check_offload, place
 from .schedulers import build_scheduler, check_scheduler
 from .single_file import find_single_file
-from .sources import SUFFIX
+from .sources import SUFFIX, asking_hub, require_hub_id
 
 if TYPE_CHECKING:
     import torch
@@ -155,19 +155,12 @@ def _cuda_dtype(denoiser: str) -> str:
 
 def _download(name: str, variant: str | None) -> Path:
     embedded = ", ".join((*tiny.EMBEDDED, *BENCH))
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise UsageError(
-            f"unknown model {name!r}: not an embedded model ({embedded}), no such folder, and not a hub id (owner/name)"
-        )
+    missing = f"unknown model {name!r}: not an embedded model ({embedded}), no such folder"
+    require_hub_id(missing, name)
     from diffusers import DiffusionPipeline
 
-    try:
+    with asking_hub(f"{missing}, and the hub gave no pipeline of that id"):
         return Path(DiffusionPipeline.download(name, variant=variant))
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"unknown model {name!r}: not an embedded model ({embedded}), no such folder, and the hub gave no pipeline "
-            f"of that id ({one_line(error).split(' (')[0]})"
-        ) from error
 
 
 def _read_pipeline(folder: ModelFolder, task: str, **options: Any) -> Any:

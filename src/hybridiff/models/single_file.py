@@ -14,7 +14,7 @@ from ..denoiser import DENOISERS
 from ..errors import UsageError
 from ..utils.text import one_line
 from .folder import ModelFolder, open_folder
-from .sources import SUFFIX, find_path
+from .sources import SUFFIX, asking_hub, find_path
 
 if TYPE_CHECKING:
     import torch
@@ -169,10 +169,8 @@ def _download(hub_id: str, found: SingleFile, variant: str | None) -> None:
     """The networks that a checkpoint does not hold, beside the configuration, which is there."""
     from diffusers import DiffusionPipeline
 
-    try:
+    with asking_hub(f"the hub gave no {', '.join(found.missing)} of {hub_id}"):
         DiffusionPipeline.download(hub_id, variant=variant, **dict.fromkeys([*found.held, CHECKER]))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"the hub gave no {', '.join(found.missing)} of {hub_id} ({one_line(error, 160)})") from error
 
 
 def _converter(library: str, kind: str) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ..errors import UsageError
@@ -26,17 +27,27 @@ def find_path(what: str, name: str, patterns: Sequence[str]) -> Path:
     path = Path(name).expanduser()
     if path.exists():
         return path.resolve()
-    slashes = 2 if name.endswith(SUFFIX) else 1
-    if name.count("/") != slashes or name.startswith((".", "/", "~")):
-        raise UsageError(f"no {what} {name!r}: no such file or folder, and not a hub id (owner/name)")
+    missing = f"no {what} {name!r}: no such file or folder"
+    require_hub_id(missing, name, slashes=2 if name.endswith(SUFFIX) else 1)
     from huggingface_hub import hf_hub_download, snapshot_download
 
     owner, repository, *file = name.split("/")
-    try:
+    with asking_hub(f"{missing}, and the hub gave none"):
         if file:
             return Path(hf_hub_download(f"{owner}/{repository}", file[0]))
         return Path(snapshot_download(name, allow_patterns=list(patterns)))
+
+
+def require_hub_id(missing: str, name: str, slashes: int = 1) -> None:
+    """Refuse what cannot be an id of the hub, with a sentence that begins with what was not found."""
+    if name.count("/") != slashes or name.startswith((".", "/", "~")):
+        raise UsageError(f"{missing}, and not a hub id (owner/name)")
+
+
+@contextlib.contextmanager
+def asking_hub(gave_none: str) -> Iterator[None]:
+    """Around a download: that the hub gave nothing is told with this sentence, and why in brackets."""
+    try:
+        yield
     except (OSError, ValueError) as error:
-        raise UsageError(
-            f"no {what} {name!r}: no such file or folder, and the hub gave none ({one_line(error, 160)})"
-        ) from error
+        raise UsageError(f"{gave_none} ({one_line(error, 160).split(' (')[0]})") from error

@@ -22,6 +22,17 @@ def discrepancy(unconditional: torch.Tensor, conditional: torch.Tensor) -> torch
     return (conditional - unconditional).abs().mean() / scale
 
 
+def discrepancy_between(prediction: torch.Tensor, branches: int) -> torch.Tensor:
+    """The discrepancy of the outer branches of a prediction, (1,), as what is read with the status.
+
+    Args:
+        prediction: The rows of each branch, the unconditional one first, (branches * B, ...).
+        branches: How many.
+    """
+    parts = prediction.chunk(branches)
+    return discrepancy(parts[0], parts[-1]).reshape(1)
+
+
 def drift(prediction: torch.Tensor, earlier: torch.Tensor) -> torch.Tensor:
     """How far a prediction moved: `|p - q| / |p|` in the 2-norm of each row, as root mean square over the rows.
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..errors import UsageError
 
@@ -58,13 +57,6 @@ class Timeline:
             if self._synchronize is not None:
                 self._synchronize()
             self.spans.append(Span(rank, name, category, start, time.time() - start))
-
-
-def synchronizer(device: Any) -> Callable[[], None] | None:
-    """What waits for the work that was put into a device; None where work is done at once."""
-    import torch
-
-    return (lambda: torch.cuda.synchronize(device)) if device.type == "cuda" else None
 
 
 def write_chrome_trace(spans: Sequence[Span], path: Path) -> None:

@@ -7,7 +7,6 @@ rank has a second copy of the last stage, and one computation answers two steps.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -15,19 +14,15 @@ from ..config import ParallelConfig
 from ..denoiser.evaluation import Evaluation
 from ..denoiser.split import choose_balanced, make_split
 from ..errors import UsageError
-from ..numerics.guidance import discrepancy
-from ..schedule.kinds import Policy, StepKind
+from ..schedule.kinds import StepKind
 from ..schedule.presets import ModelSettings
 from ..strategies.base import Answer, RunContext
+from ..strategies.evaluator import BranchEvaluator
 from ..strategies.offered import make_settings
-from ..strategies.steps.executor import NoStep, StepExecutor
-from ..strategies.steps.full import FullStep
-from ..strategies.switching import SwitchingStrategy
 from ..utils.names import require_known
 from .chain import ChainedDenoiser, Cut, Outputs, at_timestep
 from .costs import layer_costs
-from .plan import PlannedPolicy, plan_groups
-from .replicated import ReplicatingEvaluator
+from .planned import PlannedStep, PlannedStrategy
 from .timesteps import Timesteps
 from .transfers import ChainMessages, Transfer
 
@@ -47,23 +42,17 @@ class AsyncDiffSettings:
     )
 
 
-class AsyncDiffStrategy(SwitchingStrategy):
+class AsyncDiffStrategy(PlannedStrategy):
     """Full steps on every rank, then stages that run at once."""
 
     name = "asyncdiff"
-    shares_rows = False
 
     def __init__(self, context: RunContext, first: Evaluation) -> None:
         super().__init__(context, first)
-        self.evaluator = ReplicatingEvaluator(context.channel, context.timeline, context.steps)
-        self.full = FullStep(self.evaluator, self.measures_drift)
         self._settings = settings = make_settings(AsyncDiffSettings, context.config.settings)
         self._stages = context.channel.comm.size - settings.stride + 1
-        self._costs: dict[str, Any] = {}
         warm_up = settings.warm_up if self._stages > 1 else context.steps
-        plan = plan_groups(context.steps, warm_up, settings.stride, StepKind.PIPELINED, context.extra_steps)
-        self.policy: Policy = PlannedPolicy(plan)
-        self.between: StepExecutor = NoStep(self.evaluator)
+        plan = self.plan(warm_up, settings.stride, StepKind.PIPELINED)
         if StepKind.PIPELINED in plan:
             self.between = AsyncStep(self.evaluator, self._split(first), plan, Timesteps(context), settings)
 
@@ -85,9 +74,6 @@ class AsyncDiffStrategy(SwitchingStrategy):
             raise UsageError(
                 f"a nested cut has 2 stages, on {settings.stride + 1} ranks with stride {settings.stride}, got {ranks}"
             )
-
-    def stages(self) -> dict[str, Any]:
-        return self._costs
 
     def _split(self, first: Evaluation) -> ChainedDenoiser:
         """The network in stages; by counted work, so that an image never depends on times."""
@@ -112,7 +98,7 @@ class AsyncDiffStrategy(SwitchingStrategy):
         return chained
 
 
-class AsyncStep(StepExecutor):
+class AsyncStep(PlannedStep[ChainMessages]):
     """The steps after the warm-up.
 
     Args:
@@ -125,16 +111,14 @@ class AsyncStep(StepExecutor):
 
     def __init__(
         self,
-        evaluator: ReplicatingEvaluator,
+        evaluator: BranchEvaluator,
         chained: ChainedDenoiser,
         plan: list[StepKind],
         timesteps: Timesteps,
         settings: AsyncDiffSettings,
     ) -> None:
-        super().__init__(evaluator)
-        self._chained, self._plan, self._timesteps, self._settings = chained, plan, timesteps, settings
-        self._channel = evaluator.channel
-        self._messages: ChainMessages | None = None
+        super().__init__(evaluator, plan, StepKind.PIPELINED)
+        self._chained, self._timesteps, self._settings = chained, timesteps, settings
         self._whole: Outputs = {}  # of the last full step
         self._given: dict[int, Outputs] = {}  # for the next stage of each local rank
         self._next: torch.Tensor | None = None  # prediction for a step that computes nothing
@@ -147,19 +131,18 @@ class AsyncStep(StepExecutor):
 
     def observe(self, step: int, prediction: torch.Tensor) -> None:
         """Allocate the messages once shapes are known; on every rank after the same full step."""
-        if self._messages is None and self._whole:
+        if self._made is None and self._whole:
             comm, settings = self._channel.comm, self._settings
             sources = [comm.size - 1, comm.size - 2][: settings.stride]  # for a step, and for the one after it
             boundary = next(iter(self._whole.values()))[0]
-            self._messages = ChainMessages(self._channel, self._plan, sources, self._transfers(), boundary, prediction)
-            self._channel.messages[StepKind.PIPELINED] = self._messages
+            transfers = self._transfers()
+            self._talk_by(ChainMessages(self._channel, self._plan, sources, transfers, boundary, prediction))
 
     def run(self, evaluation: Evaluation, step: int) -> Answer:
         if self._plan[step] is StepKind.CACHED:
             assert self._next is not None
             return Answer(self._next)
         messages = self._messages
-        assert messages is not None
         predictions: dict[int, torch.Tensor] = {}
         made: dict[int, Outputs] = {}
         for rank in self._channel.comm.local_ranks:
@@ -170,15 +153,7 @@ class AsyncStep(StepExecutor):
         self._given = messages.exchange(made)
         messages.end(predictions)
         self._next = answers[-1]
-        branches = answers[0].chunk(evaluation.branches)
-        return Answer(answers[0], messages.read_status(discrepancy(branches[0], branches[-1]).reshape(1)))
-
-    def end(self, step: int) -> None:
-        """A rank that failed before it knew takes part in the messages that this step was to have."""
-        if self._messages is not None and self._plan[step] is StepKind.PIPELINED:
-            self._channel.begin_step(step, StepKind.PIPELINED, is_guided=False)
-            self._messages.take_part()
-            self._messages.read_status()
+        return self._answer(answers[0], evaluation.branches)
 
     def _run_stage(self, evaluation: Evaluation, rank: int, step: int) -> tuple[torch.Tensor | None, Outputs]:
         stage, settings = self._stage(rank), self._settings

@@ -13,7 +13,7 @@ import torch
 from diffusers.hooks import ModelHook
 
 from ..denoiser.attached import AttachedHooks
-from ..denoiser.blocks import Boundary, StageDone, copies, map_tensors, replace_tensors
+from ..denoiser.blocks import Boundary, StageDone, copies, empty_rows, replace_tensors, shapes_only
 from ..denoiser.evaluation import Evaluation
 from ..denoiser.layers import Layer, NetworkCost
 
@@ -117,7 +117,7 @@ class _LayerHook(ModelHook):
     def __init__(self, state: _State, layer: int) -> None:
         super().__init__()
         self._state, self._layer = state, layer
-        self._stand_in: Any = None
+        self._shapes: Any = None
 
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Replaces the layer's forward (see `diffusers.hooks.ModelHook`)."""
@@ -126,7 +126,7 @@ class _LayerHook(ModelHook):
             return self._skip()
         output = self.fn_ref.original_forward(*args, **kwargs)
         if state.is_learning:
-            self._stand_in = map_tensors(output, lambda tensor: tensor.new_zeros(()).expand(tensor.shape))
+            self._shapes = shapes_only(output)
         if self._layer in state.wanted and (stage is not None or state.is_learning):
             state.made[self._layer] = copies(output)
         if stage is not None and self._layer in state.cut.ends:
@@ -134,9 +134,7 @@ class _LayerHook(ModelHook):
         return output
 
     def _skip(self) -> Any:
-        rows = self._state.rows
-        # Nobody reads what a skipped layer returns, unless it is given; only its shape.
-        stand_in = map_tensors(self._stand_in, lambda tensor: tensor.new_empty((rows, *tensor.shape[1:])))
+        stand_in = empty_rows(self._shapes, self._state.rows)
         given = self._state.given.get(self._layer)
         # Adapters add to activations in place, and what is given may serve another stage as well.
         return stand_in if given is None else replace_tensors(stand_in, tuple(tensor.clone() for tensor in given))
@@ -192,13 +190,8 @@ class ChainedDenoiser:
         self, stage: int | None, evaluation: Evaluation, given: Mapping[int, Boundary], is_learning: bool = False
     ) -> Iterator[Outputs]:
         state = self._state
-        state.stage, state.is_learning, state.rows, state.given, state.made = (
-            stage,
-            is_learning,
-            evaluation.rows,
-            given,
-            {},
-        )
+        state.stage, state.is_learning, state.rows = stage, is_learning, evaluation.rows
+        state.given, state.made = given, {}
         try:
             yield state.made
         finally:  # any other call of the network runs it whole

@@ -15,17 +15,13 @@ import torch
 from ..config import ParallelConfig
 from ..denoiser.evaluation import Evaluation
 from ..distributed.gather import GatherMessages
-from ..numerics.guidance import discrepancy
-from ..schedule.kinds import Policy, StepKind
+from ..schedule.kinds import StepKind
 from ..strategies.base import Answer, RunContext
+from ..strategies.evaluator import BranchEvaluator
 from ..strategies.offered import make_settings
-from ..strategies.steps.executor import NoStep, StepExecutor
-from ..strategies.steps.full import FullStep
-from ..strategies.switching import SwitchingStrategy
 from ..utils.names import require_known
 from .foresight import Foresight
-from .plan import PlannedPolicy, plan_groups
-from .replicated import ReplicatingEvaluator
+from .planned import PlannedStep, PlannedStrategy
 from .timesteps import Timesteps
 
 REUSES = ("own", "latest")
@@ -42,22 +38,17 @@ class ParaStepSettings:
     )
 
 
-class ParaStepStrategy(SwitchingStrategy):
+class ParaStepStrategy(PlannedStrategy):
     """Full steps on every rank, then cycles in which each rank evaluates another step."""
 
     name = "parastep"
-    shares_rows = False
 
     def __init__(self, context: RunContext, first: Evaluation) -> None:
         super().__init__(context, first)
-        self.evaluator = ReplicatingEvaluator(context.channel, context.timeline, context.steps)
-        self.full = FullStep(self.evaluator, self.measures_drift)
         self._why_full = _why_full(context)
         ranks, settings = context.channel.comm.size, make_settings(ParaStepSettings, context.config.settings)
         warm_up = context.steps if ranks == 1 or self._why_full else settings.warm_up
-        plan = plan_groups(context.steps, warm_up, ranks, StepKind.AHEAD, context.extra_steps)
-        self.policy: Policy = PlannedPolicy(plan)
-        self.between: StepExecutor = NoStep(self.evaluator)
+        plan = self.plan(warm_up, ranks, StepKind.AHEAD)
         self._foresight: Foresight | None = None
         if StepKind.AHEAD in plan:
             self._foresight = Foresight(context.pipe.scheduler, Timesteps(context))
@@ -97,7 +88,7 @@ def _why_full(context: RunContext) -> str:
     return ""
 
 
-class AheadStep(StepExecutor):
+class AheadStep(PlannedStep[GatherMessages]):
     """The steps after the warm-up.
 
     Args:
@@ -109,50 +100,38 @@ class AheadStep(StepExecutor):
 
     def __init__(
         self,
-        evaluator: ReplicatingEvaluator,
+        evaluator: BranchEvaluator,
         foresight: Foresight,
         plan: Sequence[StepKind],
         settings: ParaStepSettings,
     ) -> None:
-        super().__init__(evaluator)
-        self._foresight, self._plan, self._reuse = foresight, plan, settings.reuse
-        self._channel = evaluator.channel
-        self._messages: GatherMessages | None = None
+        super().__init__(evaluator, plan, StepKind.AHEAD)
+        self._foresight, self._reuse = foresight, settings.reuse
         self._shape = torch.Size()  # of a prediction
         self._evaluated = dict.fromkeys(range(self._channel.comm.size), 0)  # the last step, by rank
         self._ahead: dict[int, torch.Tensor] = {}  # predictions of steps to come
 
     def observe(self, step: int, prediction: torch.Tensor) -> None:
         """Allocate the messages once shapes are known; on every rank after the same full step."""
-        if self._messages is None:
+        if self._made is None:
             self._shape = prediction.shape
-            self._messages = GatherMessages(self._channel, prediction.numel(), prediction)
-            self._channel.messages[StepKind.AHEAD] = self._messages
+            self._talk_by(GatherMessages(self._channel, prediction.numel(), prediction))
         self._evaluated = dict.fromkeys(self._evaluated, step)
 
     def run(self, evaluation: Evaluation, step: int) -> Answer:
         if self._plan[step] is StepKind.CACHED:
             return Answer(self._ahead.pop(step))
-        messages, steps = self._messages, self._cycle(step)
-        assert messages is not None
+        steps = self._cycle(step)
         pieces = {
             rank: self._evaluate(evaluation, rank, step)
             for rank in self._channel.comm.local_ranks
             if step + rank in steps
         }
-        gathered = messages.all_gather(pieces)
+        gathered = self._messages.all_gather(pieces)
         self._ahead = {step + rank: gathered[rank].view(self._shape).clone() for rank in range(len(steps))}
         self._evaluated |= {rank: step + rank for rank in range(len(steps))}
         prediction = self._ahead.pop(step)
-        branches = prediction.chunk(evaluation.branches)
-        return Answer(prediction, messages.read_status(discrepancy(branches[0], branches[-1]).reshape(1)))
-
-    def end(self, step: int) -> None:
-        """A rank that failed before it knew takes part in the messages that this step was to have."""
-        if self._messages is not None and self._plan[step] is StepKind.AHEAD:
-            self._channel.begin_step(step, StepKind.AHEAD, is_guided=False)
-            self._messages.take_part()
-            self._messages.read_status()
+        return self._answer(prediction, evaluation.branches)
 
     def _evaluate(self, evaluation: Evaluation, rank: int, step: int) -> torch.Tensor:
         """What a rank predicts of the step that is so many ahead as its number."""

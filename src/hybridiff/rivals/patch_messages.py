@@ -9,9 +9,9 @@ import torch
 
 from ..denoiser.blocks import Boundary
 from ..distributed.channel import Channel
-from ..distributed.gather import fill
+from ..distributed.gather import fill, unfill
 from ..schedule.kinds import StepKind
-from .transfers import ChainMessages, unpack
+from .transfers import ChainMessages
 
 
 class PatchMessages(ChainMessages):
@@ -85,7 +85,7 @@ class PatchMessages(ChainMessages):
         return [*slots, *super()._in_order()]
 
     def _unpack(self, rank: int, patch: int) -> Boundary:
-        tensors = unpack(self._in[rank], {patch: self._shapes[patch]})[patch]
+        tensors = unfill(self._in[rank], self._shapes[patch])
         if len(tensors) > 1:
             self._texts[rank] = tensors[0].clone()
         return self._texts[rank], tensors[-1]

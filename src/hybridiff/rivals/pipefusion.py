@@ -18,20 +18,16 @@ from ..config import ParallelConfig
 from ..denoiser.blocks import Boundary
 from ..denoiser.evaluation import Evaluation
 from ..errors import UsageError
-from ..numerics.guidance import discrepancy
-from ..schedule.kinds import Policy, StepKind
+from ..schedule.kinds import StepKind
 from ..schedule.presets import ModelSettings
 from ..strategies.base import Answer, RunContext
+from ..strategies.evaluator import BranchEvaluator
 from ..strategies.offered import make_settings
-from ..strategies.steps.executor import NoStep, StepExecutor
-from ..strategies.steps.full import FullStep
-from ..strategies.switching import SwitchingStrategy
 from .chain import ChainedDenoiser, Cut, Outputs
 from .costs import layer_costs
 from .patch_messages import PatchMessages
 from .patches import PatchedNetwork
-from .plan import PlannedPolicy, plan_groups
-from .replicated import ReplicatingEvaluator
+from .planned import PlannedStep, PlannedStrategy
 
 _FITS = "SD3Transformer2DModel"
 
@@ -46,24 +42,18 @@ class PipeFusionSettings:
     warm_up: int = field(default=1, metadata={"help": "full steps at the beginning", "least": 1})
 
 
-class PipeFusionStrategy(SwitchingStrategy):
+class PipeFusionStrategy(PlannedStrategy):
     """Full steps on every rank, then patches that run through a pipeline of stages."""
 
     name = "pipefusion"
-    shares_rows = False
 
     def __init__(self, context: RunContext, first: Evaluation) -> None:
         super().__init__(context, first)
-        self.evaluator = ReplicatingEvaluator(context.channel, context.timeline, context.steps)
-        self.full = FullStep(self.evaluator, self.measures_drift)
         stages, settings = context.channel.comm.size, make_settings(PipeFusionSettings, context.config.settings)
         self._patches = settings.patches or stages
-        self._costs: dict[str, Any] = {}
         _check_network(first, self._patches)
         warm_up = settings.warm_up if stages > 1 else context.steps
-        plan = plan_groups(context.steps, warm_up, 1, StepKind.PIPELINED, context.extra_steps)
-        self.policy: Policy = PlannedPolicy(plan)
-        self.between: StepExecutor = NoStep(self.evaluator)
+        plan = self.plan(warm_up, 1, StepKind.PIPELINED)
         if StepKind.PIPELINED in plan:
             self.between = PatchStep(self.evaluator, *self._cut(first), plan, self._patches)
 
@@ -74,9 +64,6 @@ class PipeFusionStrategy(SwitchingStrategy):
     @classmethod
     def check_ranks(cls, config: ParallelConfig, ranks: int) -> None:
         make_settings(PipeFusionSettings, config.settings)
-
-    def stages(self) -> dict[str, Any]:
-        return self._costs
 
     def notes(self) -> list[str]:
         if not self._costs:
@@ -121,7 +108,7 @@ def _check_network(first: Evaluation, patches: int) -> None:
         raise UsageError(f"a picture of {height * width} tokens cannot be cut into {patches} patches; use fewer")
 
 
-class PatchStep(StepExecutor):
+class PatchStep(PlannedStep[PatchMessages]):
     """The steps after the warm-up.
 
     Args:
@@ -134,16 +121,14 @@ class PatchStep(StepExecutor):
 
     def __init__(
         self,
-        evaluator: ReplicatingEvaluator,
+        evaluator: BranchEvaluator,
         chained: ChainedDenoiser,
         patched: PatchedNetwork,
         plan: list[StepKind],
         patches: int,
     ) -> None:
-        super().__init__(evaluator)
-        self._chained, self._patched, self._plan, self._patches = chained, patched, plan, patches
-        self._channel = evaluator.channel
-        self._messages: PatchMessages | None = None
+        super().__init__(evaluator, plan, StepKind.PIPELINED)
+        self._chained, self._patched, self._patches = chained, patched, patches
         self._whole: Outputs = {}  # of the last full step
 
     def run_full(self, evaluation: Evaluation, rank: int, rows: slice) -> torch.Tensor:
@@ -153,15 +138,13 @@ class PatchStep(StepExecutor):
 
     def observe(self, step: int, prediction: torch.Tensor) -> None:
         """Allocate the messages once shapes are known; on every rank after the same full step."""
-        if self._messages is None and self._whole:
+        if self._made is None and self._whole:
             boundary = next(iter(self._whole.values()))
-            self._messages = PatchMessages(self._channel, self._plan, boundary, self._patches, prediction)
-            self._channel.messages[StepKind.PIPELINED] = self._messages
+            self._talk_by(PatchMessages(self._channel, self._plan, boundary, self._patches, prediction))
         self._whole = {}
 
     def run(self, evaluation: Evaluation, step: int) -> Answer:
         messages = self._messages
-        assert messages is not None
         given: dict[int, Boundary] = {}
         predictions: dict[int, torch.Tensor] = {}
         for slot in range(messages.slots):
@@ -177,15 +160,7 @@ class PatchStep(StepExecutor):
                 given = messages.hand_on(slot, made)
         answer = messages.broadcast(predictions)[0].clone()
         messages.end(predictions)
-        branches = answer.chunk(evaluation.branches)
-        return Answer(answer, messages.read_status(discrepancy(branches[0], branches[-1]).reshape(1)))
-
-    def end(self, step: int) -> None:
-        """A rank that failed before it knew takes part in the messages that this step was to have."""
-        if self._messages is not None and self._plan[step] is StepKind.PIPELINED:
-            self._channel.begin_step(step, StepKind.PIPELINED, is_guided=False)
-            self._messages.take_part()
-            self._messages.read_status()
+        return self._answer(answer, evaluation.branches)
 
     def _run_patch(
         self, evaluation: Evaluation, stage: int, patch: int, given: dict[int, Boundary]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 import torch
 
-from ..denoiser.blocks import Boundary
 from ..distributed.channel import Channel
-from ..distributed.gather import GatherMessages, fill
+from ..distributed.gather import GatherMessages, fill, unfill
 from ..distributed.messages import Messages
 from ..distributed.reading import Reading
 from ..schedule.kinds import StepKind
@@ -34,7 +34,12 @@ class Transfer:
     @property
     def elements(self) -> int:
         """Elements of all tensors."""
-        return sum(shape.numel() for shapes in self.shapes.values() for shape in shapes)
+        return sum(shape.numel() for shape in self.tensors)
+
+    @property
+    def tensors(self) -> list[torch.Size]:
+        """Shapes of all tensors, in the order in which they are sent."""
+        return [shape for shapes in self.shapes.values() for shape in shapes]
 
 
 class ChainMessages(Messages):
@@ -97,7 +102,10 @@ class ChainMessages(Messages):
         given: dict[int, Outputs] = {rank: {} for rank in self._channel.comm.local_ranks}
         for transfer in self._transfers:
             if transfer.target in given:
-                given[transfer.target] |= unpack(self._incoming[transfer.source, transfer.target], transfer.shapes)
+                tensors = iter(unfill(self._incoming[transfer.source, transfer.target], transfer.tensors))
+                given[transfer.target] |= {
+                    layer: tuple(islice(tensors, len(shapes))) for layer, shapes in transfer.shapes.items()
+                }
         return given
 
     def end(self, predictions: Mapping[int, torch.Tensor]) -> None:
@@ -168,16 +176,3 @@ def pair_up(pairs: Sequence[tuple[int, int]]) -> list[dict[int, int]]:
             rounds.append(free := {})
         free |= {one: other, other: one}
     return rounds
-
-
-def unpack(flat: torch.Tensor, shapes: Mapping[int, Sequence[torch.Size]]) -> dict[int, Boundary]:
-    """Tensors of these shapes that lie one after the other (`fill`), as views."""
-    given: dict[int, Boundary] = {}
-    start = 0
-    for layer, own in shapes.items():
-        tensors = []
-        for shape in own:
-            tensors.append(flat[start : start + shape.numel()].view(shape))
-            start += shape.numel()
-        given[layer] = tuple(tensors)
-    return given

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
@@ -11,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..report.timeline import synchronizer
+from ..utils.clock import timed
 from .group import ShardGroup, ThreadGroup
 
 _REPEATS = 3
@@ -140,12 +139,5 @@ def measure_shards(
 
 def _seconds(work: Callable[[], object], device: torch.device, repeats: int = 2 * _REPEATS) -> float:
     """Median of some repeats after one that warms up."""
-    times = []
-    for _ in range(repeats + 1):
-        wait = synchronizer(device) or (lambda: None)
-        wait()
-        begun = time.perf_counter()
-        work()
-        wait()
-        times.append(time.perf_counter() - begun)
-    return median(times[1:])
+    work()
+    return median(timed(work, device) for _ in range(repeats))

@@ -30,7 +30,6 @@ class RankGroups:
 
     Args:
         comm: The ranks.
-        networks: The pipeline's denoisers.
         wanted: Shards of each group; None chooses.
         warm_up: Messages are displaced after so many evaluations (`DisplacedGroup`); None never does so.
         measures: The first evaluation of each form is measured, too.
@@ -40,19 +39,12 @@ class RankGroups:
         costs: What the latest shared evaluation costs where it was measured.
     """
 
-    def __init__(
-        self,
-        comm: Comm,
-        networks: Sequence[torch.nn.Module],
-        wanted: int | None,
-        warm_up: int | None = None,
-        measures: bool = False,
-    ) -> None:
+    def __init__(self, comm: Comm, wanted: int | None, warm_up: int | None = None, measures: bool = False) -> None:
         self.why_whole = ""
         self.costs: ShardCosts | None = None
         self._measures, self._measured = measures, dict[object, ShardCosts]()
         self._warm_up, self._displaced = warm_up, dict[ShardGroup, DisplacedGroup]()
-        self._comm, self._networks, self._wanted = comm, networks, wanted
+        self._comm, self._wanted = comm, wanted
         self._sharded: dict[torch.nn.Module, ShardedNetwork | None] = {}
         self._groups: dict[int, list[ShardGroup]] = {}
         self._comms: list[Comm] = []
@@ -151,7 +143,7 @@ class RankGroups:
         if all(consensus(fits, "agree whether pictures can be cut")):
             return
         self.drop()
-        name = type(self._networks[0]).__name__
+        name = type(recorded.calls[0].network).__name__
         self.why_whole = f"what {name} makes of parts of an image is not what it makes of the whole"
         if self._wanted is not None:
             raise UsageError(f"{self.why_whole}: ranks cannot share images; use shards=1")

@@ -39,7 +39,8 @@ class SharedVae:
         drops: This rank's output is dropped.
 
     Attributes:
-        is_shared: All ranks come by the VAE in the call that runs; otherwise only those whose output is wanted do.
+        is_shared: All ranks come by the VAE in the call that runs, as all know it; otherwise only those whose output is
+            wanted do.
     """
 
     def __init__(self, pipe: Any, comm: Comm, groups: RankGroups, is_wanted: bool, drops: bool) -> None:
@@ -47,10 +48,9 @@ class SharedVae:
         self._is_wanted = is_wanted and comm.size > 1
         self.is_shared = False
 
-    def agree(self) -> None:
-        """Find out before a call whether the VAE is known on all ranks; to be called on all of them."""
-        if self._is_wanted:
-            self.is_shared = all(self._comm.all_gather_object(_is_known(getattr(self._pipe, "vae", None))))
+    def is_known(self) -> bool:
+        """Whether this rank could share pictures, as its VAE is at this moment."""
+        return self._is_wanted and _is_known(getattr(self._pipe, "vae", None))
 
     @contextlib.contextmanager
     def together(self, meet: Meet, is_over: Callable[[], bool]) -> Iterator[None]:

@@ -36,7 +36,7 @@ class BranchEvaluator:
         self.channel = channel
         self.timeline = timeline
         self._steps = steps
-        self._groups = groups or RankGroups(channel.comm, (), wanted=1)
+        self._groups = groups or RankGroups(channel.comm, wanted=1)
         self._messages: GatherMessages | None = None
         self._dtype: torch.dtype | None = None  # of predictions, for ranks without rows
         self._row_shape: torch.Size | None = None  # of the prediction of one row

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..denoiser.evaluation import Evaluation
-from ..numerics.guidance import discrepancy
+from ..numerics.guidance import discrepancy_between
 from .base import Answer, RunContext, Strategy
 from .evaluator import BranchEvaluator
 
@@ -24,5 +24,4 @@ class SerialStrategy(Strategy):
         if evaluation.branches == 1:
             self._evaluator.read_status()
             return Answer(prediction)
-        parts = prediction.chunk(evaluation.branches)
-        return Answer(prediction, self._evaluator.read_status(discrepancy(parts[0], parts[-1]).reshape(1)))
+        return Answer(prediction, self._evaluator.read_status(discrepancy_between(prediction, evaluation.branches)))

@@ -72,13 +72,13 @@ class SwitchingStrategy(CfgStrategy):
         forward = None if over else self.between.run_full
         answer = self.full.run(evaluation, forward, lambda prediction: self._learn(step, prediction))
         self._decide(step, answer)
-        return Answer(self.between.correct(step, answer.prediction), answer.reading)
+        return Answer(self.between.correct(answer.prediction), answer.reading)
 
     def hand_over(self, successor: Strategy, step: int, prediction: torch.Tensor, branches: int) -> torch.Tensor:
         """Both branches are given what makes up for the cached steps before, as the conditional one shows it."""
         conditional = prediction.chunk(branches)[-1]
         self.between.observe(step, conditional.clone())
-        change = self.between.correct(step, conditional) - conditional
+        change = self.between.correct(conditional) - conditional
         if isinstance(successor, SwitchingStrategy):
             successor.policy.spent_before = self._spent()
         return prediction + change.repeat(branches, *[1] * (change.ndim - 1))
@@ -115,7 +115,7 @@ class SwitchingStrategy(CfgStrategy):
         self.channel.begin_step(step, StepKind.FULL, is_guided=False)
         prediction = self.full.run(evaluation).prediction
         self.between.observe(step, prediction.clone())
-        return Answer(self.between.correct(step, prediction))
+        return Answer(self.between.correct(prediction))
 
     def _scheduled(self, step: int) -> StepKind:
         """The kind of a step, whether guidance is on: ranks may learn of its end one after the other.

@@ -4,56 +4,33 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
 
-from hybridiff import ParallelConfig
 from hybridiff.cli.main import main
 from hybridiff.launch.protocol import Generation
-from hybridiff.models.folder import ModelFolder
+from support.fake_engine import FakeEngine
 from support.reports import report
 
 
-class FakeEngine:
-    """Two ranks are twice as fast; remembers what was asked of which."""
+class TwiceAsFast(FakeEngine):
+    """Two ranks are twice as fast; an unguided call takes half, a smaller picture less."""
 
-    asked: ClassVar[list[tuple[str, int, dict[str, Any]]]] = []
-    made: ClassVar[list[tuple[str, ParallelConfig, dict[str, Any]]]] = []
-
-    def __init__(self, model: ModelFolder, devices: int, config: ParallelConfig, **options: Any) -> None:
-        self.devices, self.config = devices, config
-        self.made.append((model.name, config, options))
-
-    def generate(self, prompt: str, *, seed: int | None = None, on_step: Any = None, **call: Any) -> Generation:
-        if on_step is not None:  # it keeps a core busy
-            on_step(1, 3)
-        else:
-            self.asked.append((self.config.strategy, self.devices, call))
+    def answer(self, seed: int, call: dict[str, Any]) -> Generation:
         branches = 1 if call["guidance_scale"] == 1.0 else 2
         seconds = branches * call.get("height", 512) / 512 / self.devices
         parts = {"encoding": 0.0, "denoising": seconds, "decoding": 0.5}
         told = report(
             [0.1] * 3, strategy=self.config.strategy, devices=self.devices, seconds=seconds + 0.5, parts=parts
         )
-        return Generation(np.zeros((1, 16, 16, 3)), told, seed or 0)
-
-    def drain(self) -> None:
-        pass
-
-    def __enter__(self) -> FakeEngine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
+        return Generation(np.zeros((1, 16, 16, 3)), told, seed)
 
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> type[FakeEngine]:
-    fresh = type("FreshFakeEngine", (FakeEngine,), {"asked": [], "made": []})
-    monkeypatch.setattr("hybridiff.launch.engine.Engine", fresh)
-    return fresh
+    return TwiceAsFast.take_place(monkeypatch)
 
 
 def bench(*arguments: object, model: str = "tiny-sdxl") -> int:
@@ -81,9 +58,9 @@ def test_rows_page_and_charts_are_written(
     assert content["run"]["prompts"][0]["seed"] == 0
     assert {path.name for path in (tmp_path / "a").iterdir()} == {"r.md", "r-speed.png", "r-fidelity.png"}
     assert str(tmp_path / "a" / "r.md") in capsys.readouterr().out
-    timed = [config for _, config, options in engine.made if config.trace]
+    timed = [made.config for made, _ in engine.made if made.config.trace]
     assert [config.fidelity for config in timed] == [None, None, 50, 50]
-    assert all(options["device"] == "cpu" for _, _, options in engine.made)
+    assert all(options["device"] == "cpu" for _, options in engine.made)
 
 
 def test_resolutions_are_measured_up_to_the_largest_and_predicted_beyond(
@@ -95,7 +72,7 @@ def test_resolutions_are_measured_up_to_the_largest_and_predicted_beyond(
     found = [(row["resolution"], row["strategy"], row.get("is_predicted", False)) for row in content["rows"]]
     assert found == [(side, strategy, side == 1024) for side in (256, 512, 768, 1024) for strategy in ("serial", "cfg")]
     assert len(content["prediction"]) == 1
-    assert {call["height"] for _, _, call in engine.asked} == {call["width"] for _, _, call in engine.asked}
+    assert {call["height"] for _, call in engine.asked} == {call["width"] for _, call in engine.asked}
     assert (tmp_path / "bench-resolution.png").exists()
 
 
@@ -106,7 +83,7 @@ def test_bench_models_show_no_fidelity_and_replay_schedules_of_trained_ones(
     content = json.loads((tmp_path / "bench.json").read_text())
     assert not any("psnr" in row for row in content["rows"])
     assert not (tmp_path / "bench-fidelity.png").exists()
-    configs = [config for _, config, _ in engine.made if config.strategy == "hybrid"]
+    configs = [made.config for made, _ in engine.made if made.config.strategy == "hybrid"]
     assert all(config.full_steps and config.quality is None for config in configs)
     said = capsys.readouterr().out
     assert f"hybrid: full steps {configs[0].full_steps}, as tiny-sd3 typically chooses them in 3 steps" in said

@@ -10,54 +10,24 @@ from PIL import Image
 from hybridiff import ParallelConfig
 from hybridiff.cli.demo import RUNS, DemoRow, format_table, run_demo
 from hybridiff.cli.main import main
-from hybridiff.launch.protocol import Generation, OnStep
+from hybridiff.launch.protocol import Generation
 from hybridiff.models.tiny import EMBEDDED
+from support.fake_engine import FakeEngine
 from support.reports import report
 
 
-class FakeEngine:
-    """The same image on one device and on two, twice as fast on two; remembers the order of requests."""
+class SameImage(FakeEngine):
+    """The same image on one device and on two, twice as fast on two."""
 
-    asked: list[tuple[str, int]]
-
-    def __init__(self, model: str, devices: int, config: Any, **options: Any) -> None:
-        self.model, self.devices = model, devices
-        assert config in [ParallelConfig(strategy=run.strategy) for run in RUNS]
-        assert options["device"] == "cpu"
-
-    def generate(
-        self,
-        prompt: str,
-        *,
-        seed: int,
-        num_inference_steps: int,
-        num_images_per_prompt: int,
-        guidance_scale: float,
-        on_step: OnStep | None = None,
-    ) -> Generation:
-        if on_step is not None:  # it keeps a core busy
-            on_step(1, num_inference_steps)
-        else:
-            self.asked.append((self.model, self.devices))
-        seconds = num_inference_steps / self.devices
-        image = Image.new("RGB", (8, 8), "red")
-        return Generation([image] * num_images_per_prompt, report([0.1], devices=self.devices, seconds=seconds), seed)
-
-    def drain(self) -> None:
-        pass
-
-    def __enter__(self) -> FakeEngine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
+    def answer(self, seed: int, call: dict[str, Any]) -> Generation:
+        images = [Image.new("RGB", (8, 8), "red")] * call["num_images_per_prompt"]
+        seconds = call["num_inference_steps"] / self.devices
+        return Generation(images, report([0.1], devices=self.devices, seconds=seconds), seed)
 
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> type[FakeEngine]:
-    fresh = type("FreshFakeEngine", (FakeEngine,), {"asked": []})
-    monkeypatch.setattr("hybridiff.launch.engine.Engine", fresh)
-    return fresh
+    return SameImage.take_place(monkeypatch)
 
 
 def test_ways_take_turns_and_are_compared_with_the_first(
@@ -68,7 +38,10 @@ def test_ways_take_turns_and_are_compared_with_the_first(
         (model, run, 8.0 / run.devices, float(run.devices), math.inf) for model in EMBEDDED for run in RUNS
     ]
     devices = [run.devices for run in RUNS]
-    assert engine.asked == [(model, count) for model in EMBEDDED for count in devices * 3]  # a warm-up, two repeats
+    asked = [(timed.model, timed.devices) for timed, _ in engine.asked]
+    assert asked == [(model, count) for model in EMBEDDED for count in devices * 3]  # a warm-up, two repeats
+    configs = [ParallelConfig(strategy=run.strategy) for run in RUNS]
+    assert all(made.config in configs and options["device"] == "cpu" for made, options in engine.made)
     for row in rows:
         name = f"{row.model}-{row.run.strategy}-{row.run.devices}"
         assert row.path == tmp_path / f"{name}-sheet.png"

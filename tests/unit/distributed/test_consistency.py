@@ -33,7 +33,7 @@ class Answered(LocalComm):
 
     def all_gather_object(self, thing: Any) -> list[Any]:
         self.said = thing
-        return [{}] if self.answers is None else self.answers
+        return [thing] if self.answers is None else self.answers
 
 
 def said(description: Any) -> Any:
@@ -165,7 +165,12 @@ def test_a_disagreement_names_the_argument_and_both_values() -> None:
 
 def test_a_missing_argument_is_a_disagreement() -> None:
     with pytest.raises(UsageError, match="disagree on steps: rank 0 has nothing, rank 1 has 5"):
-        require_same(Answered([{}, {"steps": "5"}]), {})
+        require_same(Answered([({}, None), ({"steps": "5"}, None)]), {})
+
+
+def test_what_ranks_say_beside_may_differ() -> None:
+    same = {"prompt": "'a'"}
+    assert require_same(Answered([(same, 1), (same, 2)]), same, 1) == [1, 2]
 
 
 def test_of_long_texts_the_part_that_differs_is_shown() -> None:

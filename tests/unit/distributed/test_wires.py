@@ -185,3 +185,32 @@ def test_what_breaks_a_message_off_closes_the_connection(pair: list[Wires], monk
     assert gathered(pair[1], torch.ones(2), 2).tolist() == [[0.0, 0.0], [1.0, 1.0]], "what was said is heard"
     with pytest.raises(OSError, match=r"closed|reset|Broken"):
         gathered(pair[1], torch.zeros(2), 2)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_everyone_hears_the_objects_of_all_in_order_of_rank(count: int) -> None:
+    ends = connected(count)
+    things: list[Any] = [None, {"two": [torch.arange(3)]}, "three" * 20_000]
+    for heard in in_threads(count, lambda rank: ends[rank].all_gather_object(things[rank])):  # type: ignore[union-attr]
+        assert str(heard) == str(things[:count])
+    for end in ends:
+        assert end is not None
+        end.close()
+
+
+def test_an_interrupt_is_heard_once_an_object_is_whole(pair: list[Wires]) -> None:
+    heard = []
+
+    def other() -> None:
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        heard.append(pair[1].all_gather_object("b"))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        pair[0].all_gather_object("a")
+    thread.join()
+    assert heard == [["a", "b"]]
+    assert in_threads(2, lambda rank: pair[rank].all_gather_object(rank)) == [[0, 1]] * 2

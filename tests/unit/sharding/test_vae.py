@@ -33,8 +33,8 @@ def any_picture_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
 def shared(vae: Any, ranks: int, is_wanted: bool = True, drops: bool = False) -> SharedVae:
     """A VAE that so many ranks of this process share, if they may."""
     comm = LocalComm(ranks)
-    together = SharedVae(SimpleNamespace(vae=vae), comm, RankGroups(comm, (), None), is_wanted, drops)
-    together.agree()
+    together = SharedVae(SimpleNamespace(vae=vae), comm, RankGroups(comm, None), is_wanted, drops)
+    together.is_shared = together.is_known()
     return together
 
 
@@ -164,8 +164,7 @@ def test_nothing_is_left_behind() -> None:
         assert "decoder.conv_in" in forwards(vae)
     assert forwards(vae) == []
     assert torch.equal(vae.decode(latents).sample, expected)
-    one.agree()
-    assert one.is_shared, "what we left behind would count as somebody else's"
+    assert one.is_known(), "what we left behind would count as somebody else's"
     with pytest.raises(RuntimeError, match="expected input"), one.together(meet, never):
         vae.decode(torch.randn(1, 5, 8, 8))
     assert forwards(vae) == []

@@ -361,10 +361,10 @@ def test_what_is_said_of_a_solver_that_is_not_stable(turned: float, notes: list[
 def test_measuring_changes_no_correction() -> None:
     asked, unasked = (observed([0, 1, 2, 5], measures=measures) for measures in (True, False))
     prediction = line(5, 1)
-    corrected = asked.correct(5, prediction)
-    assert torch.equal(corrected, unasked.correct(5, prediction))
+    corrected = asked.correct(prediction)
+    assert torch.equal(corrected, unasked.correct(prediction))
     assert not torch.equal(corrected, prediction)
-    assert torch.equal(asked.correct(5, prediction), prediction), "once only"
+    assert torch.equal(asked.correct(prediction), prediction), "once only"
 
 
 @pytest.mark.parametrize("images", [1, 2, 4])
@@ -376,7 +376,7 @@ def test_one_branch_alone_is_not_measured(images: int) -> None:
     for step in (7, 8, 9):
         executor.observe(step, line(step, images)[images:])
         assert executor.measure() is before
-        executor.correct(step, line(step, images)[images:])
+        executor.correct(line(step, images)[images:])
 
 
 def test_guidance_that_comes_back_is_measured_from_where_it_left_off() -> None:

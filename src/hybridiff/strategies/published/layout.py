@@ -97,7 +97,7 @@ class ReplicaGroups(RankGroups):
     """
 
     def __init__(self, comm: Comm, replicas: int) -> None:
-        super().__init__(comm, (), wanted=1)
+        super().__init__(comm, wanted=1)
         self._replicas = replicas
 
     def count(self, evaluation: Evaluation) -> int:

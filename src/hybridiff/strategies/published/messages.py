@@ -8,7 +8,7 @@ import torch
 
 from ...denoiser.blocks import Boundary
 from ...distributed.channel import Channel
-from ...distributed.gather import fill
+from ...distributed.gather import fill, unfill
 from ...distributed.messages import Messages
 from ...distributed.reading import Reading
 from ...distributed.status import SLOT
@@ -85,7 +85,7 @@ class PipelineMessages(Messages):
         channel.sent["boundary"] += size * sum(self._elements(*pair) for pair in self._shapes)
         channel.sent["control"] += size * _TAIL * comm.size * (comm.size - 1)
         return {
-            rank: {other: _unpack(buffers[other], self._shapes[other, rank]) for other in self._layout.neighbors(rank)}
+            rank: {other: unfill(buffers[other], self._shapes[other, rank]) for other in self._layout.neighbors(rank)}
             for rank, buffers in self._incoming.items()
         }
 
@@ -141,10 +141,3 @@ class PipelineMessages(Messages):
             fill(buffer, boundaries.get(other, ()))
             buffer[-_TAIL] = health
             self._channel.write_slot(buffer)
-
-
-def _unpack(buffer: torch.Tensor, shapes: Sequence[torch.Size]) -> Boundary:
-    """The tensors of a boundary out of a buffer, as views."""
-    sizes = [shape.numel() for shape in shapes]
-    parts = torch.split(buffer[: sum(sizes)], sizes)
-    return tuple(part.view(shape) for part, shape in zip(parts, shapes, strict=True))

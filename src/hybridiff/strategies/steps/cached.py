@@ -82,6 +82,6 @@ class CachedStep(StepExecutor):
     def notes(self) -> list[str]:
         return [OSCILLATES] if self._estimate is not None and self._estimate.oscillates else []
 
-    def correct(self, step: int, prediction: torch.Tensor) -> torch.Tensor:
+    def correct(self, prediction: torch.Tensor) -> torch.Tensor:
         """The prediction of a full step just observed, changed so that it makes up for the cached steps before it."""
         return self._hindsight.correct(prediction)

@@ -47,7 +47,7 @@ class StepExecutor(ABC):
         """Sentences for the user about what full steps showed of the run, once it is over."""
         return []
 
-    def correct(self, step: int, prediction: torch.Tensor) -> torch.Tensor:
+    def correct(self, prediction: torch.Tensor) -> torch.Tensor:
         """What a full step answers instead of its prediction, to make up for the steps before it."""
         return prediction
 

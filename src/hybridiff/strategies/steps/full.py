@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ...denoiser.evaluation import Evaluation
-from ...numerics.guidance import discrepancy, drift
+from ...numerics.guidance import discrepancy_between, drift
 from ...sharding.ranks import Forward
 from ..base import Answer
 from ..evaluator import BranchEvaluator
@@ -41,8 +41,7 @@ class FullStep:
         if evaluation.branches == 1 and learn is None:
             self._evaluator.read_status()
             return Answer(prediction)
-        branches = prediction.chunk(evaluation.branches)
-        scalars = [discrepancy(branches[0], branches[-1]).reshape(1)]
+        scalars = [discrepancy_between(prediction, evaluation.branches)]
         if self._measures_drift:
             before = torch.full_like(prediction, torch.nan) if self._before is None else self._before
             scalars.append(drift(prediction, before).reshape(1))
