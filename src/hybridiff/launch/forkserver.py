@@ -1,0 +1,105 @@
+"""The fork server: a process that has imported what ranks need, and forks itself for each of them.
+
+Run as `python -m hybridiff.launch.forkserver FD`. For every rank three descriptors arrive over the inherited socket FD:
+its connection to the Engine, its log, and a pipe on which the server tells its process id and how it ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import importlib
+import os
+import signal
+import socket
+import sys
+from multiprocessing.connection import Connection, wait
+
+from . import worker
+
+IMPORTED = ("diffusers", "transformers", "hybridiff.models.loading", "hybridiff.pipeline")
+"""What ranks import at start, whatever the model; these import torch, and peft where it is installed."""
+
+
+class ForkServer:
+    """Forks ranks for the process at the other end of a socket, until that hangs up."""
+
+    def __init__(self, requests: socket.socket) -> None:
+        self._requests = requests
+        self._ranks: dict[int, tuple[int, Connection]] = {}  # by descriptor: process id, whom to tell of its end
+
+    def serve(self) -> int | None:
+        """Fork a rank a request. Returns in the rank: its connection to the Engine; and in the server, at its end."""
+        while True:
+            for ready in wait([self._requests, *self._ranks]):
+                if isinstance(ready, int):
+                    self._bury(ready)
+                    continue
+                _, descriptors, _, _ = socket.recv_fds(self._requests, 1, 3)
+                if not descriptors:
+                    self._end()
+                    return None
+                connection, log, told = descriptors
+                if self._is_forked(log, told):
+                    return connection
+                os.close(connection)
+
+    def _is_forked(self, log: int, told: int) -> bool:
+        """Whether this is the rank, after a fork."""
+        with Connection(told, readable=False) as parent, contextlib.suppress(OSError):
+            pid = os.fork()
+            if pid == 0:
+                self._become_rank(log)
+                return True
+            self._ranks[os.pidfd_open(pid)] = pid, Connection(os.dup(told), readable=False)
+            parent.send(pid)
+        os.close(log)
+        return False
+
+    def _become_rank(self, log: int) -> None:
+        """Leave what is the server's; be a process as if started by itself."""
+        import numpy as np
+
+        os.setsid()
+        os.dup2(log, sys.stdout.fileno())
+        os.dup2(log, sys.stderr.fileno())
+        os.close(log)
+        self._requests.close()
+        for descriptor, (_, told) in self._ranks.items():
+            os.close(descriptor)
+            told.close()
+        np.random.seed()  # else all ranks would draw the same; Python's own generator sees to itself
+
+    def _bury(self, descriptor: int) -> None:
+        pid, told = self._ranks.pop(descriptor)
+        os.close(descriptor)
+        _, status = os.waitpid(pid, 0)
+        with told, contextlib.suppress(OSError):
+            told.send(os.waitstatus_to_exitcode(status))
+
+    def _end(self) -> None:
+        """End what ranks there are: nobody is left to talk to them."""
+        for pid, _ in self._ranks.values():
+            os.kill(pid, signal.SIGKILL)
+        while self._ranks:
+            self._bury(next(iter(self._ranks)))
+
+
+def main(descriptor: int) -> None:
+    """Import, serve, and be the server or a rank."""
+    requests = socket.socket(fileno=descriptor)
+    for name in IMPORTED:
+        importlib.import_module(name)
+    threads = len(os.listdir("/proc/self/task"))
+    if threads > 1:
+        sys.exit(f"imports started {threads - 1} threads, which a fork would lose")
+    # Pages of what was imported stay shared: collections of the ranks leave them alone, and are shorter.
+    gc.collect()
+    gc.freeze()
+    connection = ForkServer(requests).serve()
+    if connection is not None:
+        worker.main(connection)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
