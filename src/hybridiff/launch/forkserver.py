@@ -7,8 +7,6 @@ its connection to the Engine, its log, and a pipe on which the server tells its 
 from __future__ import annotations
 
 import contextlib
-import gc
-import importlib
 import os
 import signal
 import socket
@@ -16,9 +14,6 @@ import sys
 from multiprocessing.connection import Connection, wait
 
 from . import worker
-
-IMPORTED = ("diffusers", "transformers", "hybridiff.models.loading", "hybridiff.pipeline")
-"""What ranks import at start, whatever the model; these import torch, and peft where it is installed."""
 
 
 class ForkServer:
@@ -40,21 +35,25 @@ class ForkServer:
                     self._end()
                     return None
                 connection, log, told = descriptors
-                if self._is_forked(log, told):
+                if self._fork(log, told):
                     return connection
                 os.close(connection)
+                os.close(log)
 
-    def _is_forked(self, log: int, told: int) -> bool:
+    def _fork(self, log: int, told: int) -> bool:
         """Whether this is the rank, after a fork."""
-        with Connection(told, readable=False) as parent, contextlib.suppress(OSError):
-            pid = os.fork()
+        with Connection(told, readable=False) as parent:
+            try:
+                pid = os.fork()
+            except OSError:  # no memory, or too many processes; the parent hears nothing, and then the pipe close
+                return False
             if pid == 0:
                 self._become_rank(log)
                 return True
             self._ranks[os.pidfd_open(pid)] = pid, Connection(os.dup(told), readable=False)
-            parent.send(pid)
-        os.close(log)
-        return False
+            with contextlib.suppress(OSError):
+                parent.send(pid)
+            return False
 
     def _become_rank(self, log: int) -> None:
         """Leave what is the server's; be a process as if started by itself."""
@@ -86,16 +85,13 @@ class ForkServer:
 
 
 def main(descriptor: int) -> None:
-    """Import, serve, and be the server or a rank."""
+    """Import, fork as asked, and go on as a rank in what was forked."""
     requests = socket.socket(fileno=descriptor)
-    for name in IMPORTED:
-        importlib.import_module(name)
+    os.close(os.pidfd_open(os.getpid()))  # raises where the kernel has none
+    worker.import_all()
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1:
         sys.exit(f"imports started {threads - 1} threads, which a fork would lose")
-    # Pages of what was imported stay shared: collections of the ranks leave them alone, and are shorter.
-    gc.collect()
-    gc.freeze()
     connection = ForkServer(requests).serve()
     if connection is not None:
         worker.main(connection)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import verdict
+from .processes import start_rank
 from .protocol import (
     Answer,
     Cancel,
@@ -30,7 +31,6 @@ from .protocol import (
     receive,
     send,
 )
-from .processes import start_rank
 
 logger = logging.getLogger("hybridiff")
 

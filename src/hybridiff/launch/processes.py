@@ -18,6 +18,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import IO, Protocol
 
+from ..distributed.placement import Placement, is_under_torchrun
+
 logger = logging.getLogger("hybridiff")
 
 
@@ -165,6 +167,17 @@ class _ForkServers:
             self._give_up(server.last_words() if server is not None else "", error)
             return None
 
+    def prepare(self) -> None:
+        """Have a server begin with its imports."""
+        with self._lock, suppress(OSError):
+            if not self._is_given_up:
+                self._present()
+
+    def release(self) -> None:
+        """End the server once it has no ranks."""
+        with self._lock:
+            self._server = None
+
     def _present(self) -> ForkServer:
         surroundings = Surroundings.of_rank("cpu")
         if self._server is None or self._server.surroundings != surroundings or not self._server.is_alive:
@@ -180,6 +193,21 @@ class _ForkServers:
 
 
 _fork_servers = _ForkServers()
+
+
+def find_placement(devices: int | None, device: str, simulate: bool) -> Placement:
+    """See `Placement.resolve`. Should that import torch to count GPUs, a fork server is at its imports meanwhile."""
+    if device != "auto" or "torch" in sys.modules or is_under_torchrun():
+        return Placement.resolve(devices, device, simulate)
+    _fork_servers.prepare()
+    is_wanted = False
+    try:
+        placement = Placement.resolve(devices, device, simulate)
+        is_wanted = placement.device_type == "cpu"
+    finally:
+        if not is_wanted:
+            _fork_servers.release()
+    return placement
 
 
 def start_rank(device: str, connection: int, log: IO[bytes], timeout: float) -> Process:
