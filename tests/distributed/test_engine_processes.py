@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from hybridiff import Engine
+from hybridiff.launch import launcher
 from hybridiff.models.loading import find_model
 from support.engines import PROMPT, SOURCE, wait_for_end
 
@@ -25,14 +26,15 @@ def test_a_model_that_cannot_be_loaded_is_one_value_error(tmp_path: Path) -> Non
     shutil.copytree(find_model("tiny-sdxl").path, broken)
     (broken / "vae" / "config.json").unlink()
     started: list[int] = []
-    real = subprocess.Popen.__init__
+    real = launcher.start_rank
 
-    def remember(process: Any, *args: Any, **kwargs: Any) -> None:
-        real(process, *args, **kwargs)
+    def remember(*args: Any) -> Any:
+        process = real(*args)
         started.append(process.pid)
+        return process
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(subprocess.Popen, "__init__", remember)
+        patch.setattr(launcher, "start_rank", remember)
         with pytest.raises(ValueError, match="cannot load a pipeline from"):
             Engine(broken, 2, device="cpu")
     assert len(started) == 2
@@ -42,6 +44,7 @@ def test_a_model_that_cannot_be_loaded_is_one_value_error(tmp_path: Path) -> Non
 PARENT = """
 import signal
 from hybridiff import Engine
+from hybridiff.launch import launcher
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
 engine = Engine("tiny-sdxl", 2, device="cpu")
 print(*engine.pids, flush=True)

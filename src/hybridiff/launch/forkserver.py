@@ -31,8 +31,9 @@ class ForkServer:
                     self._bury(ready)
                     continue
                 _, descriptors, _, _ = socket.recv_fds(self._requests, 1, 3)
-                if not descriptors:
-                    self._end()
+                if not descriptors:  # the parent hung up
+                    for pid, _ in self._ranks.values():
+                        os.kill(pid, signal.SIGKILL)
                     return None
                 connection, log, told = descriptors
                 if self._fork(log, told):
@@ -75,13 +76,6 @@ class ForkServer:
         _, status = os.waitpid(pid, 0)
         with told, contextlib.suppress(OSError):
             told.send(os.waitstatus_to_exitcode(status))
-
-    def _end(self) -> None:
-        """End what ranks there are: nobody is left to talk to them."""
-        for pid, _ in self._ranks.values():
-            os.kill(pid, signal.SIGKILL)
-        while self._ranks:
-            self._bury(next(iter(self._ranks)))
 
 
 def main(descriptor: int) -> None:

@@ -12,79 +12,29 @@ import tempfile
 import threading
 import weakref
 from contextlib import suppress
-from dataclasses import dataclass
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any
 
 from ..distributed.placement import Placement, is_under_torchrun
 
 logger = logging.getLogger("hybridiff")
 
 
-class Process(Protocol):
-    """What the parent knows of a rank's process; `subprocess.Popen` is one."""
-
-    pid: int
-
-    def poll(self) -> int | None:
-        """Its exit code, negative where a signal ended it; None while it runs."""
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Its exit code, once it has ended; raises `subprocess.TimeoutExpired` where it runs on."""
-
-    def kill(self) -> None:
-        """End it now."""
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What a process inherits from the one that starts it.
-
-    Libraries read much of it when they are imported, so that a server can only fork ranks for the surroundings in which
-    it was started itself.
-    """
-
-    parent: int
-    folder: str
-    cores: frozenset[int]
-    environment: dict[str, str]
-
-    @classmethod
-    def of_rank(cls, device: str) -> Surroundings:
-        """What a rank inherits; raises OSError where the current folder was deleted."""
-        return cls(os.getpid(), os.getcwd(), frozenset(os.sched_getaffinity(0)), _environment(device))
-
-
 class Forked:
-    """The process of a rank that a server forked for this one; see `Process`."""
+    """The process of a rank that a server forked for this one; its methods are those of `subprocess.Popen`."""
 
     def __init__(self, server: ForkServer, pid: int, told: Connection) -> None:
         self.pid = pid
-        self._server = server  # which is there as long as its ranks
+        self._server = server  # which lives as long as its ranks
         self._told = told
         self._parent = os.getpid()
         self._code: int | None = None
         self._lock = threading.Lock()
 
-    def poll(self) -> int | None:
-        """See `Process`."""
-        return self._exit_code(0.0)
-
-    def wait(self, timeout: float | None = None) -> int:
-        """See `Process`."""
-        code = self._exit_code(timeout)
-        if code is None:
-            raise subprocess.TimeoutExpired(f"rank {self.pid}", timeout or 0.0)
-        return code
-
-    def kill(self) -> None:
-        """See `Process`."""
-        if self.poll() is None:
-            self._kill()
-
-    def _exit_code(self, timeout: float | None) -> int | None:
+    def poll(self, timeout: float | None = 0.0) -> int | None:
+        """Its exit code, negative where a signal ended it; None where it runs on for so many seconds."""
         if os.getpid() != self._parent:
             return 0  # a fork of the parent has no say, as with a Popen
         if self._code is None and self._told.poll(timeout):
@@ -92,13 +42,24 @@ class Forked:
                 self._code = self._hear() if self._code is None else self._code
         return self._code
 
+    def wait(self, timeout: float | None = None) -> int:
+        """Its exit code, once it has ended; raises `subprocess.TimeoutExpired` where it runs on."""
+        code = self.poll(timeout)
+        if code is None:
+            raise subprocess.TimeoutExpired(f"rank {self.pid}", timeout or 0.0)
+        return code
+
+    def kill(self) -> None:
+        """End it now."""
+        if self.poll() is None:
+            self._kill()
+
     def _hear(self) -> int:
         try:
-            code: int = self._told.recv()
-        except (EOFError, OSError):  # the server is gone: nobody else would learn how this process ends
+            return int(self._told.recv())
+        except (EOFError, OSError):  # the server is gone: nobody would learn how this process ends
             self._kill()
-            code = -signal.SIGKILL
-        return code
+            return -signal.SIGKILL
 
     def _kill(self) -> None:
         with suppress(ProcessLookupError):
@@ -108,13 +69,12 @@ class Forked:
 class ForkServer:
     """A process that forks ranks (see `forkserver`); it ends with the last reference to it, or with this process."""
 
-    def __init__(self, surroundings: Surroundings) -> None:
-        self.surroundings = surroundings
+    def __init__(self, environment: dict[str, str]) -> None:
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
         with theirs:
-            self._process = _start("forkserver", theirs.fileno(), self._log, surroundings.environment)
-        weakref.finalize(self, _end, self._process, self._requests, self._log)
+            self._process = _start("forkserver", theirs.fileno(), self._log, environment)
+        weakref.finalize(self, _end, self._process, self._requests)
 
     @property
     def is_alive(self) -> bool:
@@ -130,66 +90,53 @@ class ForkServer:
             timeout: Seconds for the server to have imported everything.
 
         Raises:
-            OSError, EOFError: the server is gone, or is silent.
+            OSError: the server is gone, or silent.
         """
         told, theirs = Pipe(duplex=False)
         with theirs:
             socket.send_fds(self._requests, [b" "], [connection, log.fileno(), theirs.fileno()])
-        if not told.poll(timeout):
-            raise OSError(f"no sign of life for {timeout:g} s")
-        return Forked(self, told.recv(), told)
-
-    def last_words(self) -> str:
-        """The last line that it wrote."""
-        self._log.seek(0)
-        lines = self._log.read().decode(errors="replace").split("\n")
-        return next((line for line in reversed(lines) if line.strip()), "")
+        try:
+            if told.poll(timeout):
+                return Forked(self, told.recv(), told)
+        except EOFError:
+            self._log.seek(0)
+            raise OSError(self._log.read().decode(errors="replace").strip().rpartition("\n")[2]) from None
+        raise OSError(f"no sign of life for {timeout:g} s")
 
 
 class _ForkServers:
-    """The server of this process for its present surroundings; one that cannot be had is not tried again."""
+    """The server of this process; once it cannot be had, it is not tried again."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # several engines may be made at once
         self._server: ForkServer | None = None
-        self._is_given_up = sys.platform != "linux"
+        self._surroundings: Any = None
+        self.is_given_up = sys.platform != "linux"
 
     def fork(self, connection: int, log: IO[bytes], timeout: float) -> Forked | None:
         """See `ForkServer.fork`; None where there is no server."""
-        server = None
+        if self.is_given_up:
+            return None
         try:
-            with self._lock:
-                if self._is_given_up:
-                    return None
-                server = self._present()
-            return server.fork(connection, log, timeout)
-        except (OSError, EOFError) as error:
-            self._give_up(server.last_words() if server is not None else "", error)
+            return self.prepare().fork(connection, log, timeout)
+        except OSError as error:
+            self.is_given_up = True
+            logger.warning("no fork server (%s): each rank imports by itself, which takes seconds longer", error)
             return None
 
-    def prepare(self) -> None:
-        """Have a server begin with its imports."""
-        with self._lock, suppress(OSError):
-            if not self._is_given_up:
-                self._present()
+    def prepare(self) -> ForkServer:
+        """The server, which may still be at its imports."""
+        # Libraries read their surroundings at import: ranks for others need a server that was started in those.
+        environment = _environment("cpu")
+        surroundings = os.getpid(), os.getcwd(), os.sched_getaffinity(0), environment
+        with self._lock:
+            if self._server is None or self._surroundings != surroundings or not self._server.is_alive:
+                self._server, self._surroundings = ForkServer(environment), surroundings
+            return self._server
 
     def release(self) -> None:
-        """End the server once it has no ranks."""
-        with self._lock:
-            self._server = None
-
-    def _present(self) -> ForkServer:
-        surroundings = Surroundings.of_rank("cpu")
-        if self._server is None or self._server.surroundings != surroundings or not self._server.is_alive:
-            self._server = ForkServer(surroundings)
-        return self._server
-
-    def _give_up(self, last_words: str, error: Exception) -> None:
-        with self._lock:
-            is_news, self._is_given_up, self._server = not self._is_given_up, True, None
-        if is_news:
-            why = last_words or str(error) or "it ended"
-            logger.warning("no fork server (%s): each rank imports by itself, which takes seconds longer", why)
+        """End the server, unless ranks of it live."""
+        self._server = None
 
 
 _fork_servers = _ForkServers()
@@ -197,24 +144,21 @@ _fork_servers = _ForkServers()
 
 def find_placement(devices: int | None, device: str, simulate: bool) -> Placement:
     """See `Placement.resolve`. Should that import torch to count GPUs, a fork server is at its imports meanwhile."""
-    if device != "auto" or "torch" in sys.modules or is_under_torchrun():
-        return Placement.resolve(devices, device, simulate)
-    _fork_servers.prepare()
-    is_wanted = False
-    try:
-        placement = Placement.resolve(devices, device, simulate)
-        is_wanted = placement.device_type == "cpu"
-    finally:
-        if not is_wanted:
-            _fork_servers.release()
+    is_slow = device == "auto" and "torch" not in sys.modules and not is_under_torchrun()
+    if is_slow and not _fork_servers.is_given_up:
+        with suppress(OSError):
+            _fork_servers.prepare()
+    placement = Placement.resolve(devices, device, simulate)
+    if placement.device_type != "cpu":
+        _fork_servers.release()
     return placement
 
 
-def start_rank(device: str, connection: int, log: IO[bytes], timeout: float) -> Process:
-    """Start the process of a rank in a session of its own, which Ctrl-C does not reach.
+def start_rank(device: str, connection: int, log: IO[bytes], timeout: float) -> Forked | subprocess.Popen[bytes]:
+    """Start the process of a rank in a session of its own: Ctrl-C reaches the parent alone, which decides what follows.
 
-    A rank on the CPU is forked, where there is a server to fork it: Linux alone forks safely what has imported that
-    much. One on a GPU is not: CUDA does not outlive a fork, and libraries may use it when they are imported.
+    A rank on the CPU is forked where there is a server: on Linux, elsewhere libraries do not outlive a fork. Nor does
+    CUDA, should a library have used it at import: a rank on a GPU is not forked.
 
     Args:
         device: Of the rank.
@@ -239,11 +183,10 @@ def _start(module: str, descriptor: int, log: IO[bytes], environment: dict[str, 
     )
 
 
-def _end(server: subprocess.Popen[bytes], requests: socket.socket, log: IO[bytes]) -> None:
+def _end(server: subprocess.Popen[bytes], requests: socket.socket) -> None:
     requests.close()
     server.kill()
     server.wait()
-    log.close()
 
 
 def _environment(device: str) -> dict[str, str]:
