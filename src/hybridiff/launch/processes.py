@@ -101,6 +101,7 @@ class ForkServer:
         except EOFError:
             self._log.seek(0)
             raise OSError(self._log.read().decode(errors="replace").strip().rpartition("\n")[2]) from None
+        self._process.kill()  # lest it forks this rank later
         raise OSError(f"no sign of life for {timeout:g} s")
 
 
@@ -121,6 +122,7 @@ class _ForkServers:
             return self.prepare().fork(connection, log, timeout)
         except OSError as error:
             self.is_given_up = True
+            self.release()
             logger.warning("no fork server (%s): each rank imports by itself, which takes seconds longer", error)
             return None
 

@@ -150,6 +150,7 @@ def test_without_a_server_ranks_start_from_scratch(
     with caplog.at_level(logging.WARNING, "hybridiff"):
         ranks = [Rank(log, timeout=1.0 if fault == "silent" else 30.0) for _ in range(2)]
     assert [record.message.count(reason) for record in caplog.records] == [1]
+    assert processes._fork_servers._server is None
     for rank in ranks:
         assert isinstance(rank.process, subprocess.Popen)
         assert rank.ask("(os.getppid(), os.getsid(0))") == (os.getpid(), rank.process.pid)
