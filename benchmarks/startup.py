@@ -1,7 +1,8 @@
 """What it takes until ranks are ready: `python -m benchmarks.startup`.
 
-A fresh process a run, of each model in turns, makes one engine after another: for the first one the fork server imports,
-for later ones it has done so. An engine's memory is that of its ranks and their server, shared pages counted once.
+A fresh process a run, of each model in turns, makes one engine after another: for the first one the fork server
+imports, for later ones it has done so. An engine's memory is that of its ranks and their server, shared pages
+counted once.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One rank: loads the pipeline, makes it parallel, answers requests.
 
-Forked by `forkserver`, or run as `python -m hybridiff.launch.worker FD`, it is a process of an Engine, which talks to it
-over the inherited socket FD.
+Forked by `forkserver`, or run as `python -m hybridiff.launch.worker FD`, it is a process of an Engine, which talks to
+it over the inherited socket FD.
 """
 
 from __future__ import annotations
