@@ -74,7 +74,7 @@ class ForkServer:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
         with theirs:
             self._process = _start("forkserver", theirs.fileno(), self._log, environment)
-        weakref.finalize(self, _end, self._process, self._requests)
+        weakref.finalize(self, _end, self._process, self._requests, self._log)
 
     @property
     def is_alive(self) -> bool:
@@ -185,10 +185,11 @@ def _start(module: str, descriptor: int, log: IO[bytes], environment: dict[str, 
     )
 
 
-def _end(server: subprocess.Popen[bytes], requests: socket.socket) -> None:
+def _end(server: subprocess.Popen[bytes], requests: socket.socket, log: IO[bytes]) -> None:
     requests.close()
     server.kill()
     server.wait()
+    log.close()
 
 
 def _environment(device: str) -> dict[str, str]:
