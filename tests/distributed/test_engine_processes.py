@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from hybridiff import Engine
+from hybridiff.launch import launcher
 from hybridiff.models.loading import find_model
-from support.engines import PROMPT, SOURCE, wait_for_end
+from support.engines import PROMPT, SOURCE, start, wait_for_end
+from support.forking import server_pid
 
 pytestmark = pytest.mark.distributed
 
@@ -25,14 +27,15 @@ def test_a_model_that_cannot_be_loaded_is_one_value_error(tmp_path: Path) -> Non
     shutil.copytree(find_model("tiny-sdxl").path, broken)
     (broken / "vae" / "config.json").unlink()
     started: list[int] = []
-    real = subprocess.Popen.__init__
+    real = launcher.start_rank
 
-    def remember(process: Any, *args: Any, **kwargs: Any) -> None:
-        real(process, *args, **kwargs)
+    def remember(*args: Any) -> Any:
+        process = real(*args)
         started.append(process.pid)
+        return process
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(subprocess.Popen, "__init__", remember)
+        patch.setattr(launcher, "start_rank", remember)
         with pytest.raises(ValueError, match="cannot load a pipeline from"):
             Engine(broken, 2, device="cpu")
     assert len(started) == 2
@@ -42,9 +45,10 @@ def test_a_model_that_cannot_be_loaded_is_one_value_error(tmp_path: Path) -> Non
 PARENT = """
 import signal
 from hybridiff import Engine
+from hybridiff.launch import launcher
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
 engine = Engine("tiny-sdxl", 2, device="cpu")
-print(*engine.pids, flush=True)
+print(*engine.pids, *([_fork_servers._server._process.pid] if _fork_servers._server else []), flush=True)
 engine.generate("a red ring", num_inference_steps=1000, on_step=lambda done, total: print(done, flush=True))
 """
 
@@ -55,11 +59,30 @@ def test_ranks_end_with_their_parent(end: signal.Signals) -> None:
     with subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True, env=environment) as parent:
         assert parent.stdout is not None
         pids = [int(pid) for pid in parent.stdout.readline().split()]
-        assert len(pids) == 2
+        assert len(pids) == (3 if sys.platform == "linux" else 2)
         assert parent.stdout.readline() == "1\n"  # into the generation
         parent.send_signal(end)
         assert parent.wait(20.0) == -end
     assert wait_for_end(pids) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ranks are forked on Linux only")
+def test_engines_of_a_process_share_a_fork_server_and_outlive_it() -> None:
+    with start() as first, start() as second:
+        server = server_pid()
+        parents = [
+            Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] for pid in first.pids + second.pids
+        ]
+        assert parents == [str(server)] * 4
+        assert os.listdir(f"/proc/{server}/task") == [str(server)]
+        images = [engine.generate(PROMPT, seed=3, num_inference_steps=2).images[0] for engine in (first, second)]
+        assert images[0] == images[1]
+        ended = first.pids + second.pids
+        os.kill(server, signal.SIGKILL)
+        assert first.generate(PROMPT, seed=3, num_inference_steps=2).images[0] == images[0]
+        assert server_pid() != server
+        assert second.pids == []
+        assert wait_for_end(ended, 5.0) == []
 
 
 def test_joins_the_ranks_of_torchrun(tmp_path: Path) -> None:

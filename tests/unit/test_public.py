@@ -91,7 +91,7 @@ def test_imports_are_seen_wherever_they_stand() -> None:
     assert "models" in imports_of(PACKAGE / "launch" / "worker.py")
 
 
-@pytest.mark.parametrize("module", ["hybridiff", "hybridiff.config", "hybridiff.cli.main"])
+@pytest.mark.parametrize("module", ["hybridiff", "hybridiff.config", "hybridiff.cli.main", "hybridiff.launch.engine"])
 def test_importing_does_not_import_torch(module: str) -> None:
     code = f"import sys, {module}; print(sorted({{'torch', 'diffusers', 'transformers'}} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # reports hold layouts; who reads them needs no torch
+    import torch
 
 _LARGEST_MISFIT = 0.5
 """Share of what a scheduler was given that may remain unexplained: guidance is rescaled, part of it is a variance."""
@@ -85,6 +87,8 @@ def _coefficients(parts: Sequence[torch.Tensor], shown: torch.Tensor) -> list[fl
 
     None where that explains too little.
     """
+    import torch
+
     columns = [_like(part, shown) for part in parts]
     if any(column is None for column in columns):
         return None

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, ClassVar
 
 from ..config import ParallelConfig, check_ranks
-from ..distributed.placement import DEFAULT_RANKS, Placement, leave_process_group
+from ..distributed.placement import DEFAULT_RANKS, leave_process_group
 from ..errors import EngineError, RankError, UsageError
 from ..models.controlnets import find_controlnets
 from ..models.folder import ModelFolder
@@ -23,6 +23,7 @@ from ..models.offload import check_offload
 from ..models.schedulers import check_scheduler
 from ..utils.names import require_known
 from .launcher import RankGroup
+from .processes import find_placement
 from .protocol import Call, Generation, OnStep, RankSpec, Swap, pack
 from .turns import Turns
 
@@ -59,7 +60,7 @@ class Engine:
         startup_timeout: Deadline in seconds for all ranks to have loaded the model, whenever they are started.
 
     Raises:
-        UsageError: something does not fit: the model, the number of ranks or of GPUs, a name. Nothing was started.
+        UsageError: something does not fit: the model, the number of ranks or of GPUs, a name. No rank was started.
         EngineError: a rank failed to start; all were ended.
     """
 
@@ -83,7 +84,7 @@ class Engine:
     ) -> None:
         config = config or ParallelConfig()
         devices = config.devices if devices is None else devices
-        placement = Placement.resolve(devices, device, config.simulate)
+        placement = find_placement(devices, device, config.simulate)
         if devices is None:
             devices = DEFAULT_RANKS if config.simulate else placement.world
         self.config = replace(config, devices=devices, timeout=config.timeout if timeout is None else timeout)

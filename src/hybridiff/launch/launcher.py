@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -19,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import verdict
+from .processes import start_rank
 from .protocol import (
     Answer,
     Cancel,
@@ -53,16 +51,7 @@ class RankProcess:
         self._log = log
         self.connection, theirs = Pipe()
         with theirs, log.open("wb") as output:
-            # A session of its own: Ctrl-C reaches the parent alone, which then decides what becomes of the ranks.
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "hybridiff.launch.worker", str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=_environment(spec.placement.device),
-                start_new_session=True,
-            )
+            self.process = start_rank(spec.placement.device, theirs.fileno(), output, spec.startup_timeout)
         self.send(spec)
 
     @property
@@ -244,16 +233,3 @@ class RankGroup:
             self._progress = f" after step {message.done} of {message.total}"
             if on_step is not None:
                 on_step(message.done, message.total)
-
-
-def _environment(device: str) -> dict[str, str]:
-    """What a rank inherits; on the CPU it has one thread and the loopback network."""
-    package_root = str(Path(__file__).parents[2])  # found by ranks however the parent found it
-    search_path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"PYTHONPATH": search_path, "TOKENIZERS_PARALLELISM": "false"}
-    if device == "cpu":
-        environment["OMP_NUM_THREADS"] = "1"
-        loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
-        if loopback is not None:
-            environment.setdefault("GLOO_SOCKET_IFNAME", loopback)
-    return environment
