@@ -127,7 +127,7 @@ def test_hooks_of_stages_lie_around_those_of_parts_whichever_run_needs_them_firs
     """The first convolution has both where the network is split behind it."""
     monkeypatch.setattr(choice, "LEAST_PIXELS", 1)
     config = REUSE | {"calibration": split_at("reuse", 0)}
-    name, shards = "sdxl two levels", []
+    name, shards = "sd15", []
     pipe = build(name)
     before = state_of(pipe)
     calls = [{"num_images_per_prompt": 2} | guidance_until(name, 4), {}, {"num_images_per_prompt": 2}, {}]
