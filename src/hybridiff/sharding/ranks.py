@@ -78,7 +78,7 @@ class RankGroups:
 
     def prepare(self, evaluation: Evaluation) -> None:
         """Attach the hooks that some call of a run may need, before others hook the same modules."""
-        if self._wanted != 1 and self._comm.size > 1:
+        if self._wanted != 1 and self._comm.size > 1 and not _is_compiled(evaluation):
             self._most_parts(evaluation)
 
     def evaluate(

@@ -12,11 +12,11 @@ from hybridiff import ParallelConfig, parallelize
 from hybridiff.denoiser.blocks import Boundary
 from hybridiff.denoiser.evaluation import Evaluation
 from hybridiff.denoiser.layers import LayerCost, NetworkCost
-from hybridiff.denoiser.split import make_split
+from hybridiff.denoiser.split import SplitPoint, make_split
 from hybridiff.denoiser.stages import StagedDenoiser
 from hybridiff.distributed.comm import LocalComm
 from hybridiff.sharding import choice
-from hybridiff.sharding.ranks import RankGroups
+from hybridiff.sharding.ranks import Forward, RankGroups
 from hybridiff.strategies.steps.reuse import ReuseStep
 from support.jobs import generate_parallel
 from support.networks import NETWORKS, adapter_of, count_layers, evaluation_of
@@ -46,6 +46,32 @@ def in_float64(network: Any, evaluation: Evaluation) -> Evaluation:
     return evaluation
 
 
+class Parts:
+    """A network whose stages ranks run on their parts; the inner result is the one that the whole network had."""
+
+    def __init__(self, network: Any, evaluation: Evaluation, parts: int) -> None:
+        self.groups = RankGroups(LocalComm(parts), [network], wanted=parts)
+        self.groups.prepare(evaluation)
+        self.staged = StagedDenoiser(adapter_of(network), network)
+        self._parts, self._evaluation, self._kept = parts, evaluation, dict[int, Boundary]()
+
+    def split(self, point: SplitPoint) -> None:
+        layers = self.staged.layers
+        self.staged.apply(make_split(point, layers, NetworkCost([LayerCost(1.0, 0, 1)] * len(layers))))
+
+    def evaluate(self, rows: slice, forward: Forward) -> list[torch.Tensor]:
+        """What each rank makes of the parts of all."""
+        return list(self.groups.evaluate(self._evaluation, [rows], self._parts, forward).values())
+
+    def whole(self, evaluation: Evaluation, rank: int, rows: slice) -> torch.Tensor:
+        prediction = self.staged.run_whole(evaluation, rows, rank)
+        self._kept[rank] = self.staged.up
+        return prediction
+
+    def outer(self, evaluation: Evaluation, rank: int, rows: slice) -> torch.Tensor:
+        return self.staged.run_outer(evaluation, rows, lambda _: self._kept[rank], rank)
+
+
 @pytest.mark.parametrize("parts", [2, 3])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_stages_of_parts_on_fresh_boundaries_are_the_whole_network(name: str, parts: int) -> None:
@@ -53,47 +79,33 @@ def test_stages_of_parts_on_fresh_boundaries_are_the_whole_network(name: str, pa
     evaluation = in_float64(network, evaluation_of(network, 4, *SIZES[name], extras=True))
     branch = slice(2, 4)
     expected = evaluation.run(branch)
-    groups, staged = RankGroups(LocalComm(parts), [network], wanted=parts), StagedDenoiser(adapter_of(network), network)
-    groups.prepare(evaluation)
-    kept: dict[int, Boundary] = {}
-
-    def whole(call: Evaluation, rank: int, rows: slice) -> torch.Tensor:
-        prediction = staged.run_whole(call, rows, rank)
-        kept[rank] = staged.up
-        return prediction
-
-    def outer(call: Evaluation, rank: int, rows: slice) -> torch.Tensor:
-        return staged.run_outer(call, rows, lambda _: kept[rank], rank)
-
-    for point in staged.split_points[:: 1 if name.startswith("sd3") else 4]:
-        staged.apply(make_split(point, staged.layers, NetworkCost([LayerCost(1.0, 0, 1)] * len(staged.layers))))
-        for forward in (whole, outer):
-            for prediction in groups.evaluate(evaluation, [branch], parts, forward).values():
+    shared = Parts(network, evaluation, parts)
+    for point in shared.staged.split_points[:: 1 if name.startswith("sd3") else 4]:
+        shared.split(point)
+        for forward in (shared.whole, shared.outer):
+            for prediction in shared.evaluate(branch, forward):
                 assert relative_difference(prediction, expected) <= 1e-10, (point, forward)
 
 
 def test_a_part_runs_the_layers_of_the_outer_stage_only() -> None:
     network = NETWORKS["sd3"]()
     counts = count_layers(network)
-    evaluation = evaluation_of(network, 2, 8, 8)
-    groups, staged = RankGroups(LocalComm(2), [network], wanted=2), StagedDenoiser(adapter_of(network), network)
-    groups.prepare(evaluation)
-    point = staged.split_points[0]
-    staged.apply(make_split(point, staged.layers, NetworkCost([LayerCost(1.0, 0, 1)] * len(staged.layers))))
-    kept: dict[int, Boundary] = {}
-
-    def whole(call: Evaluation, rank: int, rows: slice) -> torch.Tensor:
-        prediction = staged.run_whole(call, rows, rank)
-        kept[rank] = staged.up
-        return prediction
-
-    groups.evaluate(evaluation, [slice(0, 1)], 2, whole)
+    shared, branch = Parts(network, evaluation_of(network, 2, 8, 8), 2), slice(0, 1)
+    point = shared.staged.split_points[0]
+    shared.split(point)
+    shared.evaluate(branch, shared.whole)
     counts.clear()
-    groups.evaluate(
-        evaluation, [slice(0, 1)], 2, lambda call, rank, rows: staged.run_outer(call, rows, lambda _: kept[rank], rank)
-    )
+    shared.evaluate(branch, shared.outer)
     ran = {name.split(".")[1] for name in counts if name.startswith("transformer_blocks.")}
-    assert ran == {str(layer) for layer in range(len(staged.layers)) if not point.is_inner(layer)}
+    assert ran == {str(layer) for layer in range(len(shared.staged.layers)) if not point.is_inner(layer)}
+
+
+def test_compiled_blocks_get_no_hooks_of_parts() -> None:
+    """They would break the graphs; such a network is not cut."""
+    network = NETWORKS["sd3"]()
+    network.transformer_blocks[0].compile()
+    Parts(network, evaluation_of(network, 2, 8, 8), 2)
+    assert not any(hasattr(module, "_diffusers_hook") for module in network.modules())
 
 
 @pytest.mark.parametrize(
