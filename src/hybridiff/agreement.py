@@ -94,8 +94,8 @@ def agree_on_setup(pipe: Any, config: ParallelConfig, comm: Comm) -> Setup:
     if settings.may_promise(config):  # decoders of heterogeneous devices differ in the last bits
         settings = replace(settings, decoder_gain=comm.all_gather_object(settings.decoder_gain)[0])
     warm_up = config.displaced_warm_up if config.displaced else None
-    shards, measures = config.shards if staged is None else 1, config.trace and not config.displaced
-    groups = RankGroups(comm, shards, warm_up, measures)
+    cuts = staged is None or find_strategy(config.strategy).cuts_stages
+    groups = RankGroups(comm, config.shards if cuts else 1, warm_up, config.trace and not config.displaced)
     shares_pictures, drops = config.strategy != "serial" and config.shards != 1, not returns_output(config, comm)
     vae, encoders = SharedVae(pipe, comm, groups, shares_pictures, drops), SharedEncoders.agree(pipe, comm)
     return Setup(

@@ -271,6 +271,7 @@ def check_ranks(config: ParallelConfig, ranks: int) -> None:
         )
     if config.shards is not None and ranks % config.shards:
         raise UsageError(f"{ranks} ranks cannot be grouped by shards of {config.shards}; use a divisor of {ranks}")
-    if config.shards not in (None, 1) and (config.strategy in ("serial", "published") or config.step_kind == "reuse"):
-        which = "reuse steps" if config.step_kind == "reuse" else f"strategy {config.strategy!r}"
-        raise UsageError(f"{which} cannot share an image between ranks; use shards=1, or cached steps or 'cfg'")
+    if config.shards not in (None, 1) and config.strategy in ("serial", "published"):
+        raise UsageError(
+            f"strategy {config.strategy!r} cannot share an image between ranks; use shards=1, or 'cfg' or 'hybrid'"
+        )

@@ -12,16 +12,19 @@ import torch
 from hybridiff import ParallelConfig, parallelize
 from hybridiff.sharding import heads
 from hybridiff.sharding.group import ShardGroup
+from hybridiff.sharding.place import current_group
 from support.failing import GROUP_TIMEOUT, QUICK, SOON, Planted
 from support.jobs import Generated, Outcome, attempt, generate_parallel, on_ranks, rank, told_alike
 from support.oracles import relative_difference
 from support.pipelines import build, denoiser_of, generate
 from support.ranks import run_ranks
+from support.schedules import split_at
 
 pytestmark = pytest.mark.distributed
 
 CACHED = {"strategy": "hybrid", "full_steps": "0-1,3"}
 UNGUIDED = {"guidance_scale": 1.0}
+REUSE = {"strategy": "hybrid", "step_kind": "reuse", "full_steps": "0-1"}
 DISPLACED = {"displaced": True, "displaced_warm_up": 1}
 
 
@@ -38,6 +41,8 @@ DISPLACED = {"displaced": True, "displaced_warm_up": 1}
         pytest.param("sd3", 6, 2, {"num_images_per_prompt": 2}, {}, id="three groups, four rows"),
         pytest.param("sdxl two levels", 4, 2, {"num_images_per_prompt": 3}, {}, id="three images"),
         pytest.param("sd3", 4, 2, {}, CACHED, id="cached steps"),
+        pytest.param("sdxl two levels", 4, 2, {}, REUSE | {"calibration": split_at("reuse", 0)}, id="reuse steps"),
+        pytest.param("sd3.5", 3, 3, {"height": 36}, REUSE, id="reuse steps by three"),
     ],
 )
 def test_ranks_that_share_pictures(
@@ -51,16 +56,18 @@ def test_ranks_that_share_pictures(
         assert torch.equal(of_rank.latents, simulated.latents)
         assert told_alike(of_rank) == told_alike(simulated)
     assert relative_difference(simulated.latents, alone.latents) < 1e-4
+    between = {config.get("step_kind", "cached")} if config.get("strategy") == "hybrid" else set()
+    assert simulated.report["kinds"].keys() == {"full"} | between
     assert simulated.report["partition"]["shards"] == shards
     assert simulated.report["bytes_by_purpose"]["shards"] > 0
 
 
-def traced(ranks: int) -> dict[str, Any]:
-    return generate_parallel("sdxl two levels", {}, devices=ranks, shards=2, trace=True)[-1].report
+def traced(ranks: int, config: dict[str, Any]) -> dict[str, Any]:
+    return generate_parallel("sdxl two levels", {}, devices=ranks, shards=2, trace=True, **config)[-1].report
 
 
 def test_a_trace_measures_what_a_shared_image_costs() -> None:
-    first, *others = run_ranks(traced, 4, 4)
+    first, *others = run_ranks(traced, 4, 4, {})
     for report in (first, *others):
         costs = report["shards"]
         assert costs["messages"] > 20
@@ -68,6 +75,14 @@ def test_a_trace_measures_what_a_shared_image_costs() -> None:
         assert costs["link"]["latency"] > 0
         # Two branches, each by two ranks.
         assert report["ideal_speedup"] == pytest.approx(2 / costs["share"])
+
+
+def test_a_trace_measures_the_outer_stage_of_a_shared_image() -> None:
+    for report in run_ranks(traced, 4, 4, REUSE):
+        costs, outer = report["shards"], report["shards"]["outer"]
+        assert 0 < outer["messages"] < costs["messages"]
+        assert outer["part"] > 0
+        assert report["ideal_speedup"] == pytest.approx(8 / (2 * costs["share"] + 2 * outer["share"]))
 
 
 def by_heads(name: str, changes: dict[str, Any], config: dict[str, Any]) -> tuple[Generated, int]:
@@ -129,8 +144,9 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "keys gathered": ("sdxl two levels", "mid_block", {}),
     "heads exchanged": ("sd3", "transformer_blocks.1", {}),
     "displaced": ("sdxl two levels", "mid_block", DISPLACED | {"displaced_warm_up": 0}),
+    "reuse steps": ("sdxl two levels", "conv_norm_out", REUSE),
 }
-"""Ways to share a picture: a pipeline, a module in the middle of its network, and a config."""
+"""Ways to share a picture: a pipeline, a module in the middle of its network, or of its outer stage, and a config."""
 
 
 def run_until_rank_1_fails(way: str, timeout: float, kind: str) -> tuple[Outcome, Outcome]:
@@ -143,7 +159,7 @@ def run_until_rank_1_fails(way: str, timeout: float, kind: str) -> tuple[Outcome
 
     def leave(*_: Any) -> None:
         nonlocal came_by
-        came_by += 1
+        came_by += current_group() is not None  # nothing is shared where stages are measured
         if came_by == 3 and rank() == 1:
             if way == "raise":
                 raise Planted("in the middle")
@@ -163,7 +179,8 @@ def test_a_rank_that_raises_in_the_middle_of_the_network(kind: str) -> None:
             assert (outcome.error, outcome.message) == ("Planted", "in the middle")
         else:
             assert outcome.error == "RankError"
-            assert outcome.message == "rank 1 failed in warm-up, step 2: Planted: in the middle"
+            phase = "parallel" if kind == "reuse steps" else "warm-up"
+            assert outcome.message == f"rank 1 failed in {phase}, step 2: Planted: in the middle"
         assert outcome.seconds < QUICK
     assert all(outcome.error is None for outcome in again)
     assert all(torch.equal(outcome.value, again[0].value) for outcome in again)

@@ -201,6 +201,18 @@ def test_numbers_of_ranks(strategy: str, step_kind: str | None, allowed: set[int
                 check_ranks(config, ranks)
 
 
+@pytest.mark.parametrize("strategy", ["serial", "published"])
+def test_strategies_whose_ranks_cannot_share_an_image(strategy: str) -> None:
+    sentence = f"^strategy '{strategy}' cannot share an image between ranks; use shards=1, or 'cfg' or 'hybrid'$"
+    with pytest.raises(UsageError, match=sentence):
+        check_ranks(ParallelConfig(strategy=strategy, shards=2), 4)
+
+
+@pytest.mark.parametrize("step_kind", [None, "cached", "reuse"])
+def test_steps_of_every_kind_may_be_of_shared_images(step_kind: str | None) -> None:
+    check_ranks(ParallelConfig("hybrid", step_kind=step_kind, shards=2), 4)
+
+
 def test_the_sentences_about_ranks_name_the_remedy() -> None:
     sentence = "'published' needs an even number of ranks, 2 at least, got {}; use --devices {}, or strategy 'hybrid'"
     for ranks, remedy in ((1, 2), (5, 4)):

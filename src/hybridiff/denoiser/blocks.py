@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,12 +23,13 @@ class StageDone(Exception):
 
 
 @dataclass
-class StageState:
-    """What the block hooks of one network share during one forward.
+class StageState(threading.local):
+    """What the block hooks of one network share during one forward; every thread, which plays a rank, has its own.
 
     Boundary k lies between the stages k and k + 1.
 
     Attributes:
+        rank: Whose forward it is.
         stage: The stage that runs; None runs the whole network.
         capturing: Whether a whole forward keeps copies of the boundaries.
         rows: Rows of the forward, for the stand-ins of skipped blocks.
@@ -36,6 +38,7 @@ class StageState:
         inner: Stands in for the inner stages where the outer one runs alone: takes its fresh `down`, returns `up`.
     """
 
+    rank: int = 0
     stage: int | None = None
     capturing: bool = False
     rows: int = 0
@@ -59,7 +62,7 @@ class BlockHook(ModelHook):
     stage: int
     is_entry: bool = False
     is_exit: bool = False
-    _shapes: Any = field(default=None, repr=False)
+    _shapes: dict[int, Any] = field(default_factory=dict, repr=False)  # by rank: those with parts differ
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -73,8 +76,8 @@ class BlockHook(ModelHook):
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         output = self.fn_ref.original_forward(*args, **kwargs)
         state = self.state
-        if state.stage is None:
-            self._shapes = shapes_only(output)
+        if state.capturing:
+            self._shapes[state.rank] = shapes_only(output)
         if self.is_entry:
             self._enter(output)
         if self.is_exit:
@@ -94,8 +97,8 @@ class BlockHook(ModelHook):
             state.ups[OUTER] = state.inner(state.downs[OUTER])
 
     def _skip(self, running: int) -> Any:
-        assert self._shapes is not None, "a stage runs only after a whole forward has shown the blocks' shapes"
-        stand_in = empty_rows(self._shapes, self.state.rows)
+        # A stage runs only after a whole forward of the same rank has shown the blocks' shapes.
+        stand_in = empty_rows(self._shapes[self.state.rank], self.state.rows)
         if self.is_entry and self.stage == running - 1:
             return replace_tensors(stand_in, self.state.downs[self.stage])
         if self.is_exit and self.stage == running + 1:

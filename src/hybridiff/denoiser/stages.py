@@ -80,20 +80,29 @@ class StagedDenoiser:
         self.split = self.made_for = None
         self._state = StageState()
 
-    def run_whole(self, evaluation: Evaluation, rows: slice) -> torch.Tensor:
-        """Evaluate the whole network: (rows, ...); boundaries are kept, to be read by `downs` and `ups`."""
-        with self._running(None, rows, capturing=True):
+    def run_whole(self, evaluation: Evaluation, rows: slice, rank: int = 0) -> torch.Tensor:
+        """Evaluate the whole network: (rows, ...); boundaries are kept, to be read by `downs` and `ups`.
+
+        Args:
+            evaluation: The call.
+            rows: The rows to evaluate.
+            rank: Whose forward it is, where ranks differ in shapes: those that have parts of an image.
+        """
+        with self._running(None, rows, capturing=True, rank=rank):
             return evaluation.run(rows)
 
-    def run_outer(self, evaluation: Evaluation, rows: slice, inner: Callable[[Boundary], Boundary]) -> torch.Tensor:
+    def run_outer(
+        self, evaluation: Evaluation, rows: slice, inner: Callable[[Boundary], Boundary], rank: int = 0
+    ) -> torch.Tensor:
         """Evaluate the outer stage alone: (rows, ...); its boundary is read by `down`.
 
         Args:
             evaluation: The call.
             rows: The rows to evaluate.
             inner: Stands in for the inner stages: their result at the fresh boundary.
+            rank: See `run_whole`, which has to have run for it.
         """
-        with self._running(OUTER, rows, inner=inner):
+        with self._running(OUTER, rows, inner=inner, rank=rank):
             return evaluation.run(rows)
 
     def run_inner(
@@ -117,7 +126,7 @@ class StagedDenoiser:
 
     @property
     def downs(self) -> dict[int, Boundary]:
-        """The last boundaries inwards: number k lies between the stages k and k + 1, counted from the outer one."""
+        """This thread's last boundaries inwards: number k lies between the stages k and k + 1, from the outer one."""
         return self._state.downs
 
     @property
@@ -161,9 +170,10 @@ class StagedDenoiser:
         down: Boundary = (),
         up: Boundary = (),
         inner: Callable[[Boundary], Boundary] | None = None,
+        rank: int = 0,
     ) -> Iterator[None]:
         state = self._state
-        state.stage, state.capturing, state.inner = stage, capturing, inner
+        state.rank, state.stage, state.capturing, state.inner = rank, stage, capturing, inner
         state.rows = rows.stop - rows.start
         state.downs, state.ups = ({stage - 1: down}, {stage: up}) if stage else ({}, {})
         try:

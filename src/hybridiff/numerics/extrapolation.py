@@ -57,7 +57,7 @@ def _covariance(steps: torch.Tensor) -> torch.Tensor:
 
 
 class Extrapolation:
-    """A curve through the latest observations of a few tensors, in float32.
+    """A curve through the latest observations of a few tensors, in float32 or theirs if that is wider.
 
     Taylor-style forecasting (TaylorSeer, arXiv 2503.06923) on weights of positions, so that observations need not be
     evenly spaced. Between observations it interpolates.
@@ -115,7 +115,7 @@ class Extrapolation:
 
 
 def _weighted_sum(weights: Sequence[float], tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    total = tensors[0].float() * weights[0]
+    total = tensors[0].to(torch.promote_types(tensors[0].dtype, torch.float32)) * weights[0]
     for weight, tensor in zip(weights[1:], tensors[1:], strict=True):
         total = total.add(tensor, alpha=weight)
     return total.to(tensors[0].dtype)

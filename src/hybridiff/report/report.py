@@ -163,8 +163,8 @@ class RunReport:
         extra = sum(step.extra_evaluations for step in self.steps)
         alone = RowPartition(self.branches, self.branches, branches=self.branches)
         single = alone if self.devices == 1 or self.branches == 1 else BRANCH_EACH
-        costs, partition, share = StageCosts.of(self.stages), self.partition or single, self.shards.get("share")
-        return ideal_speedup(kinds, costs, partition, serial_step, unguided, extra, share)
+        costs, partition = StageCosts.of(self.stages, self.shards), self.partition or single
+        return ideal_speedup(kinds, costs, partition, serial_step, unguided, extra, self.shards.get("share"))
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain data, ready for JSON."""

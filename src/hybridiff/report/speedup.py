@@ -22,10 +22,18 @@ class StageCosts:
     inner: float
 
     @classmethod
-    def of(cls, stages: Mapping[str, Any]) -> StageCosts:
-        """Those of a report: of two stages, or the largest of several that wait for each other; halves where empty."""
+    def of(cls, stages: Mapping[str, Any], shards: Mapping[str, Any] | None = None) -> StageCosts:
+        """Those of a report: of two stages, or the largest of several that wait for each other; halves where empty.
+
+        Args:
+            stages: What the report says of stages.
+            shards: What it says of ranks that share an image: the outer stage of a part as a share of the whole part.
+        """
         largest = stages.get("largest", 0.5)
-        return cls(stages.get("outer", largest), stages.get("inner", largest))
+        outer = stages.get("outer", largest)
+        if shards and "outer" in shards:
+            outer = shards["outer"]["share"] / shards["share"]
+        return cls(outer, stages.get("inner", largest))
 
 
 HALVES = StageCosts(0.5, 0.5)

@@ -13,7 +13,9 @@ from ..strategies.evaluator import BranchEvaluator
 class ReplicatingEvaluator(BranchEvaluator):
     """Evaluates calls on every rank by itself; only status is told."""
 
-    def evaluate(self, evaluation: Evaluation, forward: Forward | None = None) -> torch.Tensor:
+    def evaluate(
+        self, evaluation: Evaluation, forward: Forward | None = None, stage: Forward | None = None
+    ) -> torch.Tensor:
         self.partition = self.partition or RowPartition(evaluation.rows, evaluation.rows, branches=evaluation.branches)
         return self.replicate(evaluation, forward)
 

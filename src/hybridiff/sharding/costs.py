@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -54,10 +54,10 @@ class Link:
 
 @dataclass(frozen=True)
 class ShardCosts:
-    """What a rank of a group has to do in an evaluation that the group shares.
+    """What a rank of a group has to do in an evaluation that the group shares, or in a stage of one.
 
     Attributes:
-        whole: Seconds of the whole evaluation by one rank.
+        whole: Seconds of the whole evaluation by one rank, of all its stages.
         part: Seconds of the slowest part by itself, what every rank computes alike included.
         messages: Number of messages in the middle of the network.
         received: Bytes that a rank receives in them.
@@ -72,7 +72,7 @@ class ShardCosts:
 
     @property
     def share(self) -> float:
-        """Time of the evaluation when shared, as a share of what it takes one rank: at best 1 / shards."""
+        """Time when shared, as a share of the whole evaluation by one rank: of that itself at best 1 / shards."""
         return (self.part + self.link.seconds(self.messages, self.received)) / self.whole
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,19 +122,27 @@ def measure_shards(
         part: Evaluates the part of a rank.
         device: Where.
     """
+    link = Link() if isinstance(members[0], ThreadGroup) else Link.measure(members[0], device)
+    seconds = min(_told(members[0], _seconds(whole, device, _REPEATS), device))
+    return measure_part(ShardCosts(seconds, 0.0, 0, 0, link), members, part, device)
+
+
+def measure_part(
+    costs: ShardCosts, members: Sequence[ShardGroup], part: Callable[[ShardGroup], object], device: torch.device
+) -> ShardCosts:
+    """The same where other work is done of the parts, such as that of one stage; `whole` and `link` stay."""
     alone = [PartAlone(member) for member in members]
-    seconds = torch.tensor(
-        [
-            _seconds(whole, device, _REPEATS),
-            max(_seconds(lambda rank=rank: part(rank), device, _REPEATS) for rank in alone),  # type: ignore[misc]
-        ],
-        device=device,
-    )
-    is_played = isinstance(members[0], ThreadGroup)
-    link = Link() if is_played else Link.measure(members[0], device)
-    told = seconds[None] if is_played else members[0].all_gather(seconds)
-    wholes, parts = told.unbind(1)
-    return ShardCosts(float(wholes.min()), float(parts.max()), alone[0].messages, alone[0].received, link)
+    slowest = max(_seconds(lambda rank=rank: part(rank), device, _REPEATS) for rank in alone)  # type: ignore[misc]
+    slowest = max(_told(members[0], slowest, device))
+    return replace(costs, part=slowest, messages=alone[0].messages, received=alone[0].received)
+
+
+def _told(member: ShardGroup, seconds: float, device: torch.device) -> list[float]:
+    """What each process of a group has measured."""
+    if isinstance(member, ThreadGroup):
+        return [seconds]
+    told: list[float] = member.all_gather(torch.tensor([seconds], device=device)).flatten().tolist()
+    return told
 
 
 def _seconds(work: Callable[[], object], device: torch.device, repeats: int = 2 * _REPEATS) -> float:

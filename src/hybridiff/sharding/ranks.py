@@ -14,7 +14,7 @@ from ..denoiser.rows import split_rows
 from ..distributed.comm import Comm
 from ..errors import CommError, ShardError, UsageError
 from .choice import choose_shards, is_large
-from .costs import ShardCosts, measure_shards
+from .costs import ShardCosts, measure_part, measure_shards
 from .displaced import DisplacedGroup
 from .group import ProcessGroup, ShardGroup, ThreadGroup, play
 from .network import ShardedNetwork, shard_network
@@ -36,12 +36,14 @@ class RankGroups:
 
     Attributes:
         why_whole: Why no evaluation is shared by ranks; empty where it may be.
-        costs: What the latest shared evaluation costs where it was measured.
+        costs: What the latest shared evaluation of a run costs where it was measured.
+        stage_costs: The same of the latest one in which a stage ran alone.
     """
 
     def __init__(self, comm: Comm, wanted: int | None, warm_up: int | None = None, measures: bool = False) -> None:
         self.why_whole = ""
         self.costs: ShardCosts | None = None
+        self.stage_costs: ShardCosts | None = None
         self._measures, self._measured = measures, dict[object, ShardCosts]()
         self._warm_up, self._displaced = warm_up, dict[ShardGroup, DisplacedGroup]()
         self._comm, self._wanted = comm, wanted
@@ -66,8 +68,18 @@ class RankGroups:
             return 1
         return choose_shards(self._comm.size, evaluation.rows, self._most_parts(evaluation), self._wanted)
 
+    def prepare(self, evaluation: Evaluation) -> None:
+        """Attach the hooks that some call of a run may need, before others hook the same modules."""
+        if self._wanted != 1 and self._comm.size > 1 and not _is_compiled(evaluation):
+            self._most_parts(evaluation)
+
     def evaluate(
-        self, evaluation: Evaluation, rows: Sequence[slice], shards: int, forward: Forward
+        self,
+        evaluation: Evaluation,
+        rows: Sequence[slice],
+        shards: int,
+        forward: Forward,
+        stage: Forward | None = None,
     ) -> dict[int, torch.Tensor]:
         """The prediction of the rows of each local rank's group.
 
@@ -76,6 +88,7 @@ class RankGroups:
             rows: Of each group of ranks.
             shards: Ranks of a group.
             forward: What a rank runs on its rows.
+            stage: See `BranchEvaluator.evaluate`.
 
         Raises:
             ShardError: another rank of the group left in the middle.
@@ -95,12 +108,16 @@ class RankGroups:
                 # What is sent is in proportion to rows.
                 self._sent = (group[0].received - before) * shards * evaluation.rows // (own.stop - own.start)
                 if self._measures:
-                    self._measure(group, evaluation, own)
+                    self._measure(group, evaluation, own, number * shards, stage)
         return predictions
 
     def described_costs(self) -> dict[str, Any]:
         """The costs as plain data for the report; empty where nothing was measured."""
-        return {} if self.costs is None else self.costs.to_dict()
+        if self.costs is None:
+            return {}
+        stage = {} if self.stage_costs is None else self.stage_costs.to_dict()
+        told = ("part", "messages", "received", "share")
+        return self.costs.to_dict() | ({"outer": {name: stage[name] for name in told}} if stage else {})
 
     def take_sent(self) -> int:
         """Bytes that all ranks sent each other within the latest evaluation, told once."""
@@ -149,8 +166,9 @@ class RankGroups:
             raise UsageError(f"{self.why_whole}: ranks cannot share images; use shards=1")
 
     def forget(self) -> None:
-        """Forget what ranks said in an earlier run."""
+        """Forget what ranks said in an earlier run, and what they had to do."""
         self._displaced = {}
+        self.costs = self.stage_costs = None
 
     def drop(self) -> None:
         """Give groups up after a run that failed; all ranks alike, they are made anew."""
@@ -180,15 +198,22 @@ class RankGroups:
 
         return work
 
-    def _measure(self, group: Sequence[ShardGroup], evaluation: Evaluation, rows: slice) -> None:
+    def _measure(
+        self, group: Sequence[ShardGroup], evaluation: Evaluation, rows: slice, first: int, stage: Forward | None
+    ) -> None:
         """Find out once for each form what it costs that the group shares some rows, as it just did."""
-        form = (group[0].count, rows.stop - rows.start, evaluation.sample.shape)
+        form, device = (group[0].count, rows.stop - rows.start, evaluation.sample.shape), evaluation.sample.device
         if form not in self._measured:
-            part = self._work(evaluation, 0, rows, lambda evaluation, _, own: evaluation.run(own))
+            part = self._work(evaluation, first, rows, lambda evaluation, _, own: evaluation.run(own))
             self._measured[form] = self._guarded(
-                lambda: measure_shards(group, lambda: evaluation.run(rows), part, evaluation.sample.device)
+                lambda: measure_shards(group, lambda: evaluation.run(rows), part, device)
             )
-        self.costs = self._measured[form]
+        self.costs = costs = self._measured[form]
+        if stage is not None:
+            part = self._work(evaluation, first, rows, stage)
+            if (form, "stage") not in self._measured:
+                self._measured[form, "stage"] = self._guarded(lambda: measure_part(costs, group, part, device))
+            self.stage_costs = self._measured[form, "stage"]
 
     def _perhaps_displaced(self, group: ShardGroup) -> ShardGroup:
         """A rank as it takes part in a step."""

@@ -87,6 +87,7 @@ class Strategy(ABC):
     name: ClassVar[str]
     shares_rows: ClassVar[bool] = True  # in full steps each rank has rows of its own
     saves_work: ClassVar[bool] = False  # it leaves evaluations out, or parts of them, whatever the number of ranks
+    cuts_stages: ClassVar[bool] = False  # ranks that share rows may each run a stage of the network on their part
 
     def __init__(self, context: RunContext, first: Evaluation) -> None:
         self.context = context

@@ -41,12 +41,15 @@ class BranchEvaluator:
         self._dtype: torch.dtype | None = None  # of predictions, for ranks without rows
         self._row_shape: torch.Size | None = None  # of the prediction of one row
 
-    def evaluate(self, evaluation: Evaluation, forward: Forward | None = None) -> torch.Tensor:
+    def evaluate(
+        self, evaluation: Evaluation, forward: Forward | None = None, stage: Forward | None = None
+    ) -> torch.Tensor:
         """The prediction of a call: (rows, C, H, W), the same on every rank.
 
         Args:
             evaluation: The call.
             forward: What a rank runs on its rows; the whole network unless given.
+            stage: What of the network that is, to be run again where it is measured; all of it unless given.
         """
         if evaluation.is_whole:
             self.partition = RowPartition(evaluation.rows, evaluation.rows, branches=evaluation.branches)
@@ -57,7 +60,7 @@ class BranchEvaluator:
             return self.replicate(evaluation, forward)
         if self.partition is None:
             self.partition = RowPartition(evaluation.rows, most_rows(rows), None, evaluation.branches, shards)
-        return self._gather(evaluation, rows, forward or self.run, shards)
+        return self._gather(evaluation, rows, forward or self.run, shards, stage)
 
     def evaluate_extra(self, evaluation: Evaluation) -> torch.Tensor:
         """The same for a further call of a step, which has the rows of one branch."""
@@ -90,9 +93,16 @@ class BranchEvaluator:
         with self.timeline.span(rank, "whole network, own branch", "stage"):
             return evaluation.run(rows)
 
-    def _gather(self, evaluation: Evaluation, rows: Sequence[slice], forward: Forward, shards: int = 1) -> torch.Tensor:
+    def _gather(
+        self,
+        evaluation: Evaluation,
+        rows: Sequence[slice],
+        forward: Forward,
+        shards: int = 1,
+        stage: Forward | None = None,
+    ) -> torch.Tensor:
         """The prediction of all rows; ranks that share some each say a part of what they predict."""
-        predictions = self._groups.evaluate(evaluation, rows, shards, forward)
+        predictions = self._groups.evaluate(evaluation, rows, shards, forward, stage)
         self.channel.sent["shards"] += self._groups.take_sent()
         dtype, row_shape = self._agree_on_rows(predictions)
         elements = -(-most_rows(rows) * row_shape.numel() // shards)

@@ -25,7 +25,7 @@ class HybridStrategy(SwitchingStrategy):
     """Cached or reuse steps between full ones, as a plan has it that is made at the first step."""
 
     name = "hybrid"
-    saves_work = True
+    saves_work = cuts_stages = True
 
     def __init__(self, context: RunContext, first: Evaluation) -> None:
         super().__init__(context, first)

@@ -33,6 +33,8 @@ def split_network(
     made_for = (kind, first.sample.shape)
     if staged.made_for != made_for:
         staged.remove()
+        if context.groups is not None:
+            context.groups.prepare(first)  # first, so that the hooks of stages lie around those that cut images
         splits = staged.measure(first, branch_rows(first, first.branches - 1))
         index = context.settings.split_point(kind) if stages == 2 else None
         split = choose(splits) if index is None or index >= len(splits) else splits[index]

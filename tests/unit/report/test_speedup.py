@@ -155,3 +155,11 @@ def test_what_shared_images_cost_is_counted_where_it_was_measured() -> None:
     partition = RowPartition(rows=2, largest=1, shards=2)
     assert ideal_speedup([FULL] * 10, partition=partition) == 4.0
     assert ideal_speedup([FULL] * 10, partition=partition, share=0.625) == pytest.approx(3.2)
+
+
+def test_of_reuse_steps_the_outer_stage_of_a_part_counts_where_it_was_measured() -> None:
+    stages, partition = {"outer": 0.3, "inner": 0.7}, RowPartition(rows=2, largest=1, shards=2)
+    kinds = [FULL, StepKind.REUSE, StepKind.REUSE]
+    assert StageCosts.of(stages, {"share": 0.6}) == StageCosts(0.3, 0.7)
+    costs = StageCosts.of(stages, {"share": 0.6, "outer": {"share": 0.24}})
+    assert ideal_speedup(kinds, costs, partition, share=0.6) == pytest.approx(6 / (0.6 + 2 * 0.24))

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from hybridiff.sharding.costs import Link, PartAlone, ShardCosts, measure_shards
+from hybridiff.sharding.costs import Link, PartAlone, ShardCosts, measure_part, measure_shards
 from hybridiff.sharding.group import ShardGroup
 from support.shards import ranks
 
@@ -69,3 +69,15 @@ def test_played_ranks_are_timed_one_by_one() -> None:
     assert costs.whole >= 4e-3
     assert costs.part >= 4e-3, "that of the second rank"
     assert costs.link == Link()
+
+
+def test_a_stage_is_a_share_of_the_whole_evaluation() -> None:
+    costs = ShardCosts(whole=1.0, part=0.5, messages=5, received=100, link=Link(latency=0.5))
+
+    def stage(part: ShardGroup) -> None:
+        part.begin("form")
+        part.all_gather(torch.ones(3))
+
+    measured = measure_part(costs, ranks(2), stage, CPU)
+    assert (measured.whole, measured.link, measured.messages, measured.received) == (1.0, costs.link, 1, 12)
+    assert measured.share == pytest.approx(measured.part + 0.5)

@@ -104,7 +104,12 @@ class ReplicaGroups(RankGroups):
         return self._replicas
 
     def evaluate(
-        self, evaluation: Evaluation, rows: Sequence[slice], shards: int, forward: Forward
+        self,
+        evaluation: Evaluation,
+        rows: Sequence[slice],
+        shards: int,
+        forward: Forward,
+        stage: Forward | None = None,
     ) -> dict[int, torch.Tensor]:
         owned = {rank: rows[rank // shards] for rank in self._comm.local_ranks}
         return {rank: forward(evaluation, rank, own) for rank, own in owned.items() if own.stop > own.start}

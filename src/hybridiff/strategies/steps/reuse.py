@@ -21,7 +21,7 @@ from .executor import StepExecutor
 
 
 class ReuseStep(StepExecutor):
-    """The reuse steps of one run; each rank extrapolates the inner result of its own branch.
+    """The reuse steps of one run; each rank extrapolates the inner result of its own branch, or of its part of that.
 
     Args:
         evaluator: Evaluates calls on all ranks.
@@ -38,19 +38,22 @@ class ReuseStep(StepExecutor):
         self._features = {rank: Extrapolation(order=1, places=places) for rank in evaluator.channel.comm.local_ranks}
 
     def run(self, evaluation: Evaluation, step: int) -> Answer:
-        prediction = self.evaluator.evaluate(evaluation, self._run_outer)
+        prediction = self.evaluator.evaluate(evaluation, self._run_traced, self._run_outer)
         branches = prediction.chunk(evaluation.branches)
         return Answer(prediction, self.evaluator.read_status(discrepancy(branches[0], branches[-1]).reshape(1)))
 
     def run_full(self, evaluation: Evaluation, rank: int, rows: slice) -> torch.Tensor:
         with self.evaluator.timeline.span(rank, "whole network, own branch", "stage"):
-            prediction = self.staged.run_whole(evaluation, rows)
+            prediction = self.staged.run_whole(evaluation, rows, rank)
         self._features[rank].observe(self._channel.step, self.staged.feature(self.staged.down, self.staged.up))
         return prediction
+
+    def _run_traced(self, evaluation: Evaluation, rank: int, rows: slice) -> torch.Tensor:
+        with self.evaluator.timeline.span(rank, "outer stage, own branch", "stage"):
+            return self._run_outer(evaluation, rank, rows)
 
     def _run_outer(self, evaluation: Evaluation, rank: int, rows: slice) -> torch.Tensor:
         def inner(down: Boundary) -> Boundary:
             return self.staged.result(down, self._features[rank].at(self._channel.step))
 
-        with self.evaluator.timeline.span(rank, "outer stage, own branch", "stage"):
-            return self.staged.run_outer(evaluation, rows, inner)
+        return self.staged.run_outer(evaluation, rows, inner, rank)
