@@ -11,7 +11,7 @@ import torch
 from diffusers.hooks import ModelHook
 from torch.utils.flop_counter import FlopCounterMode
 
-from .attached import AttachedHook
+from .attached import AttachedHooks
 from .blocks import tensors_of
 
 _REPEATS = 4
@@ -82,21 +82,23 @@ def measure_layers(
         device: Where it runs.
     """
     probes = [_Probe(device) for _ in layers]
-    hooks = [
-        AttachedHook(network.get_submodule(layer.name), probe, "hybridiff_cost")
+    attached = AttachedHooks(
+        (network.get_submodule(layer.name), probe, "hybridiff_cost")
         for layer, probe in zip(layers, probes, strict=True)
-    ]
+    )
     try:
-        with FlopCounterMode(display=False) as counter:  # this first evaluation also pays for allocations
+        # Not compiled: what torch.compile meets in a dispatch mode it leaves uncompiled for good, and one branch may need
+        # graphs of its own.
+        with torch.compiler.set_stance("force_eager"):
+            with FlopCounterMode(display=False) as counter:  # this first evaluation also pays for allocations
+                for probe in probes:
+                    probe.counter = counter
+                evaluate()
             for probe in probes:
-                probe.counter = counter
-            evaluate()
-        for probe in probes:
-            probe.counter = None
-        wholes = [_timed(evaluate, device) for _ in range(_REPEATS)]
+                probe.counter = None
+            wholes = [_timed(evaluate, device) for _ in range(_REPEATS)]
     finally:
-        for hook in hooks:
-            hook.remove()
+        attached.remove()
     # Minima, as other work on the machine can only add time; what is around the layers from one same evaluation.
     other = min(whole - sum(probe.seconds(i) for probe in probes) for i, whole in enumerate(wholes, start=1))
     repeats = range(1, _REPEATS + 1)

@@ -12,6 +12,7 @@ from ..utils.names import require_known
 from ..utils.text import one_line
 from . import tiny
 from .bench import BENCH, open_bench
+from .compiling import check_compile, compile_denoisers
 from .controlnets import controlled_class, load_controlnets
 from .folder import ModelFolder, open_folder
 from .lazy import lazy_encoders
@@ -83,6 +84,7 @@ def load_pipeline(
     controlnets: Sequence[str] = (),
     encodes: bool = True,
     offload: str = "none",
+    compile: str = "none",
 ) -> Any:
     """Load a stock diffusers pipeline.
 
@@ -98,18 +100,22 @@ def load_pipeline(
         controlnets: Folders of ControlNets.
         encodes: False leaves encoders of text and images on the disk, see `lazy`: for ranks other than 0.
         offload: See `offload.OFFLOADS`.
+        compile: How denoisers are compiled, see `compiling.COMPILES`.
 
     Raises:
         UsageError: the model, dtype, scheduler or task is unknown, the pipeline not complete, or a LoRA does not fit.
     """
     require_known("task", task, TASKS)
     check_offload(offload, str(device))
+    check_compile(compile, offload)
     folder = find_model(name_or_path, variant, model_config).for_device(str(device))
     chosen = choose_dtype(dtype, str(device), folder.denoiser)
     pipe = _load(folder, task, scheduler, controlnets, encodes, dtype=chosen, variant=variant)
     if loras:
         put_loras(pipe, loras)
-    return place(pipe, str(device), offload)
+    place(pipe, str(device), offload)
+    compile_denoisers(pipe, compile)
+    return pipe
 
 
 def _load(

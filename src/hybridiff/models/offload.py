@@ -27,8 +27,8 @@ def check_offload(offload: str, device: str) -> None:
         )
 
 
-def place(pipe: Any, device: str, offload: str) -> Any:
-    """Put a pipeline's networks on a device, or have them come there when they run; the pipeline."""
+def place(pipe: Any, device: str, offload: str) -> None:
+    """Put a pipeline's networks on a device, or have them come there when they run."""
     if offload == "none":
         pipe.to(device)
     elif offload == "model":
@@ -37,4 +37,3 @@ def place(pipe: Any, device: str, offload: str) -> Any:
         unread = [name for name, part in pipe.components.items() if is_unread(part)]
         pipe._exclude_from_cpu_offload = [*pipe._exclude_from_cpu_offload, *unread]
         pipe.enable_sequential_cpu_offload(device=device)
-    return pipe

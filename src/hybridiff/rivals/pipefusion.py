@@ -51,6 +51,7 @@ class PipeFusionStrategy(SwitchingStrategy):
 
     name = "pipefusion"
     shares_rows = False
+    hooks_attention = True
 
     def __init__(self, context: RunContext, first: Evaluation) -> None:
         super().__init__(context, first)
