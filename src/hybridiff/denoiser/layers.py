@@ -87,8 +87,7 @@ def measure_layers(
         for layer, probe in zip(layers, probes, strict=True)
     )
     try:
-        # Not compiled: what torch.compile meets in a dispatch mode it leaves uncompiled for good, and one branch may need
-        # graphs of its own.
+        # What torch.compile meets in a dispatch mode it never compiles, and one branch may need graphs of its own.
         with torch.compiler.set_stance("force_eager"):
             with FlopCounterMode(display=False) as counter:  # this first evaluation also pays for allocations
                 for probe in probes:
