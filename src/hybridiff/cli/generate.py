@@ -11,7 +11,6 @@ from ..arguments import MOST_IMAGES
 from ..config import QUALITIES, STRATEGIES, ParallelConfig, PublishedSettings, check_ranks, require_strategy
 from ..distributed.placement import Placement, is_under_torchrun
 from ..errors import UsageError
-from ..models.compiling import check_compile
 from ..models.offload import OFFLOADS, check_offload
 from ..utils.prompts import Prompt, read_prompts
 from .flags import choice, flag, number, setting
@@ -106,8 +105,8 @@ class Generate(CallOptions):
         call = recommended(self.model) | self.call_arguments(self._table("arg"))
         # What cannot be had is refused before gigabytes of a model are downloaded.
         check_ranks(config, config.devices or Placement.resolve(device="cpu").world)
-        check_offload(self.offload, Placement.resolve(config.devices, self.device, config.simulate).device_type)
-        check_compile(self.compile, self.offload)
+        device = Placement.resolve(config.devices, self.device, config.simulate).device_type
+        check_offload(self.offload, device, self.compile)
         folder = find_model(self.model, self.variant, self.model_config)
         target = Target.choose(folder, self.output, call, self.fps, self.num_images)
         output, call = target.output, target.call

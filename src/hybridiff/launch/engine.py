@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 from ..config import ParallelConfig, check_ranks
 from ..distributed.placement import DEFAULT_RANKS, Placement, leave_process_group
 from ..errors import EngineError, RankError, UsageError
-from ..models.compiling import check_compile
 from ..models.controlnets import find_controlnets
 from ..models.folder import ModelFolder
 from ..models.loading import DTYPES, find_model
@@ -91,8 +90,7 @@ class Engine:
             devices = DEFAULT_RANKS if config.simulate else placement.world
         self.config = replace(config, devices=devices, timeout=config.timeout if timeout is None else timeout)
         check_ranks(self.config, devices)
-        check_offload(offload, placement.device_type)
-        check_compile(compile, offload)
+        check_offload(offload, placement.device_type, compile)
         if dtype is not None:
             require_known("dtype", dtype, DTYPES)
         self.folder = find_model(model, variant, model_config).for_device(placement.device_type)
@@ -101,8 +99,8 @@ class Engine:
         self.device = placement.device_type
         self._is_closed = False
         self._turns = Turns()
-        loading: dict[str, Any] = {"dtype": dtype, "scheduler": scheduler, "task": task, "variant": variant}
-        loading |= {"loras": find_loras(loras), "controlnets": find_controlnets(controlnets)}
+        loading: dict[str, Any] = {"loras": find_loras(loras), "controlnets": find_controlnets(controlnets)}
+        loading |= {"dtype": dtype, "scheduler": scheduler, "task": task, "variant": variant}
         loading |= {"offload": offload, "compile": compile}
         spec = RankSpec(placement, self.config, self.folder, loading, startup_timeout)
         self._ranks: _Spawned | _Joined = _Joined(spec) if placement.under_torchrun else _Spawned(spec)

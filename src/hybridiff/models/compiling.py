@@ -24,8 +24,8 @@ def check_compile(compile: str, offload: str) -> None:
         )
 
 
-def compile_denoisers(pipe: Any, compile: str) -> None:
-    """Have a pipeline's denoisers compiled where they are called; graphs are made at the first call of each shape.
+def compile_denoisers(pipe: Any, compile: str) -> Any:
+    """Have a pipeline's denoisers compiled where they are called, at the first call of each shape; the pipeline.
 
     Raises:
         UsageError: it is not known which blocks a network repeats.
@@ -33,7 +33,7 @@ def compile_denoisers(pipe: Any, compile: str) -> None:
     from ..denoiser.adapters import find_denoisers
 
     if compile == "none":
-        return
+        return pipe
     adapter, networks = find_denoisers(pipe)
     for network in networks:
         if compile == "whole":
@@ -45,3 +45,4 @@ def compile_denoisers(pipe: Any, compile: str) -> None:
             raise UsageError(f"it is not known which blocks {type(network).__name__} repeats; use compile='whole'")
         for block in blocks:
             block.compile()
+    return pipe
