@@ -121,6 +121,22 @@ def test_layers_that_run_apart_run_compiled_blocks(name: str, config: dict[str, 
     check_graphs(name, config, compile_blocks)
 
 
+@pytest.mark.parametrize("config", [REUSE, {"strategy": "published"}, {"strategy": "cached_cfg"}, STRIDE])
+def test_blocks_may_be_replaced_by_compiled_ones(config: dict[str, Any]) -> None:
+    pipe, graphs, expected = build("sd3"), Graphs(), uncompiled("sd3", config)
+    blocks = pipe.transformer.transformer_blocks
+    for index, block in enumerate(blocks):
+        blocks[index] = torch.compile(block, backend=graphs, fullgraph=True)
+    before = [set(vars(module)) for module in pipe.transformer.modules()]
+    with attach(pipe, config) as parallel:
+        assert torch.equal(generate(parallel), expected)
+        assert torch.equal(generate(parallel), expected)
+    assert 0 < graphs.made <= 4
+    assert before == [set(vars(module)) for module in pipe.transformer.modules()]
+    with pytest.raises(UsageError, match="is compiled, so its attention cannot be shared"):
+        attach(pipe, REFUSED["shards"])
+
+
 @pytest.mark.parametrize("config", BY_LAYERS.values(), ids=BY_LAYERS)
 def test_layers_that_run_apart_leave_a_whole_graph_aside_and_say_so(config: dict[str, Any]) -> None:
     pipe, graphs = build("sd3"), Graphs()

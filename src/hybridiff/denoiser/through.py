@@ -59,6 +59,8 @@ def expose(module: torch.nn.Module) -> Callable[[], None]:
 def is_compiled(network: torch.nn.Module, forward: Forward) -> bool:
     """Whether a forward goes through something compiled: the network (`through`), or modules of it."""
     return getattr(forward, "is_compiled", False) or any(
-        module._compiled_call_impl is not None or getattr(vars(module).get("forward"), "is_compiled", False)
+        module._compiled_call_impl is not None
+        or "_orig_mod" in module._modules  # `torch.compile(module)` in its place
+        or getattr(vars(module).get("forward"), "is_compiled", False)
         for module in network.modules()
     )
