@@ -15,6 +15,7 @@ import torch
 from .arguments import MOST_PIXELS, SizeLimits, check_arguments
 from .config import ParallelConfig, check_ranks
 from .denoiser.adapters import ADAPTERS, DenoiserAdapter, find_denoisers
+from .denoiser.compiled import how_compiled
 from .denoiser.decoder import decoder_gain
 from .denoiser.stages import StagedDenoiser
 from .distributed.comm import Comm
@@ -65,6 +66,11 @@ class Setup:
     vae: SharedVae
     encoders: SharedEncoders
 
+    @property
+    def is_split(self) -> bool:
+        """Whether a run may have hooks on layers of the network."""
+        return self.staged is not None or find_strategy(self.config.strategy).hooks_layers
+
 
 def agree_on_setup(pipe: Any, config: ParallelConfig, comm: Comm) -> Setup:
     """Check what this rank was given, and that the others were given the same.
@@ -85,6 +91,7 @@ def agree_on_setup(pipe: Any, config: ParallelConfig, comm: Comm) -> Setup:
         description = {field: repr(value) for field, value in config.to_dict().items()}
         description["settings of the model"] = settings.describe()
         config = find_strategy(name).adapt(config, comm.size)
+        _check_compiled(pipe, networks, name, config, comm)
         staged = _staged(pipe, adapter, networks[0], config, settings)
         if settings.may_promise(config):
             settings = replace(settings, decoder_gain=decoder_gain(pipe))
@@ -122,7 +129,10 @@ def agree_on_call(setup: Setup, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         arguments = _bind_call(setup.pipe, args, kwargs)
         check_arguments(arguments, _size_limits(setup))
         _check_steps(setup, arguments)
-        description = describe_call(setup.pipe, setup.networks, arguments)
+        compiled = _check_compiled(setup.pipe, setup.networks, setup.strategy, setup.config, setup.comm)
+        if compiled != "none":
+            _unhook(setup)
+        description = describe_call(setup.pipe, setup.networks, arguments) | {"torch.compile": compiled}
         mine = setup.vae.is_known(), random_state_digest()
     except Exception as error:  # told to all ranks, raised by require_same
         description = error
@@ -130,6 +140,25 @@ def agree_on_call(setup: Setup, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     setup.vae.is_shared = all(known)
     setup.groups.forget()
     return _with_shared_randomness(setup.comm, digests, arguments)
+
+
+def _check_compiled(pipe: Any, networks: tuple[Any, ...], strategy: str, config: ParallelConfig, comm: Comm) -> str:
+    """How the network is compiled; refuses what needs hooks within blocks, which would break their graphs."""
+    compiled, shares = how_compiled(pipe, networks), config.shards not in (None, 1) and comm.size > 1
+    if compiled != "none" and (shares or find_strategy(config.strategy).hooks_attention):
+        raise UsageError(
+            f"{type(networks[0]).__name__} is compiled, so its attention cannot be "
+            f"{'shared between ranks' if shares else 'cut into patches'} (strategy {strategy!r}); use 'cfg' with "
+            "shards=1, or do without torch.compile"
+        )
+    return compiled
+
+
+def _unhook(setup: Setup) -> None:
+    """Take off what an earlier call left on modules that have been compiled since."""
+    setup.groups.unhook()
+    if setup.staged is not None:
+        setup.staged.relink()
 
 
 def _check_steps(setup: Setup, arguments: dict[str, Any]) -> None:

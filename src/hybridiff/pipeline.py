@@ -105,8 +105,7 @@ class ParallelPipeline:
             for attached in self._attached:
                 attached.relink()
             self._answer_by(run.answer)
-            is_split = self._setup.staged is not None
-            decodes = self._returns_output or self._setup.vae.is_shared
+            decodes, is_split = self._returns_output or self._setup.vae.is_shared, self._setup.is_split
             with around_compiled(self.pipe, self._hooked, is_split) as notes, run.watching(), self._control.deferring():
                 output = self.pipe(**arguments_of_rank(self.pipe, arguments, run.end_step, decodes))
         except ShardError as error:

@@ -13,7 +13,7 @@ from ..distributed.placement import Placement, is_under_torchrun
 from ..errors import UsageError
 from ..models.bench import BENCH, FULL
 from .flags import choice, flag, number, setting
-from .options import PROMPTS, WHAT, WHERE, CallOptions, check_known
+from .options import PROMPTS, WHAT, WHERE, CallOptions, Compile, check_known
 
 if TYPE_CHECKING:
     from ..evaluation.timing.comparison import Comparison
@@ -47,6 +47,7 @@ class Bench(CallOptions):
     output: Annotated[str, flag(WHAT, "where tables and charts go", "FOLDER")] = "out/bench"
     json: Annotated[str | None, flag(WHAT, JSON, "FILE")] = None
     devices: Annotated[int, number(WHERE, "most ranks that work together", least=1, most=4096)] = 2
+    compile: Compile = "none"
     timeout: Annotated[float, setting(WHERE, "timeout", "SECONDS")] = ParallelConfig.timeout
 
     def run(self) -> None:
@@ -144,7 +145,12 @@ class Bench(CallOptions):
         }
         dtype = self.dtype or ("bfloat16" if folder.name.endswith(FULL) else None)
         return kind(
-            folder, ways, device=device, dtype=dtype, timeout=self.timeout, **self.given("scheduler", "variant")
+            folder,
+            ways,
+            device=device,
+            dtype=dtype,
+            timeout=self.timeout,
+            **self.given("scheduler", "variant", "compile"),
         )
 
     def _model(self) -> str:
@@ -188,6 +194,8 @@ class Bench(CallOptions):
     def _notes(self, contenders: "Sequence[Contender]", device: str, folder: "ModelFolder") -> Iterator[str]:
         import os
 
+        if self.compile != "none":
+            yield f"Denoisers are compiled ({self.compile}) for all rows, serial too; graphs are made in the warm-up"
         if folder.name in BENCH:
             yield f"No fidelity: the weights of {folder.name} are random, and its images mean nothing"
         if any(one.config.strategy == "published" for one in contenders):

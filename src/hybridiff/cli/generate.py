@@ -24,6 +24,7 @@ from .options import (
     WHAT,
     WHERE,
     CallOptions,
+    Compile,
     ConfigFile,
     apply_config,
     check_known,
@@ -86,6 +87,7 @@ class Generate(CallOptions):
     calibration: Annotated[str | None, flag(TOGETHER, HELP["calibration"], "FILE")] = None
     set: Annotated[list[str] | None, flag(TOGETHER, SET, "NAME=VALUE", names=[f"{name}=" for name in SETTINGS])] = None
     offload: Annotated[str, choice(WHERE, OFFLOAD, OFFLOADS)] = "none"
+    compile: Compile = "none"
     timeout: Annotated[float, setting(TOGETHER, "timeout", "SECONDS")] = ParallelConfig.timeout
 
     def run(self) -> None:
@@ -103,7 +105,8 @@ class Generate(CallOptions):
         call = recommended(self.model) | self.call_arguments(self._table("arg"))
         # What cannot be had is refused before gigabytes of a model are downloaded.
         check_ranks(config, config.devices or Placement.resolve(device="cpu").world)
-        check_offload(self.offload, Placement.resolve(config.devices, self.device, config.simulate).device_type)
+        device = Placement.resolve(config.devices, self.device, config.simulate).device_type
+        check_offload(self.offload, device, self.compile)
         folder = find_model(self.model, self.variant, self.model_config)
         target = Target.choose(folder, self.output, call, self.fps, self.num_images)
         output, call = target.output, target.call
@@ -113,7 +116,7 @@ class Generate(CallOptions):
         pipeline, images = read_pictures(folder, task, given, bool(self.controlnet))
         self._check_known(pipeline or (folder.pipeline_class if self._has_args and task == TASK else None), call)
         output.prepare()
-        options = self.given("device", "dtype", "scheduler", "variant", "offload") | {"task": task}
+        options = self.given("device", "dtype", "scheduler", "variant", "offload", "compile") | {"task": task}
         options |= {"loras": self.lora or (), "controlnets": self.controlnet or ()}
         with Engine(folder, config=config, **options) as engine:
             for number, prompt in enumerate(prompts, start=1):
@@ -186,6 +189,7 @@ class Generate(CallOptions):
             "device": engine.device,
             **self.given("dtype", "scheduler", "variant", "model_config", "lora", "controlnet"),
         }
+        settings |= {} if self.compile == "none" else {"compile": self.compile}
         settings |= {name: value for name, value in call.items() if name not in facts}
         return {name: fact for name, fact in facts.items() if fact is not None} | {"settings": settings}
 

@@ -16,6 +16,7 @@ from ..config import STRATEGIES, ParallelConfig, PublishedSettings
 from ..distributed.placement import DEVICES
 from ..errors import UsageError
 from ..models.bench import BENCH
+from ..models.compiling import COMPILES
 from ..models.loading import DTYPES
 from ..models.schedulers import SCHEDULERS
 from ..models.tiny import EMBEDDED
@@ -27,6 +28,7 @@ WHAT, HOW, WHERE = "What", "How to denoise (default: as the model does)", "On wh
 PROMPTS = "one prompt per line, as text or as JSON with prompt, seed and negative_prompt"
 MODEL = f"{', '.join((*EMBEDDED, *BENCH[:2]))}, a local folder, a hub id, or a .safetensors file"
 MODEL_CONFIG = "configuration of a .safetensors file: a folder or a hub id (default: told by what the file holds)"
+COMPILE = "the denoiser under torch.compile: none, blocks (each that it repeats) or whole; the first image takes longer"
 ARG = "any further argument of the pipeline, such as guidance_rescale=0.7; repeatable"
 
 HELP: dict[str, str] = {entry.name: entry.metadata["help"] for entry in fields(ParallelConfig)}
@@ -40,6 +42,7 @@ OWN = "settings."
 
 Device = Annotated[str, choice(WHERE, "auto, cuda or cpu", DEVICES)]
 Dtype = Annotated[str | None, choice(WHERE, f"{', '.join(DTYPES)} (default: float32 on CPU, half on CUDA)", DTYPES)]
+Compile = Annotated[str, choice(WHERE, COMPILE, COMPILES)]
 Pixels = Annotated[int | None, number(WHAT, "of an image", "PIXELS", least=1, most=MOST_PIXELS)]
 
 

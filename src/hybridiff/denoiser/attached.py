@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
+
+from .through import expose
 
 
 class AttachedHook:
@@ -91,26 +93,34 @@ class AttachedHook:
 
 
 class AttachedHooks:
-    """Hooks on several modules, all of them or none, and the way back.
+    """Hooks on several modules, all of them or none, and the way back; they are around what is compiled of each.
 
     Args:
         hooks: Modules, hooks and names, see `AttachedHook`; none to begin with unless given.
     """
 
     def __init__(self, hooks: Iterable[tuple[torch.nn.Module, ModelHook, str]] = ()) -> None:
-        self._attached: list[AttachedHook] = []
+        self._undo: list[Callable[[], None]] = []
+        self._modules: list[torch.nn.Module] = []
         try:
             for module, hook, name in hooks:
-                self._attached.append(AttachedHook(module, hook, name))
+                self._undo.append(expose(module))
+                self._undo.append(AttachedHook(module, hook, name).remove)
+                self._modules.append(module)
         except BaseException:
             self.remove()
             raise
 
     def __bool__(self) -> bool:
-        return bool(self._attached)
+        return bool(self._undo)
+
+    @property
+    def are_traced(self) -> bool:
+        """Whether some module was compiled since, hook and all."""
+        return any(module._compiled_call_impl is not None for module in self._modules)
 
     def remove(self) -> None:
         """Restore the modules; nothing is left behind."""
-        for attached in reversed(self._attached):
-            attached.remove()
-        self._attached = []
+        for undo in reversed(self._undo):
+            undo()
+        self._undo, self._modules = [], []

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from .adapters import as_called
-
-Forward = Callable[..., Any]
+from .through import Forward, is_compiled
 
 _EAGER = (
-    "the network is compiled as a whole but split here, so it ran uncompiled; compile its blocks instead "
-    "(compile_repeated_blocks), or use cached steps or 'cfg'"
+    "the network is compiled as a whole, but its layers run apart here, so it ran uncompiled; compile its blocks "
+    "instead (compile='blocks'), or use cached steps or 'cfg'"
 )
 
 
@@ -26,7 +24,7 @@ def around_compiled(pipe: Any, hooks: Mapping[torch.nn.Module, Any], is_split: b
     Args:
         pipe: The pipeline.
         hooks: A `DenoiserHook` for each of its networks.
-        is_split: The network is split by hooks on its blocks, which would break a graph.
+        is_split: There are hooks on its blocks, which would break a graph.
 
     Yields:
         What the user should know of it.
@@ -70,30 +68,11 @@ def uncompiled(module: torch.nn.Module) -> Iterator[Forward | None]:
             module.forward = by_wrapper
 
 
-def through(compiled: Forward, network: torch.nn.Module, forward: Forward) -> Forward:
-    """A forward as it is in the compiled network, without the hooks around it.
-
-    Args:
-        compiled: The compiled network (`uncompiled`).
-        network: The network itself.
-        forward: What its hook calls.
-    """
-
-    @functools.wraps(forward)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        hooked = vars(network)["forward"]
-        vars(network)["forward"] = forward
-        try:
-            return compiled(*args, **kwargs)
-        finally:
-            vars(network)["forward"] = hooked
-
-    run.is_compiled = True  # type: ignore[attr-defined]
-    return run
-
-
-def is_compiled(network: torch.nn.Module, forward: Forward) -> bool:
-    """Whether a forward goes through something compiled: the network (`through`), or modules of it."""
-    if getattr(forward, "is_compiled", False):
-        return True
-    return any(module._compiled_call_impl is not None for module in network.modules())
+def how_compiled(pipe: Any, networks: Sequence[torch.nn.Module]) -> str:
+    """How a pipeline's denoisers are compiled: whole, blocks (any modules of theirs) or none."""
+    called = [as_called(pipe, network) for network in networks]
+    if any(
+        module is not network or network._compiled_call_impl for module, network in zip(called, networks, strict=True)
+    ):
+        return "whole"
+    return "blocks" if any(is_compiled(network, network.forward) for network in networks) else "none"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from diffusers.hooks import ModelHook
 
-from .compiled import through
+from .through import through
 
 
 class DenoiserHook(ModelHook):

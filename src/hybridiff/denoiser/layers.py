@@ -85,13 +85,15 @@ def measure_layers(
     named = zip(layers, probes, strict=True)
     hooks = AttachedHooks((network.get_submodule(layer.name), probe, "hybridiff_cost") for layer, probe in named)
     try:
-        with FlopCounterMode(display=False) as counter:  # this first evaluation also pays for allocations
+        # What torch.compile meets in a dispatch mode it never compiles, and one branch may need graphs of its own.
+        with torch.compiler.set_stance("force_eager"):
+            with FlopCounterMode(display=False) as counter:  # this first evaluation also pays for allocations
+                for probe in probes:
+                    probe.counter = counter
+                evaluate()
             for probe in probes:
-                probe.counter = counter
-            evaluate()
-        for probe in probes:
-            probe.counter = None
-        wholes = [timed(evaluate, device) for _ in range(_REPEATS)]
+                probe.counter = None
+            wholes = [timed(evaluate, device) for _ in range(_REPEATS)]
     finally:
         hooks.remove()
     # Minima, as other work on the machine can only add time; what is around the layers from one same evaluation.

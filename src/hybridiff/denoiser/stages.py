@@ -80,6 +80,11 @@ class StagedDenoiser:
         self.split = self.made_for = None
         self._state = StageState()
 
+    def relink(self) -> None:
+        """Give a split up whose hooks were compiled since: the next run makes it anew, around what is compiled."""
+        if self._attached.are_traced:
+            self.remove()
+
     def run_whole(self, evaluation: Evaluation, rows: slice, rank: int = 0) -> torch.Tensor:
         """Evaluate the whole network: (rows, ...); boundaries are kept, to be read by `downs` and `ups`.
 

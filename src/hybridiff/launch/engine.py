@@ -55,8 +55,9 @@ class Engine:
         loras: `PATH_OR_ID[:SCALE]` each; see `set_loras`.
         controlnets: A folder or a hub id each.
         offload: `none`, or `model` or `sequential` for less memory of each GPU: see `models.offload.OFFLOADS`.
+        compile: `none`, or `blocks` or `whole`: the denoiser under `torch.compile`, see `models.compiling.COMPILES`.
         timeout: Seconds without a finished step before a request counts as stuck; a rank waits as long for another.
-            None takes `config.timeout`.
+            None takes `config.timeout`. A step in which a network is compiled counts likewise.
         startup_timeout: Deadline in seconds for all ranks to have loaded the model, whenever they are started.
 
     Raises:
@@ -79,6 +80,7 @@ class Engine:
         loras: Sequence[str] = (),
         controlnets: Sequence[str] = (),
         offload: str = "none",
+        compile: str = "none",
         timeout: float | None = None,
         startup_timeout: float = 600.0,
     ) -> None:
@@ -89,7 +91,7 @@ class Engine:
             devices = DEFAULT_RANKS if config.simulate else placement.world
         self.config = replace(config, devices=devices, timeout=config.timeout if timeout is None else timeout)
         check_ranks(self.config, devices)
-        check_offload(offload, placement.device_type)
+        check_offload(offload, placement.device_type, compile)
         if dtype is not None:
             require_known("dtype", dtype, DTYPES)
         self.folder = find_model(model, variant, model_config).for_device(placement.device_type)
@@ -98,8 +100,9 @@ class Engine:
         self.device = placement.device_type
         self._is_closed = False
         self._turns = Turns()
-        loading: dict[str, Any] = {"dtype": dtype, "scheduler": scheduler, "task": task, "variant": variant}
-        loading |= {"loras": find_loras(loras), "controlnets": find_controlnets(controlnets), "offload": offload}
+        loading: dict[str, Any] = {"loras": find_loras(loras), "controlnets": find_controlnets(controlnets)}
+        loading |= {"dtype": dtype, "scheduler": scheduler, "task": task, "variant": variant}
+        loading |= {"offload": offload, "compile": compile}
         spec = RankSpec(placement, self.config, self.folder, loading, startup_timeout)
         self._ranks: _Spawned | _Joined = _Joined(spec) if placement.under_torchrun else _Spawned(spec)
 

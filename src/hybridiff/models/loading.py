@@ -12,6 +12,7 @@ from ..utils.names import require_known
 from ..utils.text import one_line
 from . import tiny
 from .bench import BENCH, open_bench
+from .compiling import compile_denoisers
 from .controlnets import controlled_class, load_controlnets
 from .folder import ModelFolder, open_folder
 from .lazy import lazy_encoders
@@ -83,6 +84,7 @@ def load_pipeline(
     controlnets: Sequence[str] = (),
     encodes: bool = True,
     offload: str = "none",
+    compile: str = "none",
 ) -> Any:
     """Load a stock diffusers pipeline.
 
@@ -98,18 +100,17 @@ def load_pipeline(
         controlnets: Folders of ControlNets.
         encodes: False leaves encoders of text and images on the disk, see `lazy`: for ranks other than 0.
         offload: See `offload.OFFLOADS`.
+        compile: See `compiling.COMPILES`.
 
     Raises:
         UsageError: the model, dtype, scheduler or task is unknown, the pipeline not complete, or a LoRA does not fit.
     """
     require_known("task", task, TASKS)
-    check_offload(offload, str(device))
+    check_offload(offload, str(device), compile)
     folder = find_model(name_or_path, variant, model_config).for_device(str(device))
-    chosen = choose_dtype(dtype, str(device), folder.denoiser)
-    pipe = _load(folder, task, scheduler, controlnets, encodes, dtype=chosen, variant=variant)
-    if loras:
-        put_loras(pipe, loras)
-    return place(pipe, str(device), offload)
+    options = {"dtype": choose_dtype(dtype, str(device), folder.denoiser), "variant": variant}
+    pipe = _load(folder, task, scheduler, controlnets, encodes, loras, **options)
+    return compile_denoisers(place(pipe, str(device), offload), compile)
 
 
 def _load(
@@ -118,6 +119,7 @@ def _load(
     scheduler: str | None,
     controlnets: Sequence[str],
     encodes: bool,
+    loras: Sequence[Lora],
     **options: Any,
 ) -> Any:
     if scheduler is not None:
@@ -127,6 +129,8 @@ def _load(
     pipe = _read_pipeline(folder, task, **options, **networks)
     if scheduler is not None:
         pipe.scheduler = build_scheduler(scheduler, pipe.scheduler)
+    if loras:
+        put_loras(pipe, loras)
     return pipe
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..errors import UsageError
 from ..utils.names import require_known
+from .compiling import check_compile
 from .lazy import is_unread
 
 OFFLOADS = ("none", "model", "sequential")
@@ -13,8 +14,8 @@ OFFLOADS = ("none", "model", "sequential")
 (`enable_sequential_cpu_offload`): less memory of a GPU for more time."""
 
 
-def check_offload(offload: str, device: str) -> None:
-    """Refuse an offload that is unknown, or that has nowhere to go.
+def check_offload(offload: str, device: str, compile: str = "none") -> None:
+    """Refuse an offload that is unknown, has nowhere to go, or takes the weights from compiled networks.
 
     Raises:
         UsageError: with what would do.
@@ -25,6 +26,7 @@ def check_offload(offload: str, device: str) -> None:
             f"offload {offload} keeps networks in main memory until a GPU needs them; on the CPU they are there "
             "anyway: leave it out, or use --device cuda"
         )
+    check_compile(compile, offload)
 
 
 def place(pipe: Any, device: str, offload: str) -> Any:

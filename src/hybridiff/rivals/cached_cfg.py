@@ -41,6 +41,7 @@ class CachedCfgStrategy(CfgStrategy):
     """Each rank evaluates its rows, by a network that leaves out what its cache says."""
 
     name = "cached_cfg"
+    hooks_layers = True
     saves_work = True
 
     def __init__(self, context: RunContext, first: Evaluation) -> None:

@@ -22,6 +22,7 @@ from diffusers.hooks import (
 )
 
 from ..denoiser.adapters.sd3 import SD3Adapter
+from ..denoiser.through import expose
 from ..schedule.presets import scaled_steps
 
 
@@ -38,6 +39,7 @@ class AttachedCache:
 
     def __init__(self, network: torch.nn.Module, apply: Callable[[torch.nn.Module], None]) -> None:
         self._network = network
+        self._compiled = [expose(module) for module in network.modules()]
         self._before = {module: (_hooks(module), "forward" in vars(module)) for module in network.modules()}
         try:
             apply(network)
@@ -58,6 +60,8 @@ class AttachedCache:
                 del module._diffusers_hook  # the registry and the original forward stay behind as attributes
                 if not had_forward:
                     vars(module).pop("forward", None)
+        for undo in self._compiled:
+            undo()
         self._tell_registries()
 
     def _tell_registries(self) -> None:

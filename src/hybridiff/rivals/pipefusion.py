@@ -46,6 +46,7 @@ class PipeFusionStrategy(PlannedStrategy):
     """Full steps on every rank, then patches that run through a pipeline of stages."""
 
     name = "pipefusion"
+    hooks_attention = True
 
     def __init__(self, context: RunContext, first: Evaluation) -> None:
         super().__init__(context, first)

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from ..denoiser.compiled import is_compiled
 from ..denoiser.evaluation import Evaluation, RecordedEvaluation, are_close
 from ..denoiser.rows import split_rows
+from ..denoiser.through import is_compiled
 from ..distributed.comm import Comm
 from ..errors import CommError, ShardError, UsageError
 from .choice import choose_shards, is_large
@@ -180,6 +180,10 @@ class RankGroups:
     def remove(self) -> None:
         """Restore the networks."""
         self.drop()
+        self.unhook()
+
+    def unhook(self) -> None:
+        """Take the hooks off, for as long as networks are compiled."""
         for sharded in self._sharded.values():
             if sharded is not None:
                 sharded.remove()
@@ -283,8 +287,6 @@ class RankGroups:
             raise UsageError(f"it is not known how {name} can be cut into parts of an image; use shards=1")
         if self._wanted is not None and self._wanted > most:
             raise UsageError(f"shards {self._wanted} requested, this image can be cut into {most} at most")
-        if _is_compiled(evaluation):
-            raise UsageError(f"{name} is compiled, so it cannot be cut; use shards=1, or do without torch.compile")
 
 
 def _is_compiled(evaluation: Evaluation) -> bool:

@@ -86,6 +86,8 @@ class Strategy(ABC):
 
     name: ClassVar[str]
     shares_rows: ClassVar[bool] = True  # in full steps each rank has rows of its own
+    hooks_layers: ClassVar[bool] = False  # though `needs_stages` says no
+    hooks_attention: ClassVar[bool] = False  # within blocks, which then cannot be compiled
     saves_work: ClassVar[bool] = False  # it leaves evaluations out, or parts of them, whatever the number of ranks
     cuts_stages: ClassVar[bool] = False  # ranks that share rows may each run a stage of the network on their part
 

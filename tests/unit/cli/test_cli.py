@@ -379,15 +379,15 @@ def test_python_m_is_the_command() -> None:
     assert (done.returncode, done.stderr) == (2, "hybridiff: No such command 'draw'; see hybridiff --help\n")
 
 
-def test_generate_has_34_flags() -> None:
+def test_generate_has_35_flags() -> None:
     fields = dataclasses.fields(Generate)
     names = "model prompt prompts negative_prompt num_images seed height width num_inference_steps guidance_scale"
     names += (
         " scheduler arg devices shards strategy fidelity quality calibration set device dtype variant timeout output"
     )
-    names += " fps image mask_image control_image lora controlnet model_config offload"
+    names += " fps image mask_image control_image lora controlnet model_config offload compile"
     assert {field.name for field in fields} == {*names.split(), "trace", "config"}
-    assert len(fields) == 34
+    assert len(fields) == 35
 
 
 def test_displaced_messages_can_be_asked_for() -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from hybridiff.denoiser.compiled import through, uncompiled
+from hybridiff.denoiser.compiled import uncompiled
+from hybridiff.denoiser.through import through
 from support.pipelines import denoiser_of
 from support.simulated import simulate
 from zoo import ZOO, run
@@ -92,7 +93,7 @@ def test_a_split_network_runs_uncompiled_and_the_report_says_so(compiled: Callab
     with simulate(pipe, **config) as parallel, simulate(ZOO[name].build(), **config) as eager:
         assert torch.equal(run(ZOO[name], parallel, steps=STEPS), run(ZOO[name], eager, steps=STEPS))
         assert parallel.report is not None
-        assert parallel.report.notes[-1].startswith("the network is compiled as a whole but split here")
+        assert parallel.report.notes[-1].startswith("the network is compiled as a whole, but its layers run apart here")
     assert graphs.made == 0
 
 

@@ -24,6 +24,7 @@ class DenoiserAdapter(ABC):
         keeps_residual: What carries over from an inner stage to later steps is what it adds to its input.
         reuse_share: Work of the outer stage that reuse steps aim at: small, as the outer stage is what they cost.
         published: Settings of the published rule for the family, for 50 steps.
+        repeated_blocks: Classes of the blocks to be compiled one by one, where diffusers does not say so.
         cuda_dtype: Type in which its pipelines are loaded on CUDA unless told otherwise.
     """
 
@@ -33,6 +34,7 @@ class DenoiserAdapter(ABC):
     keeps_residual: ClassVar[bool]
     reuse_share: ClassVar[float]
     published: ClassVar[PublishedSettings]
+    repeated_blocks: ClassVar[tuple[str, ...]] = ()
     cuda_dtype: ClassVar[str]
 
     @abstractmethod

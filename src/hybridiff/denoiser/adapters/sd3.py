@@ -22,6 +22,7 @@ class SD3Adapter(DenoiserAdapter):
     # Blocks add to the streams that run through them, so what the inner ones add is the smoother quantity.
     keeps_residual = True
     reuse_share = 1 / 6
+    repeated_blocks = ("JointTransformerBlock",)
     cuda_dtype = "bfloat16"
     # The README of the paper's code (SD3-medium, w = 7); its appendix has a slope_threshold of 1e-4.
     published = PublishedSettings(slope_window=15, slope_threshold=5e-4, parallel_steps=5, tau_cap=40)
