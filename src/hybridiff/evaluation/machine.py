@@ -8,6 +8,11 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import diffusers
+import torch
+
+from .. import __version__
+
 
 def describe_machine(device: str) -> dict[str, Any]:
     """The processor or the GPUs, the versions of what computes, and the date; ready for JSON.
@@ -18,19 +23,12 @@ def describe_machine(device: str) -> dict[str, Any]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     facts: dict[str, Any] = {"device": device, "processor": _processor(), "cores": cores}
     if device == "cuda":
-        import torch
-
         facts["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return facts | versions() | {"date": date.today().isoformat()}
 
 
 def versions() -> dict[str, str]:
     """Versions of what computes."""
-    import diffusers
-    import torch
-
-    from .. import __version__
-
     found = {"hybridiff": __version__, "diffusers": diffusers.__version__, "torch": str(torch.__version__)}
     return found | {"python": platform.python_version()}
 

@@ -7,6 +7,11 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import torch
+
+from .perceptual import lpips_at_hand
+
 HIGHEST_PSNR = 100.0
 """In dB: that of identical images, which would be infinite."""
 
@@ -21,8 +26,6 @@ def psnr(image: Any, reference: Any) -> float:
         image: An image or array, such as (H, W, C), with values from 0 to 255.
         reference: Of the same size.
     """
-    import numpy as np
-
     ours, theirs = np.asarray(image, dtype=np.float64), np.asarray(reference, dtype=np.float64)
     if ours.shape != theirs.shape:
         raise ValueError(f"images of different sizes cannot be compared: {ours.shape} and {theirs.shape}")
@@ -46,8 +49,6 @@ def structural_similarity(image: Any, reference: Any) -> float | None:
         from torchmetrics.functional.image import structural_similarity_index_measure
     except ModuleNotFoundError:
         return None
-    import torch
-
     ours, theirs = (torch.as_tensor(pixels).permute(2, 0, 1)[None] for pixels in (image, reference))
     similarity: Any = structural_similarity_index_measure(ours, theirs, data_range=1.0)
     return float(similarity)
@@ -85,7 +86,5 @@ def perceptual_distance(image: Any, reference: Any) -> float | None:
         image: (H, W, C) with values from 0 to 1.
         reference: Of the same size.
     """
-    from .perceptual import lpips_at_hand
-
     distance = lpips_at_hand()
     return None if distance is None else distance(image, reference)

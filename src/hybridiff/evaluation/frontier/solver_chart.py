@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from ..charts import finish, new_figure
@@ -78,6 +79,4 @@ def _label(axes: Any, label: str, steps: int) -> None:
 
 
 def _two_over(steps: int) -> Any:
-    import numpy as np
-
     return lambda places: 2 * steps / np.maximum(places, 1e-6)  # axes are tried from 0 on

@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import Any
 
 from ...launch.engine import Engine
-from ...launch.protocol import Generation
 from ...models.folder import ModelFolder
 from ...utils.prompts import Prompt
 from .gallery import Gallery, PictureRecord
@@ -52,11 +51,8 @@ def draw_missing(
             for number in numbers:
                 prompt = gallery.prompts[number]
                 generation = engine.generate(prompt.prompt, seed=prompt.seed, **call | prompt.arguments)
-                gallery.add(strategy, number, generation.images[0], _record(prompt, generation))
+                report = generation.report
+                record = PictureRecord(prompt.prompt, generation.seed, report.schedule, report.ideal_speedup)
+                gallery.add(strategy, number, generation.images[0], record)
                 done += 1
                 on_progress(strategy, done, total)
-
-
-def _record(prompt: Prompt, generation: Generation) -> PictureRecord:
-    report = generation.report
-    return PictureRecord(prompt.prompt, generation.seed, report.schedule, report.ideal_speedup)

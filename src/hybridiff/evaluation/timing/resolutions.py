@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from .contenders import SERIAL
 
 POWERS = (2, 1, 0)
@@ -55,8 +57,6 @@ def predict(rows: Sequence[dict[str, Any]], resolutions: Sequence[int]) -> list[
 
 def _non_negative(terms: Sequence[Sequence[float]], seconds: Sequence[float], most: int) -> list[float]:
     """Factors of terms, none negative and at most so many not 0, whose sum has the least squares of relative errors."""
-    import numpy as np
-
     table = np.stack([np.asarray(term) / np.asarray(seconds) for term in terms], axis=1)
     best = float("inf"), [0.0] * len(terms)
     for count in range(1, min(most, len(seconds)) + 1):
