@@ -80,5 +80,5 @@ def fill(buffer: torch.Tensor, tensors: tuple[torch.Tensor, ...]) -> None:
 def unfill(buffer: torch.Tensor, shapes: Sequence[torch.Size]) -> tuple[torch.Tensor, ...]:
     """What `fill` has put into a buffer, as views."""
     sizes = [shape.numel() for shape in shapes]
-    parts = buffer[: sum(sizes)].split(sizes)
+    parts = torch.split(buffer[: sum(sizes)], sizes)
     return tuple(part.view(shape) for part, shape in zip(parts, shapes, strict=True))
