@@ -45,7 +45,7 @@ def test_a_model_that_cannot_be_loaded_is_one_value_error(tmp_path: Path) -> Non
 PARENT = """
 import signal
 from hybridiff import Engine
-from hybridiff.launch import launcher
+from hybridiff.launch.processes import _fork_servers
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
 engine = Engine("tiny-sdxl", 2, device="cpu")
 print(*engine.pids, *([_fork_servers._server._process.pid] if _fork_servers._server else []), flush=True)
@@ -79,6 +79,7 @@ def test_engines_of_a_process_share_a_fork_server_and_outlive_it() -> None:
         assert images[0] == images[1]
         ended = first.pids + second.pids
         os.kill(server, signal.SIGKILL)
+        assert wait_for_end([server]) == []
         assert first.generate(PROMPT, seed=3, num_inference_steps=2).images[0] == images[0]
         assert server_pid() != server
         assert second.pids == []
