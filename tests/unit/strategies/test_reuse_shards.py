@@ -28,8 +28,8 @@ from support.shards import of_dtype
 SIZES = {"sdxl": (29, 10), "sd1.x": (31, 13), "sd2.x": (35, 14), "sd3": (10, 14), "sd3.5": (14, 6)}
 """Height and width of samples whose parts differ."""
 
-REUSE = {"strategy": "hybrid", "step_kind": "reuse", "full_steps": "0-1,4", "simulate": True}
-STEPS = {"num_inference_steps": 7}
+REUSE: dict[str, Any] = {"strategy": "hybrid", "step_kind": "reuse", "full_steps": "0-1,4", "simulate": True}
+STEPS: dict[str, Any] = {"num_inference_steps": 7}
 
 
 @pytest.fixture(autouse=True)
