@@ -63,6 +63,12 @@ def test_rows_page_and_charts_are_written(
     assert all(options["device"] == "cpu" for _, options in engine.made)
 
 
+def test_all_engines_compile_and_the_page_says_so(tmp_path: Path, engine: type[FakeEngine]) -> None:
+    assert bench("--strategies", "cfg", "--compile", "blocks", "--output", tmp_path) == 0
+    assert {options["compile"] for _, _, options in engine.made} == {"blocks"}
+    assert "Denoisers are compiled (blocks) for all rows" in (tmp_path / "bench.md").read_text()
+
+
 def test_resolutions_are_measured_up_to_the_largest_and_predicted_beyond(
     tmp_path: Path, engine: type[FakeEngine]
 ) -> None:

@@ -155,6 +155,7 @@ def test_an_argument_that_the_pipeline_would_ignore_is_refused(
         (["--trace", "trace.png"], "'trace.png' must name a .json file"),
         (["--arg", "seed=3"], "--arg seed has a flag of its own: use --seed"),
         (["--offload", "model"], "offload model keeps networks in main memory until a GPU needs them; on the CPU"),
+        (["--compile", "all"], "unknown compile 'all'; choose one of none, blocks, whole"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -227,6 +228,13 @@ def test_generate_writes_and_tells_what_it_wrote(
     assert list(written["parts"]) == list(written["shares"]) == ["encoding", "denoising", "decoding", "saving"]
     assert sum(written["shares"].values()) == pytest.approx(1.0)
     assert written["peak_memory"] == [2**30, 2**29]
+
+
+def test_ranks_compile_and_the_image_tells_so(tmp_path: Path, engine: type[FakeEngine]) -> None:
+    path = tmp_path / "ring.png"
+    assert main([*RING, "--output", str(path), "--compile", "whole"]) == 0
+    assert engine.made[0]["compile"] == "whole"
+    assert json.loads(Image.open(path).text["settings"])["compile"] == "whole"
 
 
 def test_a_promise_is_told_with_what_became_of_it(
