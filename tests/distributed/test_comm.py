@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from hybridiff import ParallelConfig, parallelize
-from hybridiff.distributed import wires
+from hybridiff.distributed import connecting
 from hybridiff.distributed.comm import Comm
 from hybridiff.distributed.process import ProcessComm, world_comm
 from support.failing import GROUP_TIMEOUT, QUICK, Planted
@@ -63,7 +63,7 @@ def test_groups_whose_ranks_cannot_reach_each_other_talk_by_gloo() -> None:
 def say_everything_in_groups(groups: list[list[int]], are_apart: bool = False) -> list[Any]:
     with pytest.MonkeyPatch.context() as patch:
         if are_apart:
-            patch.setattr(wires, "_call", refuse)
+            patch.setattr(connecting, "_call", refuse)
         return _say_everything_in_groups(groups, are_apart)
 
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+from .comm import Tell
 
 PAGE = 2**26
 """Bytes of the longest message that finds room. Memory that nobody writes to takes none."""
-
-Tell = Callable[[Any], list[Any]]
-"""Hands all ranks one object of each (`Comm.all_gather_object`)."""
 
 
 class Boards:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -12,6 +12,9 @@ T = TypeVar("T")
 
 Buffers = Mapping[int, torch.Tensor]
 """One buffer for each local rank."""
+
+Tell = Callable[[Any], list[Any]]
+"""Hands all ranks one object of each (`Comm.all_gather_object`)."""
 
 
 class Comm(ABC):

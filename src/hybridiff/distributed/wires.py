@@ -7,9 +7,7 @@ the thread that has to wait reads by itself, so that a message takes what the ne
 from __future__ import annotations
 
 import contextlib
-import os
 import pickle
-import secrets
 import selectors
 import signal
 import socket
@@ -22,17 +20,16 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
-from .boards import PAGE, Boards, Tell
+from .boards import PAGE, Boards
+from .comm import Tell
+from .connecting import connect_all
 
 T = TypeVar("T")
 
 _POLLED = 1e-4
 """Seconds for which a rank asks again and again before it sleeps: a core that sleeps takes as long to wake."""
 
-_LONGEST_CONNECT = 10.0
-"""Seconds that a call to another rank may take; the others wait meanwhile."""
-
-_TOKEN_BYTES, _RANK_BYTES, _LENGTH_BYTES = 16, 4, 8
+_LENGTH_BYTES = 8
 _SHORT = 2**14
 """Bytes of a message that goes out together with its length; longer ones are put on boards where there are any."""
 
@@ -64,20 +61,8 @@ class Wires:
             tell: How they hear of each other's addresses.
             timeout: Deadline of every message in seconds.
         """
-        sockets: dict[int, socket.socket] = {}
-        with _listener() as listener, contextlib.ExitStack() as closing:
-            closing.callback(_close, sockets)
-            told = tell((listener.getsockname(), secrets.token_bytes(_TOKEN_BYTES)))
-            with contextlib.suppress(OSError):
-                for other, (address, token) in enumerate(told[:rank]):
-                    sockets[other] = _call(address, token, rank, min(timeout / 2, _LONGEST_CONNECT))
-            if not all(tell(len(sockets) == rank)):
-                return None
-            listener.settimeout(timeout)
-            while len(sockets) < len(told) - 1:  # all who called wait in the backlog
-                sockets |= _accepted(listener, told[rank][1])
-            closing.pop_all()
-        return cls(sockets, Boards.share(rank, tell), rank, timeout)
+        sockets = connect_all(rank, tell, timeout)
+        return None if sockets is None else cls(sockets, Boards.share(rank, tell), rank, timeout)
 
     def all_gather(self, mine: torch.Tensor, out: torch.Tensor) -> None:
         """What all ranks say.
@@ -124,7 +109,8 @@ class Wires:
 
     def close(self) -> None:
         """Leave; whoever waits for this rank hears of it."""
-        _close(self._sockets)
+        for connection in self._sockets.values():
+            connection.close()
 
     def _exchange(self, pieces: Sequence[memoryview], heard: torch.Tensor) -> None:
         """Send each other rank its piece, or all the only one, and receive of each, (ranks, n)."""
@@ -253,54 +239,3 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
     """A 1-D tensor's memory."""
     memory: Any = tensor.detach().view(torch.uint8).numpy()
     return memoryview(memory)
-
-
-def _close(sockets: Mapping[int, socket.socket]) -> None:
-    for connection in sockets.values():
-        connection.close()
-
-
-def _listener() -> socket.socket:
-    family, address = _own_address()
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.bind((address, 0))
-    listener.listen()
-    return listener
-
-
-def _own_address() -> tuple[socket.AddressFamily, str]:
-    """Where the other ranks reach this one: on its way to the first rank's machine, of which torchrun tells."""
-    leader = os.environ.get("MASTER_ADDR", "127.0.0.1")
-    try:
-        family, *_, towards = socket.getaddrinfo(leader, 9, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect(towards)  # sends nothing
-            return family, probe.getsockname()[0]
-    except OSError:
-        return socket.AF_INET, "127.0.0.1"
-
-
-def _call(address: tuple[Any, ...], token: bytes, rank: int, timeout: float) -> socket.socket:
-    """A connection to a rank that listens; its token and this rank's number tell it who calls."""
-    connection = socket.create_connection(address[:2], timeout)
-    connection.sendall(token + rank.to_bytes(_RANK_BYTES, "big"))
-    return connection
-
-
-def _accepted(listener: socket.socket, token: bytes) -> dict[int, socket.socket]:
-    """The next connection, by the rank that called; nothing where a stranger did."""
-    connection, _ = listener.accept()
-    connection.settimeout(_LONGEST_CONNECT)
-    with contextlib.suppress(OSError):
-        if secrets.compare_digest(_received(connection, _TOKEN_BYTES), token):
-            return {int.from_bytes(_received(connection, _RANK_BYTES), "big"): connection}
-    connection.close()
-    return {}
-
-
-def _received(connection: socket.socket, count: int) -> bytes:
-    """The next bytes; fewer where the other end closes."""
-    said = b""
-    while len(said) < count and (more := connection.recv(count - len(said))):
-        said += more
-    return said

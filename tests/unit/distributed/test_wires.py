@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from hybridiff.distributed import wires
+from hybridiff.distributed import connecting, wires
 from hybridiff.distributed.wires import Wires
 
 TIMEOUT = 20.0
@@ -115,14 +115,14 @@ def test_a_silent_rank_is_waited_for_until_the_deadline(pair: list[Wires], eleme
 
 
 def test_strangers_are_not_listened_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    call = wires._call
+    call = connecting._call
 
     def after_strangers(address: tuple[Any, ...], token: bytes, *rest: Any) -> socket.socket:
         for guess in (b"", bytes(len(token)), b"G"):
             call(address, guess, 1, TIMEOUT).close()
         return call(address, token, *rest)
 
-    monkeypatch.setattr(wires, "_call", after_strangers)
+    monkeypatch.setattr(connecting, "_call", after_strangers)
     ends = connected(2)
     heard = in_threads(2, lambda rank: gathered(ends[rank], torch.tensor([rank]), 2).tolist())  # type: ignore[arg-type]
     assert heard == [[[0], [1]]] * 2
@@ -134,11 +134,11 @@ def test_where_one_cannot_be_reached_nobody_has_wires(monkeypatch: pytest.Monkey
             raise ConnectionRefusedError
         return CALL(address, token, rank, timeout)
 
-    monkeypatch.setattr(wires, "_call", refused)
+    monkeypatch.setattr(connecting, "_call", refused)
     assert connected(3) == [None] * 3
 
 
-CALL = wires._call
+CALL = connecting._call
 
 
 @pytest.mark.parametrize("leader", [None, "127.0.0.1", "localhost", "no such machine"])
@@ -146,7 +146,7 @@ def test_ranks_listen_where_the_first_one_hears_them(leader: str | None, monkeyp
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     if leader is not None:
         monkeypatch.setenv("MASTER_ADDR", leader)
-    assert wires._own_address()[1] in ("127.0.0.1", "::1")
+    assert connecting._own_address()[1] in ("127.0.0.1", "::1")
 
 
 def test_messages_of_different_lengths_are_refused(pair: list[Wires]) -> None:
