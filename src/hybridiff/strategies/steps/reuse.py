@@ -14,7 +14,7 @@ from ...denoiser.blocks import Boundary
 from ...denoiser.evaluation import Evaluation
 from ...denoiser.stages import StagedDenoiser
 from ...numerics.extrapolation import Extrapolation
-from ...numerics.guidance import discrepancy
+from ...numerics.guidance import discrepancy_between
 from ..base import Answer
 from ..evaluator import BranchEvaluator
 from .executor import StepExecutor
@@ -39,8 +39,8 @@ class ReuseStep(StepExecutor):
 
     def run(self, evaluation: Evaluation, step: int) -> Answer:
         prediction = self.evaluator.evaluate(evaluation, self._run_traced, self._run_outer)
-        branches = prediction.chunk(evaluation.branches)
-        return Answer(prediction, self.evaluator.read_status(discrepancy(branches[0], branches[-1]).reshape(1)))
+        said = self.evaluator.read_status(discrepancy_between(prediction, evaluation.branches))
+        return Answer(prediction, said)
 
     def run_full(self, evaluation: Evaluation, rank: int, rows: slice) -> torch.Tensor:
         with self.evaluator.timeline.span(rank, "whole network, own branch", "stage"):
