@@ -12,7 +12,7 @@ from .guided import GuidedPolicy
 from .kinds import Policy, StepKind
 from .notes import plan_notes, refusal_of_promises, scheduler_notes
 from .presets import GuidedSettings, ModelSettings
-from .promised import PromisedPolicy, error_bound, settled_steps
+from .promised import PromisedPolicy, error_bound
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,5 @@ def _policy(
     if quality_value(config.quality) == 1.0 or steps < LEAST_STEPS or is_blind:
         return FixedPolicy.all_full(steps)
     if guided.fidelity is not None:
-        bound, settled = error_bound(guided.fidelity, gain), settled_steps(guided.fidelity, steps)
-        return PromisedPolicy(bound, sensitivity, guided.longest, settled)
+        return PromisedPolicy(error_bound(guided.fidelity, gain), sensitivity, guided.longest)
     return GuidedPolicy(guided.tolerance, guided.longest, sensitivity.weights, guided.step_kind)

@@ -17,13 +17,6 @@ MOST_DECIBELS = 100.0
 _LEAST_FULL = 3
 """Full steps before the first gap: a speed needs two, and the very first step is unlike all others."""
 
-_SETTLED_FROM, _SETTLED_SHARE = 40.0, 1 / 200
-"""Beyond these decibels a promise leaves more of the beginning full, such a share of the steps for each of them.
-
-Early steps decide what an image becomes, which no estimate sees: of 32 images promised 65 dB one had its fourth step
-cached, and half of the squared error of all (docs/method.md).
-"""
-
 _SMOOTHING = 0.5
 """Weight of the last gap in what is learned of all gaps."""
 
@@ -52,12 +45,11 @@ class PromisedPolicy(Policy):
         bound: Root mean square that the final sample may be off.
         sensitivity: How far each prediction moves the sample; of a linear scheduler.
         longest: Full steps are at most this far apart.
-        settled: Full steps before the first gap.
     """
 
-    def __init__(self, bound: float, sensitivity: Sensitivity, longest: int, settled: int = _LEAST_FULL) -> None:
+    def __init__(self, bound: float, sensitivity: Sensitivity, longest: int) -> None:
         super().__init__(StepKind.CACHED)
-        self.bound, self.longest, self._settled = bound, longest, settled
+        self.bound, self.longest = bound, longest
         self._final = [abs(value) for value in sensitivity.influence]
         self._places = sensitivity.places or range(len(self._final))
         self._plan = GapPlan(partial(self._expect, 1.0), len(self._final), longest)
@@ -78,7 +70,7 @@ class PromisedPolicy(Policy):
         distance, self._latest, self._speeds = max(1, step - self._latest), step, self._smoothed(speeds)
         self._full_steps += 1
         last = len(self._final) - 1
-        room = self._room(step, distance) if self._full_steps >= self._settled else 1
+        room = self._room(step, distance) if self._full_steps >= _LEAST_FULL else 1
         self._next = step + room
         if room > 1 and self.tau1 is None:
             self.tau1 = step
@@ -134,11 +126,6 @@ def estimated_fidelity(policy: Policy, decoder_gain: float) -> float:
     """What a run is estimated to have kept, in dB: of the worst image of the batch, at most `MOST_DECIBELS`."""
     error = policy.estimated * decoder_gain if isinstance(policy, PromisedPolicy) else 0.0
     return MOST_DECIBELS if error <= 10 ** (-MOST_DECIBELS / 20) else -20 * math.log10(error)
-
-
-def settled_steps(fidelity: float, steps: int) -> int:
-    """Full steps before the first gap of a run of so many, for a promise in dB."""
-    return max(_LEAST_FULL, int(steps * (fidelity - _SETTLED_FROM) * _SETTLED_SHARE))
 
 
 def error_bound(fidelity: float, decoder_gain: float) -> float:

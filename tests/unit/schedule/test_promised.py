@@ -14,13 +14,7 @@ from hypothesis import strategies as st
 from hybridiff import StepKind
 from hybridiff.numerics.sensitivity import Sensitivity
 from hybridiff.schedule.fixed import FixedPolicy
-from hybridiff.schedule.promised import (
-    MOST_DECIBELS,
-    PromisedPolicy,
-    error_bound,
-    estimated_fidelity,
-    settled_steps,
-)
+from hybridiff.schedule.promised import MOST_DECIBELS, PromisedPolicy, error_bound, estimated_fidelity
 from support.promised import PromisedByHand, Shown, gaps, run_policy
 
 
@@ -288,21 +282,3 @@ def test_what_is_estimated_is_told_in_decibels_of_the_worst_image(gain: float) -
     assert estimated_fidelity(spending(0.0), gain) == MOST_DECIBELS
     assert estimated_fidelity(spending(1e-9), gain) == MOST_DECIBELS
     assert estimated_fidelity(FixedPolicy.all_full(9), gain) == MOST_DECIBELS
-
-
-@pytest.mark.parametrize(
-    ("fidelity", "steps", "settled"),
-    [(35.0, 50, 3), (55.0, 50, 3), (65.0, 50, 6), (80.0, 50, 10), (65.0, 28, 3), (100.0, 28, 8), (10.0, 4, 3)],
-)
-def test_higher_promises_leave_more_of_the_beginning_full(fidelity: float, steps: int, settled: int) -> None:
-    assert settled_steps(fidelity, steps) == settled
-
-
-@pytest.mark.parametrize("settled", [3, 6])
-def test_the_first_gap_comes_after_the_steps_that_are_to_be_full(settled: int) -> None:
-    policy = PromisedPolicy(1e9, sensitivity([1.0] * 30), 4, settled)
-    shown = run_policy(policy, 30, lambda step: [1.0], lambda before, after, speeds: [0.0])
-    steps = full_steps(shown)
-    assert steps[:settled] == list(range(settled))
-    assert steps[settled] > settled
-    assert policy.tau1 == settled - 1
