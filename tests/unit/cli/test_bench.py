@@ -65,7 +65,7 @@ def test_rows_page_and_charts_are_written(
 
 def test_all_engines_compile_and_the_page_says_so(tmp_path: Path, engine: type[FakeEngine]) -> None:
     assert bench("--strategies", "cfg", "--compile", "blocks", "--output", tmp_path) == 0
-    assert {options["compile"] for _, _, options in engine.made} == {"blocks"}
+    assert {options["compile"] for _, options in engine.made} == {"blocks"}
     assert "Denoisers are compiled (blocks) for all rows" in (tmp_path / "bench.md").read_text()
 
 

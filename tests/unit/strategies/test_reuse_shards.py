@@ -50,7 +50,7 @@ class Parts:
     """A network whose stages ranks run on their parts; the inner result is the one that the whole network had."""
 
     def __init__(self, network: Any, evaluation: Evaluation, parts: int) -> None:
-        self.groups = RankGroups(LocalComm(parts), [network], wanted=parts)
+        self.groups = RankGroups(LocalComm(parts), wanted=parts)
         self.groups.prepare(evaluation)
         self.staged = StagedDenoiser(adapter_of(network), network)
         self._parts, self._evaluation, self._kept = parts, evaluation, dict[int, Boundary]()
