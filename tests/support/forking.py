@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 import random  # noqa: F401 - for what is evaluated
 import signal
-import subprocess
 import sys
 import threading
 import time
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from hybridiff.launch import forkserver, processes, worker
 
@@ -47,18 +46,9 @@ class Rank:
         self._connection.close()
 
 
-def start(module: str, descriptor: int, log: IO[bytes], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Stands in for `processes._start`."""
-    command = [sys.executable, "-m", "support.forking", module, str(descriptor)]
-    return subprocess.Popen(
-        command,
-        pass_fds=[descriptor],
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env=environment,
-        start_new_session=True,
-    )
+def command(module: str) -> list[str]:
+    """Stands in for `processes._command`."""
+    return [sys.executable, "-m", "support.forking", module]
 
 
 def server_pid() -> int:
@@ -88,7 +78,7 @@ def _rank(descriptor: int) -> None:
 
 
 def _parent(how: str) -> None:
-    processes._start = start  # type: ignore[assignment]
+    processes._command = command
     ranks = [Rank(Path(os.devnull)) for _ in range(2)]
     sys.stdout.write(" ".join(str(pid) for pid in (server_pid(), *(rank.process.pid for rank in ranks))))
     sys.stdout.flush()

@@ -41,13 +41,13 @@ class Wires:
 
     Args:
         sockets: By rank of the other.
-        boards: Where ranks of one machine put long messages; None where they are on several.
         rank: This one.
         timeout: Deadline of every message in seconds.
     """
 
-    def __init__(self, sockets: Mapping[int, socket.socket], boards: Boards | None, rank: int, timeout: float) -> None:
-        self._sockets, self._boards, self._rank, self._timeout = dict(sockets), boards, rank, timeout
+    def __init__(self, sockets: Mapping[int, socket.socket], rank: int, timeout: float) -> None:
+        self._sockets, self._rank, self._timeout = dict(sockets), rank, timeout
+        self._boards: Boards | None = None  # where ranks of one machine put long messages
         for connection in sockets.values():
             connection.setblocking(False)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -62,7 +62,11 @@ class Wires:
             timeout: Deadline of every message in seconds.
         """
         sockets = connect_all(rank, tell, timeout)
-        return None if sockets is None else cls(sockets, Boards.share(rank, tell), rank, timeout)
+        if sockets is None:
+            return None
+        wires = cls(sockets, rank, timeout)
+        wires._boards = Boards.share(rank, wires.all_gather_object)
+        return wires
 
     def all_gather(self, mine: torch.Tensor, out: torch.Tensor) -> None:
         """What all ranks say.

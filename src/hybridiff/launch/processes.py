@@ -175,7 +175,7 @@ def start_rank(device: str, connection: int, log: IO[bytes], timeout: float) -> 
 def _start(module: str, descriptor: int, log: IO[bytes], environment: dict[str, str]) -> subprocess.Popen[bytes]:
     """Start a module of this package with an inherited descriptor."""
     return subprocess.Popen(
-        [sys.executable, "-m", f"{__package__}.{module}", str(descriptor)],
+        [*_command(module), str(descriptor)],
         pass_fds=[descriptor],
         stdin=subprocess.DEVNULL,
         stdout=log,
@@ -183,6 +183,10 @@ def _start(module: str, descriptor: int, log: IO[bytes], environment: dict[str, 
         env=environment,
         start_new_session=True,
     )
+
+
+def _command(module: str) -> list[str]:
+    return [sys.executable, "-m", f"{__package__}.{module}"]
 
 
 def _end(server: subprocess.Popen[bytes], requests: socket.socket, log: IO[bytes]) -> None:

@@ -19,7 +19,7 @@ from hybridiff.distributed.placement import Placement
 from hybridiff.launch import processes
 from hybridiff.launch.processes import Forked
 from support.engines import SOURCE, TESTS, is_alive, wait_for_end
-from support.forking import FAULT, Rank, server_pid, start
+from support.forking import FAULT, Rank, command, server_pid
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ranks are forked on Linux only")
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ranks are forke
 @pytest.fixture(autouse=True)
 def _quick_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
-    monkeypatch.setattr(processes, "_start", start)
+    monkeypatch.setattr(processes, "_command", command)
     monkeypatch.setattr(processes, "_fork_servers", processes._ForkServers())
 
 
