@@ -25,7 +25,7 @@ from ..utils.names import require_known
 from .flags import choice, dashes, flag, number
 
 WHAT, HOW, WHERE = "What", "How to denoise (default: as the model does)", "On what"
-PROMPTS = "one prompt per line, as text or as JSON with prompt, seed and negative_prompt"
+PROMPTS = "one prompt per line, as text or as JSON with prompt, seed and negative_prompt, or a JSON list of these"
 MODEL = f"{', '.join((*EMBEDDED, *BENCH[:2]))}, a local folder, a hub id, or a .safetensors file"
 MODEL_CONFIG = "configuration of a .safetensors file: a folder or a hub id (default: told by what the file holds)"
 COMPILE = "the denoiser under torch.compile: none, blocks (each that it repeats) or whole; the first image takes longer"

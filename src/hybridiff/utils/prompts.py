@@ -1,4 +1,4 @@
-"""Files of prompts: one per line, plain or JSON."""
+"""Files of prompts: one per line, plain or JSON, or one JSON list."""
 
 from __future__ import annotations
 
@@ -29,30 +29,50 @@ class Prompt:
 def read_prompts(path: str | Path) -> list[Prompt]:
     """Read a file of prompts: plain text lines, or JSON objects with prompt, seed and negative_prompt.
 
-    Empty lines are skipped. A line that starts with a brace is JSON.
+    Empty lines are skipped. A line that starts with a brace is JSON. The file may be one JSON list of either, too.
 
     Raises:
-        UsageError: the file cannot be read, holds no prompt, or a line is malformed; names the line.
+        UsageError: the file cannot be read, holds no prompt, or a prompt is malformed; names its line or place.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UsageError(f"cannot read the prompts file {path}: {reason}") from error
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
-    prompts = [_parse(line, f"{path}, line {number}") for number, line in lines if line]
+    items = _listed(text)
+    if items is None:
+        lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
+        prompts = [_parse(line, f"{path}, line {number}") for number, line in lines if line]
+    else:
+        prompts = [_checked(item, f"{path}, item {number}") for number, item in enumerate(items, start=1)]
     if not prompts:
         raise UsageError(f"the prompts file {path} holds no prompt")
     return prompts
+
+
+def _listed(text: str) -> list[Any] | None:
+    """What a text lists; None where it is no JSON list, whatever its lines begin with."""
+    try:
+        items = json.loads(text) if text.lstrip().startswith("[") else None
+    except json.JSONDecodeError:
+        return None
+    return items if isinstance(items, list) else None
 
 
 def _parse(line: str, where: str) -> Prompt:
     if not line.startswith("{"):
         return Prompt(line)
     try:
-        fields: dict[str, Any] = json.loads(line)
+        return _checked(json.loads(line), where)
     except json.JSONDecodeError as error:
         raise UsageError(f"{where}: not a JSON object ({error.msg} at column {error.colno})") from error
+
+
+def _checked(fields: Any, where: str) -> Prompt:
+    if isinstance(fields, str):
+        fields = {"prompt": fields.strip()}
+    if not isinstance(fields, dict):
+        raise UsageError(f"{where}: must be text or an object with a prompt, got {fields!r}")
     for name, value in fields.items():
         if name not in FIELDS:
             raise UsageError(f"{where}: unknown key {name!r}; known are {', '.join(FIELDS)}")

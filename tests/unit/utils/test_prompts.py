@@ -16,6 +16,12 @@ def test_plain_and_json_lines_mix_and_empty_ones_are_skipped(tmp_path: Path) -> 
     assert read_prompts(file) == [Prompt("a red ring"), Prompt("ein Bär", 7, "blue"), Prompt("[1] is text")]
 
 
+def test_one_json_list_is_as_good(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.json"
+    file.write_text('[\n  " a red ring",\n  {"prompt": "ein Bär", "seed": 7}\n]\n', "utf-8")
+    assert read_prompts(file) == [Prompt("a red ring"), Prompt("ein Bär", 7)]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -29,6 +35,9 @@ def test_plain_and_json_lines_mix_and_empty_ones_are_skipped(tmp_path: Path) -> 
         (b'{"prompt": "x", "seed": -1}', "line 1: seed must be at least 0, got -1"),
         (b'{"seed": 1}', "line 1: there is no prompt"),
         (b'{"prompt": 3}', "line 1: prompt must be text, got 3"),
+        (b"[]", "holds no prompt"),
+        (b'["a ring", ""]', "item 2: there is no prompt"),
+        (b'["a ring", 3]', "item 2: must be text or an object with a prompt, got 3"),
     ],
 )
 def test_bad_files_are_refused_with_the_line(tmp_path: Path, content: bytes, message: str) -> None:
