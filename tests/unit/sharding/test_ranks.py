@@ -70,9 +70,10 @@ def test_a_network_is_asked_once_a_run_whether_it_is_compiled(monkeypatch: pytes
     monkeypatch.setattr(ranks, "is_compiled", ask)
     pipe = build("sd3")
     network, call = denoiser_of(pipe), {"num_inference_steps": 4, "output_type": "latent", "max_sequence_length": 16}
+    call_impl: Any = network._call_impl
     shards: list[int] = []
     with parallelize(pipe, ParallelConfig(strategy="cfg", devices=4, simulate=True)) as parallel:
-        for compiled in (None, lambda *args, **kwargs: network._call_impl(*args, **kwargs), None):
+        for compiled in (None, call_impl, None):
             network._compiled_call_impl = compiled
             parallel("a ring", generator=torch.Generator().manual_seed(0), **call)
             assert parallel.report is not None
