@@ -171,16 +171,16 @@ class RankGroups:
         self._displaced, self._compiled = {}, {}
         self.costs = self.stage_costs = None
 
-    def drop(self) -> None:
+    def drop(self, aborts: bool = True) -> None:
         """Give groups up after a run that failed; all ranks alike, they are made anew."""
         self.forget()
         for comm in self._comms:
-            comm.close()
+            comm.close(aborts)
         self._comms, self._groups = [], {}
 
     def remove(self) -> None:
         """Restore the networks."""
-        self.drop()
+        self.drop(aborts=False)
         self.unhook()
 
     def unhook(self) -> None:

@@ -9,7 +9,9 @@ import torch
 
 from hybridiff import ParallelConfig, UsageError, parallelize
 from hybridiff.denoiser.through import is_compiled
+from hybridiff.distributed.comm import LocalComm
 from hybridiff.sharding import choice, ranks
+from hybridiff.sharding.ranks import RankGroups
 from support.oracles import relative_difference
 from support.pipelines import build, denoiser_of
 from zoo import ZOO, run
@@ -81,3 +83,18 @@ def test_a_network_is_asked_once_a_run_whether_it_is_compiled(monkeypatch: pytes
             shards.append(parallel.report.partition.shards)
     assert shards == [2, 1, 2]
     assert asked == [network] * 3
+
+
+def test_messages_of_groups_are_aborted_after_a_failure_only() -> None:
+    closed: list[bool] = []
+
+    class Closing(LocalComm):
+        def close(self, aborts: bool = False) -> None:
+            closed.append(aborts)
+
+    for end in (RankGroups.remove, RankGroups.drop):
+        groups = RankGroups(LocalComm(2), None)
+        groups._comms.append(Closing(2))
+        end(groups)
+        end(groups)
+    assert closed == [False, True]
