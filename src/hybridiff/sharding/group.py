@@ -253,7 +253,7 @@ class _ThreadSettings:
 
     def __init__(self) -> None:
         self._threads = torch.get_num_threads()
-        self._stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
+        self._stream = None if not torch.cuda.is_initialized() else torch.cuda.current_stream()  # type: ignore[no-untyped-call]
         self._grad, self._inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
         kinds = ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",)
         self._autocast = [(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) for kind in kinds]
