@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random  # noqa: F401 - for what is evaluated
+import select
 import signal
 import sys
 import threading
@@ -19,7 +20,7 @@ from typing import Any
 
 from hybridiff.launch import forkserver, processes, worker
 
-FAULT = "FAULT_OF_THE_FORK_SERVER"
+FAULT, IDLE = "FAULT_OF_THE_FORK_SERVER", "IDLE_SECONDS_OF_THE_FORK_SERVER"
 
 
 class Rank:
@@ -59,13 +60,17 @@ def server_pid() -> int:
 
 
 def _import() -> None:
-    fault = os.environ.get(FAULT)
+    fault, _, flag = os.environ.get(FAULT, "").partition(" ")
     if fault == "error":
         raise ImportError("torch is broken")
     if fault == "thread":
         threading.Thread(target=time.sleep, args=(60.0,), daemon=True).start()
     if fault == "silent":
         time.sleep(60.0)
+    if fault == "late" and not Path(flag).exists():  # the first request comes just as the server ends for want of one
+        Path(flag).touch()
+        select.select([int(sys.argv[2])], [], [])
+        os._exit(0)
 
 
 def _rank(descriptor: int) -> None:
@@ -93,6 +98,7 @@ def _parent(how: str) -> None:
 def main() -> None:
     """Be what the first argument says."""
     worker.import_all, worker.main = _import, _rank
+    forkserver.IDLE = float(os.environ.get(IDLE, forkserver.IDLE))
     role, argument = sys.argv[1:]
     if role == "parent":
         _parent(argument)

@@ -25,8 +25,8 @@ def decoder_gain(pipe: Any, side: int = 16, error: float = 0.02) -> float:
     channels = getattr(getattr(vae, "config", None), "latent_channels", None)
     if vae is None or channels is None:
         return USUAL_GAIN
-    generator = torch.Generator().manual_seed(0)
-    latent, noise = (torch.randn(1, channels, side, side, generator=generator) for _ in range(2))
+    generator = torch.Generator("cpu").manual_seed(0)
+    latent, noise = (torch.randn(1, channels, side, side, generator=generator, device="cpu") for _ in range(2))
     device = getattr(pipe, "_execution_device", vae.device)  # where an offloaded decoder runs
     try:
         images = [_decode(vae, latents.to(device)) for latents in (latent, latent + error * noise)]

@@ -108,8 +108,12 @@ class Comm(ABC):
         self.broken = True
 
     @abstractmethod
-    def close(self) -> None:
-        """Give back what was taken."""
+    def close(self, aborts: bool = False) -> None:
+        """Give back what was taken.
+
+        Args:
+            aborts: Messages may wait for a lost rank; nobody waits for them any more.
+        """
 
 
 class LocalComm(Comm):
@@ -147,5 +151,5 @@ class LocalComm(Comm):
     def split(self, groups: Sequence[Sequence[int]]) -> list[Comm | None]:
         return [LocalComm(len(group)) for group in groups]
 
-    def close(self) -> None:
+    def close(self, aborts: bool = False) -> None:
         pass

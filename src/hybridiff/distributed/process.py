@@ -114,10 +114,12 @@ class ProcessComm(Comm):
                 comm.connect()
         return [comm if comm.local_ranks else None for comm in comms]
 
-    def close(self) -> None:
+    def close(self, aborts: bool = False) -> None:
         for later in self._later:  # they hold connections open, which is what the others would hear of an error by
             later.work = None
         self._cut_wires()
+        if aborts:
+            self._abort()
         if self._group is not None and dist.is_initialized() and not self.broken:
             if self._host_group is not self._group:
                 dist.destroy_process_group(self._host_group)
@@ -127,9 +129,7 @@ class ProcessComm(Comm):
     def fail(self) -> None:
         super().fail()
         self._cut_wires()
-        if not self._on_host:
-            with contextlib.suppress(RuntimeError):
-                self._group.abort()  # ends the kernels that wait for a lost rank
+        self._abort()
 
     def connect(self) -> None:
         """Let CPU ranks gather over connections of their own; all ranks of the group call it together."""
@@ -139,6 +139,12 @@ class ProcessComm(Comm):
 
         if self._on_host and self.size > 1:
             self._guard(connect)
+
+    def _abort(self) -> None:
+        """End the kernels of a GPU that wait for a lost rank, for which NCCL would wait in turn where a group ends."""
+        if not self._on_host and self._group is not None:
+            with contextlib.suppress(RuntimeError):
+                self._group.abort()
 
     def _cut_wires(self) -> None:
         if self._wires is not None:

@@ -52,10 +52,11 @@ class Readback:
 
     def __init__(self, values: torch.Tensor, make_event: Callable[[torch.device], Event] = device_event) -> None:
         device = values.device
-        self._host = torch.empty(values.shape, dtype=torch.float32, pin_memory=device.type == "cuda")
+        is_gpu = device.type == "cuda"
+        self._host = torch.empty(values.shape, dtype=torch.float32, device="cpu", pin_memory=is_gpu)
         self._host.copy_(values, non_blocking=True)
         self._event = make_event(device)
-        self._event.record(*((torch.cuda.current_stream(device),) if device.type == "cuda" else ()))
+        self._event.record(*((torch.cuda.current_stream(device),) if is_gpu else ()))
 
     def wait(self, timeout: float) -> list[float]:
         """The numbers, once they are there.

@@ -15,9 +15,12 @@ from multiprocessing.connection import Connection, wait
 
 from . import worker
 
+IDLE = 60.0
+"""Seconds without ranks after which the server ends: what it shared with them it then holds alone, some 350 MB."""
+
 
 class ForkServer:
-    """Forks ranks for the process at the other end of a socket, until that hangs up."""
+    """Forks ranks for the process at the other end of a socket, until that hangs up or has no ranks for long."""
 
     def __init__(self, requests: socket.socket) -> None:
         self._requests = requests
@@ -26,7 +29,10 @@ class ForkServer:
     def serve(self) -> int | None:
         """Fork a rank a request. Returns in the rank: its connection to the Engine; and in the server, at its end."""
         while True:
-            for ready in wait([self._requests, *self._ranks]):
+            events = wait([self._requests, *self._ranks], None if self._ranks else IDLE)
+            if not events:
+                return None
+            for ready in events:
                 if isinstance(ready, int):
                     self._bury(ready)
                     continue
@@ -87,8 +93,9 @@ def main(descriptor: int) -> None:
     if threads > 1:
         sys.exit(f"imports started {threads - 1} threads, which a fork would lose")
     connection = ForkServer(requests).serve()
-    if connection is not None:
-        worker.main(connection)
+    if connection is None:
+        os._exit(0)  # at once: the parent sees that a request which comes now is not answered
+    worker.main(connection)
 
 
 if __name__ == "__main__":

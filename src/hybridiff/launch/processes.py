@@ -21,6 +21,9 @@ from ..distributed.placement import Placement, is_under_torchrun
 
 logger = logging.getLogger("hybridiff")
 
+GRACE = 2.0
+"""Seconds for a server that answers no more to have ended."""
+
 
 class Forked:
     """The process of a rank that a server forked for this one; its methods are those of `subprocess.Popen`."""
@@ -66,8 +69,12 @@ class Forked:
             os.kill(self.pid, signal.SIGKILL)
 
 
+class _EndedIdle(OSError):
+    """The server had nothing to do for long, and ended just as it was wanted."""
+
+
 class ForkServer:
-    """A process that forks ranks (see `forkserver`); it ends with the last reference to it, or with this process."""
+    """A process that forks ranks (see `forkserver`); it ends idle, with the last reference to it or this process."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -90,19 +97,25 @@ class ForkServer:
             timeout: Seconds for the server to have imported everything.
 
         Raises:
-            OSError: the server is gone, or silent.
+            OSError: the server is gone, or silent; `_EndedIdle` where another one would do it.
         """
         told, theirs = Pipe(duplex=False)
-        with theirs:
-            socket.send_fds(self._requests, [b" "], [connection, log.fileno(), theirs.fileno()])
         try:
+            with theirs:
+                socket.send_fds(self._requests, [b" "], [connection, log.fileno(), theirs.fileno()])
             if told.poll(timeout):
                 return Forked(self, told.recv(), told)
-        except EOFError:
-            self._log.seek(0)
-            raise OSError(self._log.read().decode(errors="replace").strip().rpartition("\n")[2]) from None
+        except (EOFError, ConnectionError):
+            raise self._why_gone() from None
         self._process.kill()  # lest it forks this rank later
         raise OSError(f"no sign of life for {timeout:g} s")
+
+    def _why_gone(self) -> OSError:
+        with suppress(subprocess.TimeoutExpired):
+            if self._process.wait(GRACE) == 0:
+                return _EndedIdle()
+        self._log.seek(0)
+        return OSError(self._log.read().decode(errors="replace").strip().rpartition("\n")[2])
 
 
 class _ForkServers:
@@ -119,6 +132,8 @@ class _ForkServers:
         if self.is_given_up:
             return None
         try:
+            with suppress(_EndedIdle):
+                return self.prepare().fork(connection, log, timeout)
             return self.prepare().fork(connection, log, timeout)
         except OSError as error:
             self.is_given_up = True

@@ -41,11 +41,11 @@ def smoothing_weights(positions: Sequence[float], position: float) -> list[float
     amplifies what is noise from step to step: there this is nearly a straight line. Where they are far apart it is the
     polynomial.
     """
-    nodes = torch.tensor(positions, dtype=torch.float64)
-    powers = torch.arange(min(3, len(nodes)))
+    nodes = torch.tensor(positions, dtype=torch.float64, device="cpu")
+    powers = torch.arange(min(3, len(nodes)), device="cpu")
     trend = (nodes - position)[None] ** powers[:, None]
-    covariance = NOISE * torch.eye(len(nodes), dtype=torch.float64) + _covariance(nodes[:, None] - nodes)
-    corner = torch.zeros(len(trend), len(trend), dtype=torch.float64)
+    covariance = NOISE * torch.ones_like(nodes).diag() + _covariance(nodes[:, None] - nodes)
+    corner = nodes.new_zeros(len(trend), len(trend))
     system = torch.cat([torch.cat([covariance, trend.T], 1), torch.cat([trend, corner], 1)])
     wanted = torch.cat([_covariance(nodes - position), (powers == 0).double()])
     solved = torch.linalg.solve(system, wanted)[: len(nodes)]

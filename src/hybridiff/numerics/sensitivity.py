@@ -115,7 +115,8 @@ def measure_sensitivity(
     options = {} if eta is None or "eta" not in inspect.signature(scheduler.step).parameters else {"eta": eta}
     identity = (type(scheduler), str(scheduler.config), str(scheduler.timesteps.tolist()), _sigmas(scheduler), options)
     begin = _first_index(scheduler, steps, first)
-    return _measured(_Question(str(identity), begin, steps, _copied(scheduler), options))
+    with torch.device("cpu"):  # whatever the user's default is
+        return _measured(_Question(str(identity), begin, steps, _copied(scheduler), options))
 
 
 def _first_index(scheduler: Any, steps: int, first: float | None = None) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 from collections.abc import Sequence
 from typing import Any
@@ -11,12 +10,13 @@ from typing import Any
 import torch
 
 from ..denoiser.evaluation import Evaluation
+from ..denoiser.watch import AroundSteps, Step
 from .chain import at_timestep, with_arguments
 from .timesteps import Timesteps
 
 
-class Foresight:
-    """Watches a scheduler while it is attached, and foresees the denoiser calls of later steps.
+class Foresight(AroundSteps):
+    """Watches a scheduler as long as this context lasts, and foresees the denoiser calls of later steps.
 
     Args:
         scheduler: The pipeline's own.
@@ -30,17 +30,10 @@ class Foresight:
     def __init__(self, scheduler: Any, timesteps: Timesteps) -> None:
         self.step = 0
         self.guided: dict[int, torch.Tensor] = {}
-        self._scheduler, self._timesteps = scheduler, timesteps
+        self._timesteps, self._signature = timesteps, inspect.signature(scheduler.step)
         self._latents: torch.Tensor | None = None  # that it returned last
         self._further: dict[str, Any] = {}  # arguments of its step, generators among them
-        self._earlier = vars(scheduler).get("step")  # somebody else's
-        scheduler.step = _SeenStep(scheduler.step, self)
-
-    def remove(self) -> None:
-        """Let the scheduler be."""
-        vars(self._scheduler).pop("step", None)
-        if self._earlier is not None:
-            self._scheduler.step = self._earlier
+        super().__init__(scheduler, self._see)
 
     def forget(self, before: int) -> None:
         """Let go of what steps before one were given."""
@@ -72,28 +65,14 @@ class Foresight:
         expected, sample = self.call(evaluation, ()).sample, evaluation.sample
         return expected.shape == sample.shape and torch.equal(expected, sample)
 
-    def take(self, arguments: dict[str, Any], result: Any) -> None:
-        """Take in a step of the scheduler: its arguments by name, and what it returned."""
-        further = dict(arguments)
+    def _see(self, step: Step, *args: Any, **kwargs: Any) -> Any:
+        """Take in a step of the scheduler."""
+        result = step(*args, **kwargs)
+        further = dict(self._signature.bind(*args, **kwargs).arguments)
         self.guided[self.step] = further.pop("model_output").clone()
         del further["timestep"], further["sample"]
         self._further, self._latents = further, _stepped(result)
-
-
-class _SeenStep:
-    """Stands in for a scheduler's `step`, whose signature pipelines inspect; copied with it, it is the stock one."""
-
-    def __init__(self, own: Any, foresight: Foresight) -> None:
-        functools.update_wrapper(self, own)
-        self._own, self._foresight, self._signature = own, foresight, inspect.signature(own)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        result = self._own(*args, **kwargs)
-        self._foresight.take(self._signature.bind(*args, **kwargs).arguments, result)
         return result
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return copy.deepcopy(self._own, memo)  # a method of the copy, which is in the memo already
 
 
 def _stepped(result: Any) -> torch.Tensor:

@@ -52,7 +52,7 @@ class ParaStepStrategy(PlannedStrategy):
         self._foresight: Foresight | None = None
         if StepKind.AHEAD in plan:
             self._foresight = Foresight(context.pipe.scheduler, Timesteps(context))
-            context.undo.callback(self._foresight.remove)
+            context.undo.enter_context(self._foresight)
             self.between = AheadStep(self.evaluator, self._foresight, plan, settings)
 
     @classmethod

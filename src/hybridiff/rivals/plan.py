@@ -4,28 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from ..schedule.kinds import Policy, StepKind
+from ..schedule.fixed import FixedPolicy
+from ..schedule.kinds import StepKind
 
 
-class PlannedPolicy(Policy):
-    """The kind of each step, from a list.
+class PlannedPolicy(FixedPolicy):
+    """The kind of each step, from a list; the first one is full.
 
     Args:
         kinds: Of each step.
     """
 
     def __init__(self, kinds: Sequence[StepKind]) -> None:
-        others = [step for step, kind in enumerate(kinds) if kind is not StepKind.FULL]
-        super().__init__(kinds[others[0]] if others else StepKind.FULL)
+        super().__init__((step for step, kind in enumerate(kinds) if kind is StepKind.FULL), len(kinds))
         self.kinds = kinds
-        if others:
-            self.tau1, self.tau2 = others[0] - 1, others[-1]
-
-    def observe(self, step: int, discrepancy: float, drift: float, estimates: Sequence[float] = ()) -> None:
-        pass
-
-    def is_full(self, step: int) -> bool:
-        return self.kinds[step] is StepKind.FULL
 
     def kind(self, step: int) -> StepKind:
         # A tau2 that moved says that guidance has ended.

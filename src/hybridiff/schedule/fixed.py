@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from ..errors import UsageError
 from .kinds import Policy, StepKind
@@ -35,9 +35,6 @@ class FixedPolicy(Policy):
     def all_full(cls, steps: int) -> FixedPolicy:
         """Every step is full."""
         return cls(range(steps), steps)
-
-    def observe(self, step: int, discrepancy: float, drift: float, estimates: Sequence[float] = ()) -> None:
-        pass
 
     def is_full(self, step: int) -> bool:
         return step in self._full

@@ -23,14 +23,14 @@ class GapPlan:
     """
 
     def __init__(self, expect: Callable[[int, int], float], steps: int, longest: int) -> None:
-        prices = torch.tensor(_PRICES, dtype=torch.float64)
+        prices = torch.tensor(_PRICES, dtype=torch.float64, device="cpu")  # whatever the user's default is
         self._unit = max((expect(step, 2) for step in range(steps - 3)), default=0.0) ** 2 or 1.0
-        costs = torch.zeros(steps, len(prices), dtype=torch.float64)  # squared errors from a step on, in that unit
-        values, rooms = torch.zeros_like(costs), torch.ones(costs.shape, dtype=torch.long)
+        costs = prices.new_zeros(steps, len(prices))  # squared errors from a step on, in that unit
+        values, rooms = torch.zeros_like(costs), torch.ones_like(costs, dtype=torch.long)
         for step in range(steps - 2, -1, -1):
             distances = range(1, max(1, min(longest, steps - 2 - step)) + 1)
             squares = [expect(step, distance) ** 2 / self._unit if distance > 1 else 0.0 for distance in distances]
-            own = torch.tensor(squares, dtype=torch.float64)[:, None]
+            own = prices.new_tensor(squares)[:, None]
             following = slice(step + 1, step + 1 + len(distances))
             values[step], best = (1 + prices * own + values[following]).min(0)
             costs[step] = (own + costs[following]).gather(0, best[None])[0]

@@ -49,8 +49,9 @@ class Policy(ABC):
     def __init__(self, step_kind: StepKind) -> None:
         self.step_kind = step_kind
 
-    @abstractmethod
-    def observe(self, step: int, discrepancy: float, drift: float, estimates: Sequence[float] = ()) -> None:
+    def observe(  # noqa: B027 - schedules may be known beforehand
+        self, step: int, discrepancy: float, drift: float, estimates: Sequence[float] = ()
+    ) -> None:
         """Take in what a full step showed.
 
         Args:

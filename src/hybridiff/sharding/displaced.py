@@ -127,6 +127,9 @@ class DisplacedGroup(ShardGroup):
         """Whether messages of the running evaluation are kept for the next one."""
         return self._call.times >= self._warm_up
 
+    def _tell(self, number: int) -> list[int]:
+        return self._group._tell(number)
+
     def _all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
         return self._group._all_gather(tensor)
 

@@ -118,9 +118,13 @@ class ShardGroup(ABC):
     def lengths(self, place: str, mine: int) -> tuple[int, ...]:
         """The lengths that the ranks have at a place; they are told once for each form of an evaluation."""
         if place not in self._lengths:
-            told = self._all_gather(torch.tensor([mine]))
-            self._lengths[place] = tuple(int(length) for length in told.flatten())
+            self._lengths[place] = tuple(self._tell(mine))
         return self._lengths[place]
+
+    def _tell(self, number: int) -> list[int]:
+        """A number of each rank."""
+        numbers: list[int] = self._all_gather(torch.tensor([number])).flatten().tolist()
+        return numbers
 
     def _one_after_other(
         self, gather: Callable[[torch.Tensor], torch.Tensor], place: str, tensor: torch.Tensor, dim: int
@@ -158,6 +162,9 @@ class ProcessGroup(ShardGroup):
     def __init__(self, comm: Comm, device: torch.device) -> None:
         super().__init__(comm.rank, comm.size)
         self._comm, self.device = comm, device
+
+    def _tell(self, number: int) -> list[int]:
+        return self._comm.all_gather_object(number)  # by way of the host: a GPU would be waited for without a deadline
 
     def _all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
         mine = tensor.to(self.device)
@@ -242,10 +249,11 @@ def play(ranks: Sequence[ThreadGroup], work: Callable[[ThreadGroup], T]) -> list
 
 
 class _ThreadSettings:
-    """What torch keeps for each thread: the number of its own threads, grad and inference mode, autocast."""
+    """What torch keeps for each thread: number of its own threads, stream, grad and inference mode, autocast."""
 
     def __init__(self) -> None:
         self._threads = torch.get_num_threads()
+        self._stream = None if not torch.cuda.is_initialized() else torch.cuda.current_stream()  # type: ignore[no-untyped-call]
         self._grad, self._inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
         kinds = ("cuda", "cpu") if torch.cuda.is_available() else ("cpu",)
         self._autocast = [(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) for kind in kinds]
@@ -254,6 +262,7 @@ class _ThreadSettings:
     def taken_over(self) -> Iterator[None]:
         torch.set_num_threads(self._threads)
         with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.cuda.stream(self._stream))  # and its device
             stack.enter_context(torch.inference_mode(self._inference))
             stack.enter_context(torch.set_grad_enabled(self._grad))
             for kind, dtype, enabled in self._autocast:

@@ -48,6 +48,7 @@ class RankGroups:
         self._warm_up, self._displaced = warm_up, dict[ShardGroup, DisplacedGroup]()
         self._comm, self._wanted = comm, wanted
         self._sharded: dict[torch.nn.Module, ShardedNetwork | None] = {}
+        self._compiled: dict[torch.nn.Module, bool] = {}  # asked once a run: a network has thousands of modules
         self._groups: dict[int, list[ShardGroup]] = {}
         self._comms: list[Comm] = []
         self._sent = 0
@@ -64,13 +65,13 @@ class RankGroups:
             self._check(evaluation)
         elif choose_shards(self._comm.size, evaluation.rows, self._comm.size) == 1:
             return 1  # however it can be cut: most runs, whose networks get no hooks
-        elif not is_large(evaluation.sample) or _is_compiled(evaluation):
+        elif not is_large(evaluation.sample) or self._is_compiled(evaluation):
             return 1
         return choose_shards(self._comm.size, evaluation.rows, self._most_parts(evaluation), self._wanted)
 
     def prepare(self, evaluation: Evaluation) -> None:
         """Attach the hooks that some call of a run may need, before others hook the same modules."""
-        if self._wanted != 1 and self._comm.size > 1 and not _is_compiled(evaluation):
+        if self._wanted != 1 and self._comm.size > 1 and not self._is_compiled(evaluation):
             self._most_parts(evaluation)
 
     def evaluate(
@@ -166,20 +167,20 @@ class RankGroups:
             raise UsageError(f"{self.why_whole}: ranks cannot share images; use shards=1")
 
     def forget(self) -> None:
-        """Forget what ranks said in an earlier run, and what they had to do."""
-        self._displaced = {}
+        """Forget what ranks said in an earlier run, what they had to do, and what was compiled."""
+        self._displaced, self._compiled = {}, {}
         self.costs = self.stage_costs = None
 
-    def drop(self) -> None:
+    def drop(self, aborts: bool = True) -> None:
         """Give groups up after a run that failed; all ranks alike, they are made anew."""
         self.forget()
         for comm in self._comms:
-            comm.close()
+            comm.close(aborts)
         self._comms, self._groups = [], {}
 
     def remove(self) -> None:
         """Restore the networks."""
-        self.drop()
+        self.drop(aborts=False)
         self.unhook()
 
     def unhook(self) -> None:
@@ -288,6 +289,8 @@ class RankGroups:
         if self._wanted is not None and self._wanted > most:
             raise UsageError(f"shards {self._wanted} requested, this image can be cut into {most} at most")
 
-
-def _is_compiled(evaluation: Evaluation) -> bool:
-    return any(is_compiled(call.network, call.forward) for call in evaluation.calls)
+    def _is_compiled(self, evaluation: Evaluation) -> bool:
+        for call in evaluation.calls:
+            if call.network not in self._compiled:
+                self._compiled[call.network] = is_compiled(call.network, call.forward)
+        return any(self._compiled[call.network] for call in evaluation.calls)

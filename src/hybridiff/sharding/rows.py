@@ -15,8 +15,9 @@ from .place import current_group
 
 def rows_of_part(rows: int, unit: int, group: ShardGroup) -> slice:
     """Which rows of a picture a rank has: parts begin at multiples of a unit, the last one takes the rest."""
-    units = torch.arange(rows // unit).tensor_split(group.count)[group.index]
-    return slice(int(units[0]) * unit, rows if group.is_last else (int(units[-1]) + 1) * unit)
+    each, longer = divmod(rows // unit, group.count)
+    first = group.index * each + min(group.index, longer)
+    return slice(first * unit, rows if group.is_last else (first + each + (group.index < longer)) * unit)
 
 
 class RowsHook(ModelHook, ABC):

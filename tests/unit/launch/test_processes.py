@@ -19,7 +19,7 @@ from hybridiff.distributed.placement import Placement
 from hybridiff.launch import processes
 from hybridiff.launch.processes import Forked
 from support.engines import SOURCE, TESTS, is_alive, wait_for_end
-from support.forking import FAULT, Rank, command, server_pid
+from support.forking import FAULT, IDLE, Rank, command, server_pid
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="ranks are forked on Linux only")
 
@@ -132,6 +132,43 @@ def test_a_server_that_died_takes_its_ranks_along_and_is_replaced(log: Path, cap
     assert rank.process.wait(10.0) == -signal.SIGKILL
     assert wait_for_end([rank.process.pid], 5.0) == []
     assert Rank(log).ask("os.getppid()") == server_pid() != before
+    assert not caplog.records
+
+
+def test_a_server_without_ranks_ends_by_itself_and_is_replaced(
+    log: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(IDLE, "0.2")
+    rank = Rank(log)
+    before = server_pid()
+    assert wait_for_end([before], 1.0) == [before], "it has a rank"
+    rank.hang_up()
+    assert rank.process.wait(10.0) == 0
+    assert wait_for_end([before], 10.0) == []
+    assert Rank(log).ask("os.getppid()") == server_pid() != before
+    assert rank.process.poll() == 0
+    assert not caplog.records
+
+
+def test_a_server_that_ends_with_a_request_unread_is_replaced(
+    log: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(FAULT, f"late {log.with_name('flag')}")
+    server = processes._fork_servers.prepare()
+    assert Rank(log).ask("os.getppid()") == server_pid() != server._process.pid
+    assert server._process.returncode == 0
+    assert not caplog.records
+
+
+def test_a_server_that_ends_just_before_a_request_is_replaced(
+    log: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(IDLE, "0")
+    server = processes._fork_servers.prepare()
+    assert wait_for_end([server._process.pid], 30.0) == []
+    checked = iter([True])
+    monkeypatch.setattr(type(server), "is_alive", property(lambda self: next(checked, self._process.poll() is None)))
+    assert Rank(log).ask("os.getppid()") == server_pid() != server._process.pid
     assert not caplog.records
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
+from collections.abc import Iterator
 
 import pytest
 import torch
 
+from hybridiff.distributed.comm import LocalComm
 from hybridiff.sharding import group as group_module
-from hybridiff.sharding.group import ThreadGroup, play
+from hybridiff.sharding.group import ProcessGroup, ThreadGroup, play
 from hybridiff.sharding.place import current_group, in_parts
 from support.shards import CountingGroup, ranks
 
@@ -62,6 +65,12 @@ def test_lengths_of_the_latest_forms_are_kept(monkeypatch: pytest.MonkeyPatch) -
         assert [rank.sent for rank in group] == [sent] * 2
 
 
+def test_lengths_travel_by_way_of_the_host() -> None:
+    group = ProcessGroup(LocalComm(3), torch.device("meta"))  # on which nothing can be read
+    group.begin("a form")
+    assert group.lengths("here", 5) == (5, 5, 5)
+
+
 def test_bytes_are_counted() -> None:
     group = ranks(4)
     play(group, lambda rank: rank.all_gather(torch.zeros(5, 2)))
@@ -103,6 +112,22 @@ def settings() -> tuple[object, ...]:
         torch.get_autocast_dtype("cpu"),
         torch.get_num_threads(),
     )
+
+
+def test_ranks_work_in_the_stream_of_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[object] = []
+
+    @contextlib.contextmanager
+    def enter(stream: object) -> Iterator[None]:
+        entered.append(stream)
+        yield
+
+    play(ranks(2), lambda _: None)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "the caller's")
+    monkeypatch.setattr(torch.cuda, "stream", enter)
+    play(ranks(2), lambda _: None)
+    assert entered == ["the caller's"] * 2
 
 
 @pytest.mark.parametrize("grad", [True, False])

@@ -8,8 +8,12 @@ import pytest
 import torch
 
 from hybridiff import ParallelConfig, UsageError, parallelize
+from hybridiff.denoiser.through import is_compiled
+from hybridiff.distributed.comm import LocalComm
 from hybridiff.sharding import choice, ranks
+from hybridiff.sharding.ranks import RankGroups
 from support.oracles import relative_difference
+from support.pipelines import build, denoiser_of
 from zoo import ZOO, run
 
 NAME = "FluxPipeline"
@@ -55,3 +59,42 @@ def test_parts_that_differ_from_the_whole(monkeypatch: pytest.MonkeyPatch) -> No
     assert relative_difference(result, run(ZOO[NAME], ZOO[NAME].build())) < 1e-5
     with pytest.raises(UsageError, match=f"{why}: ranks cannot share images; use shards=1"):
         share(shards=2)
+
+
+def test_a_network_is_asked_once_a_run_whether_it_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.nn.Module] = []
+
+    def ask(network: torch.nn.Module, forward: Any) -> bool:
+        asked.append(network)
+        return is_compiled(network, forward)
+
+    monkeypatch.setattr(choice, "LEAST_PIXELS", 1)
+    monkeypatch.setattr(ranks, "is_compiled", ask)
+    pipe = build("sd3")
+    network, call = denoiser_of(pipe), {"num_inference_steps": 4, "output_type": "latent", "max_sequence_length": 16}
+    call_impl: Any = network._call_impl
+    shards: list[int] = []
+    with parallelize(pipe, ParallelConfig(strategy="cfg", devices=4, simulate=True)) as parallel:
+        for compiled in (None, call_impl, None):
+            network._compiled_call_impl = compiled
+            parallel("a ring", generator=torch.Generator().manual_seed(0), **call)
+            assert parallel.report is not None
+            assert parallel.report.partition is not None
+            shards.append(parallel.report.partition.shards)
+    assert shards == [2, 1, 2]
+    assert asked == [network] * 3
+
+
+def test_messages_of_groups_are_aborted_after_a_failure_only() -> None:
+    closed: list[bool] = []
+
+    class Closing(LocalComm):
+        def close(self, aborts: bool = False) -> None:
+            closed.append(aborts)
+
+    for end in (RankGroups.remove, RankGroups.drop):
+        groups = RankGroups(LocalComm(2), None)
+        groups._comms.append(Closing(2))
+        end(groups)
+        end(groups)
+    assert closed == [False, True]

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
 from ...config import PublishedSettings
 from ..layers import Layer
@@ -15,7 +16,7 @@ from ..split import SplitPoint
 
 
 class DenoiserAdapter(ABC):
-    """A family of denoisers.
+    """A family of denoisers; unless it says otherwise as transformers mostly are, with the settings found for SD3.
 
     Attributes:
         class_name: The network's class in diffusers.
@@ -31,15 +32,17 @@ class DenoiserAdapter(ABC):
     class_name: ClassVar[str]
     attribute: ClassVar[str]
     sample: ClassVar[str]
-    keeps_residual: ClassVar[bool]
-    reuse_share: ClassVar[float]
-    published: ClassVar[PublishedSettings]
+    # Blocks add to the streams that run through them, so what the inner ones add is the smoother quantity.
+    keeps_residual: ClassVar[bool] = True
+    reuse_share: ClassVar[float] = 1 / 6
+    # The README of the paper's code (SD3-medium, w = 7); its appendix has a slope_threshold of 1e-4.
+    published: ClassVar = PublishedSettings(slope_window=15, slope_threshold=5e-4, parallel_steps=5, tau_cap=40)
     repeated_blocks: ClassVar[tuple[str, ...]] = ()
-    cuda_dtype: ClassVar[str]
+    cuda_dtype: ClassVar[str] = "bfloat16"
 
-    @abstractmethod
     def output(self, sample: Any) -> Any:
         """The network's own output object, which pipelines get where `return_dict` is true."""
+        return Transformer2DModelOutput(sample=sample)
 
     @abstractmethod
     def layers(self, network: Any) -> list[Layer]:

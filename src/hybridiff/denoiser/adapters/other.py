@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
 
-from ...config import PublishedSettings
 from ...errors import UsageError
 from ..layers import Layer
 from ..split import SplitPoint
@@ -20,13 +16,6 @@ class OtherAdapter(DenoiserAdapter):
     class_name = ""
     attribute = ""
     sample = ""
-    keeps_residual = True
-    reuse_share = 1 / 6
-    cuda_dtype = "bfloat16"
-    published = PublishedSettings(slope_window=15, slope_threshold=5e-4, parallel_steps=5, tau_cap=40)
-
-    def output(self, sample: Any) -> Any:
-        return Transformer2DModelOutput(sample=sample)
 
     def layers(self, network: torch.nn.Module) -> list[Layer]:
         raise UsageError(

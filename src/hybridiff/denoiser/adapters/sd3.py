@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from diffusers.models.modeling_outputs import Transformer2DModelOutput
-
-from ...config import PublishedSettings
 from ..layers import Layer
 from ..split import SplitPoint
 from .base import DenoiserAdapter, argument
@@ -19,16 +16,7 @@ class SD3Adapter(DenoiserAdapter):
     class_name = "SD3Transformer2DModel"
     attribute = "transformer"
     sample = "hidden_states"
-    # Blocks add to the streams that run through them, so what the inner ones add is the smoother quantity.
-    keeps_residual = True
-    reuse_share = 1 / 6
     repeated_blocks = ("JointTransformerBlock",)
-    cuda_dtype = "bfloat16"
-    # The README of the paper's code (SD3-medium, w = 7); its appendix has a slope_threshold of 1e-4.
-    published = PublishedSettings(slope_window=15, slope_threshold=5e-4, parallel_steps=5, tau_cap=40)
-
-    def output(self, sample: Any) -> Any:
-        return Transformer2DModelOutput(sample=sample)
 
     def layers(self, network: Any) -> list[Layer]:
         return [Layer(f"transformer_blocks.{i}", None) for i in range(len(network.transformer_blocks))]
