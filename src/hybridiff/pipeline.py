@@ -22,6 +22,7 @@ from .distributed.process import world_comm
 from .errors import ShardError, UsageError
 from .report.report import RunReport
 from .run import Run
+from .sharding.place import current_part
 from .stock_call import arguments_of_rank, without_images
 
 _HOOK_NAME = "hybridiff"
@@ -84,7 +85,7 @@ class ParallelPipeline:
         self._leave: Callable[[], None] = lambda: None
         self._hooked = {network: self._new_hook() for network in self._setup.networks}
         self._attached = [AttachedHook(network, hook, _HOOK_NAME) for network, hook in self._hooked.items()]
-        self._control = ControlNets(pipe, self, _HOOK_NAME)
+        self._control = ControlNets(pipe, self, _HOOK_NAME, self._setup.groups.control, current_part)
         self._layouts: dict[str, GuidanceLayout] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
