@@ -12,7 +12,6 @@ from torch import nn
 
 from ..denoiser.deferred import mapped
 from ..denoiser.replay import tensors_in
-from ..denoiser.signature import signature_of
 from .group import ShardGroup
 from .network import Forward, RowShards, ShardedNetwork, TokenShards, is_plain
 from .place import PartTensor, current_group, in_parts
@@ -40,6 +39,7 @@ _TOKENS = ModuleCuts(
     dict.fromkeys(("hidden_states", "encoder_hidden_states", "controlnet_cond"), Cut(1, 3))
     | dict.fromkeys(("img_ids", "txt_ids"), Cut(0, 2))
 )
+"""What such transformers are given of tokens, and of their places."""
 
 
 class ControlShards(RowShards):
@@ -71,15 +71,15 @@ def by_parts(sharded: ShardedNetwork | None, forward: Forward) -> Forward:
 
     Args:
         sharded: The ControlNet; None where it is evaluated whole, whoever asks.
-        forward: Its forward.
+        forward: Its forward, to be given arguments by name, in order.
     """
 
     @functools.wraps(forward)
-    def control(*args: Any, **kwargs: Any) -> Any:
-        group, arguments = current_group(), signature_of(forward).bind(args, kwargs)
-        if group is None or sharded is None or arguments is None or sharded.most_parts(arguments) < group.count:
+    def control(**arguments: Any) -> Any:
+        group = current_group()
+        if group is None or sharded is None or sharded.most_parts(arguments) < group.count:
             with in_parts(None):
-                return forward(*args, **kwargs)
+                return forward(**arguments)
         output = sharded.shared_by(group, forward)(**arguments)
         return mapped(output, lambda leaf: leaf.as_subclass(PartTensor) if isinstance(leaf, torch.Tensor) else leaf)
 
