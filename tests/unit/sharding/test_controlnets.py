@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import FluxControlNetModel, FluxMultiControlNetModel, MultiControlNetModel, SD3MultiControlNetModel
+from torch.utils.flop_counter import FlopCounterMode
 
 from hybridiff.denoiser.call import bind_arguments
 from hybridiff.denoiser.replay import tensors_in
@@ -184,6 +185,20 @@ def test_outputs_of_parts_are_those_of_the_whole(name: str, several: bool, count
         dim = 2 if whole.ndim == 4 else 1
         assert all(isinstance(part, PartTensor) and part.shape[dim] < whole.shape[dim] for part in parts)
         assert relative_difference(torch.cat(parts, dim).as_subclass(torch.Tensor), whole) <= 1e-12
+
+
+@pytest.mark.parametrize(("name", "count"), [(UNET, 2), (SDXL, 3), (SD3, 2), (FLUX, 2)])
+def test_a_rank_computes_its_share(name: str, count: int) -> None:
+    pipe = ZOO[name].build()
+    arguments, network = call_of(name, pipe, height=96, width=48), pipe.controlnet.to(torch.float64)
+    forward = by_parts(shard_controlnet(network), network.forward)
+
+    def operations(group: ThreadGroup | None) -> int:
+        with in_parts(group), FlopCounterMode(display=False) as counter:
+            forward(**arguments)
+        return counter.get_total_flops()
+
+    assert max(play(ranks(count), operations)) <= 1.1 / count * operations(None)
 
 
 def pooled() -> Any:
