@@ -23,6 +23,9 @@ CONTROLS = ("controlnet",)
 _SAMPLES = ("sample", "hidden_states", "latents", "x")
 """How such networks call the argument with the noisy samples."""
 
+InParts = Callable[[torch.nn.Module, Callable[..., Any]], Callable[..., Any]]
+"""Given a network and its forward, one that makes of the output what the asking thread has to know."""
+
 
 @dataclass
 class ControlCall:
@@ -124,19 +127,9 @@ class ControlNets:
         pipe: The pipeline.
         owner: What attached it, and can `detach()` it.
         name: Of the hooks.
-        by_parts: Given a network and its forward, what is called in place of that one.
-        part: See `ControlCall`.
     """
 
-    def __init__(
-        self,
-        pipe: Any,
-        owner: Any,
-        name: str,
-        by_parts: Callable[[Any, Callable[..., Any]], Callable[..., Any]] = lambda _, forward: forward,
-        part: Callable[[], Hashable] = lambda: None,
-    ) -> None:
-        self._by_parts, self._part = by_parts, part
+    def __init__(self, pipe: Any, owner: Any, name: str) -> None:
         self._attached: list[AttachedHook] = []
         self._forwards: dict[int, Any] = {}
         self._hooks: list[DenoiserHook] = []
@@ -151,8 +144,16 @@ class ControlNets:
             self._forwards[id(network)] = network.forward
 
     @contextlib.contextmanager
-    def deferring(self) -> Iterator[None]:
-        """While this lasts, calls are deferred; nothing is held afterwards."""
+    def deferring(
+        self, in_parts: InParts = lambda _, forward: forward, part: Callable[[], Hashable] = lambda: None
+    ) -> Iterator[None]:
+        """While this lasts, calls are deferred; nothing is held afterwards.
+
+        Args:
+            in_parts: What is called in place of a network's forward.
+            part: See `ControlCall`.
+        """
+        self._in_parts, self._part = in_parts, part
         for attached, hook in zip(self._attached, self._hooks, strict=True):
             attached.relink()
             hook.answer = self._answer
@@ -175,7 +176,7 @@ class ControlNets:
         # What others have wrapped around since, such as the move to the device, is there only during the call.
         if network.forward is not self._forwards[id(network)] or not signature_of(forward).is_named:
             return forward(*args, **kwargs)
-        call = ControlCall.bind(self._by_parts(network, forward), args, kwargs)
+        call = ControlCall.bind(self._in_parts(network, forward), args, kwargs)
         kind = id(network), _kind_of(call.arguments)
         if not call.rows or self._forms.get(kind, call) is None:
             return forward(*args, **kwargs)

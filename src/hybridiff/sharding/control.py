@@ -10,11 +10,14 @@ import torch
 from diffusers.models.embeddings import PatchEmbed
 from torch import nn
 
+from ..denoiser.control import InParts
 from ..denoiser.deferred import mapped
 from ..denoiser.replay import tensors_in
+from ..denoiser.through import is_compiled
 from .group import ShardGroup
 from .network import Forward, RowShards, ShardedNetwork, TokenShards, is_plain
 from .place import PartTensor, current_group, in_parts
+from .ranks import RankGroups
 from .tokens import Cut, ModuleCuts
 
 
@@ -23,9 +26,8 @@ def shard_controlnet(network: Any) -> ShardedNetwork | None:
     nets = list(getattr(network, "nets", [network]))
     kinds = {type(net).__name__ for net in nets}
     if kinds == {"ControlNetModel"}:
-        levels = {len(net.config.block_out_channels) for net in nets}
         pools = any(net.config.global_pool_conditions for net in nets)
-        return ControlShards(network, nets) if is_plain(network) and len(levels) == 1 and not pools else None
+        return ControlShards(network, nets) if is_plain(network) and not pools else None
     # A token for the kind of condition would come before each part of the text; a picture for tokens is convolved.
     if kinds == {"SD3ControlNetModel"} or (
         kinds == {"FluxControlNetModel"} and not any(net.union or net.input_hint_block for net in nets)
@@ -64,6 +66,16 @@ class ControlShards(RowShards):
 
     def run(self, group: ShardGroup, forward: Forward, arguments: dict[str, Any]) -> Any:
         return forward(**self._part(group, arguments))
+
+
+def controls_in_parts(groups: RankGroups) -> InParts:
+    """What ControlNets run within a call of a pipeline: as a rank evaluates its part of the denoiser, that part."""
+    compiled = functools.cache(is_compiled)  # once a call: a network has thousands of modules
+
+    def in_parts_of(network: nn.Module, forward: Forward) -> Forward:
+        return by_parts(None if compiled(network, forward) else groups.beside(network, shard_controlnet), forward)
+
+    return in_parts_of
 
 
 def by_parts(sharded: ShardedNetwork | None, forward: Forward) -> Forward:

@@ -14,7 +14,6 @@ from ..denoiser.through import is_compiled
 from ..distributed.comm import Comm
 from ..errors import CommError, ShardError, UsageError
 from .choice import choose_shards, is_large
-from .control import by_parts, shard_controlnet
 from .costs import ShardCosts, measure_part, measure_shards
 from .displaced import DisplacedGroup
 from .group import ProcessGroup, ShardGroup, ThreadGroup, play
@@ -75,11 +74,11 @@ class RankGroups:
         if self._wanted != 1 and self._comm.size > 1 and not _is_compiled(evaluation):
             self._most_parts(evaluation)
 
-    def control(self, network: torch.nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """A ControlNet's forward, which makes a part of its output where a rank evaluates a part of the denoiser."""
+    def beside(self, network: torch.nn.Module, shard: Callable[[Any], ShardedNetwork | None]) -> ShardedNetwork | None:
+        """Another network that ranks may share, hooked as soon as a denoiser is; None before, or where they cannot."""
         if network not in self._sharded and any(self._sharded.values()):
-            self._sharded[network] = shard_controlnet(network)
-        return by_parts(None if is_compiled(network, forward) else self._sharded.get(network), forward)
+            self._sharded[network] = shard(network)
+        return self._sharded.get(network)
 
     def evaluate(
         self,

@@ -196,7 +196,7 @@ def test_a_rank_computes_its_share(name: str, count: int) -> None:
     def operations(group: ThreadGroup | None) -> int:
         with in_parts(group), FlopCounterMode(display=False) as counter:
             forward(**arguments)
-        return counter.get_total_flops()
+        return int(counter.get_total_flops())
 
     assert max(play(ranks(count), operations)) <= 1.1 / count * operations(None)
 
