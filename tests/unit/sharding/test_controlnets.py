@@ -260,3 +260,14 @@ def test_hooks_inside_are_there_only_where_pictures_are_shared() -> None:
         run(ZOO[UNET], parallel)
         assert "conv_in" in hooked(pipe.controlnet)
     assert hooked(pipe.controlnet) == []
+
+
+def test_what_is_compiled_later_is_evaluated_whole() -> None:
+    pipe = ZOO[UNET].build()
+    with simulate(pipe, shards=2) as parallel:
+        before = run(ZOO[UNET], parallel)
+        pipe.controlnet.down_blocks[0].compile(backend="eager")
+        with seen(pipe.controlnet, "conv_in") as lengths:
+            after = run(ZOO[UNET], parallel)
+    assert relative_difference(after, before) <= 1e-5
+    assert parts_of(lengths) == set()
