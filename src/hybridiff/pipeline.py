@@ -22,6 +22,8 @@ from .distributed.process import world_comm
 from .errors import ShardError, UsageError
 from .report.report import RunReport
 from .run import Run
+from .sharding.control import controls_in_parts
+from .sharding.place import current_part
 from .stock_call import arguments_of_rank, without_images
 
 _HOOK_NAME = "hybridiff"
@@ -106,7 +108,8 @@ class ParallelPipeline:
                 attached.relink()
             self._answer_by(run.answer)
             decodes, is_split = self._returns_output or self._setup.vae.is_shared, self._setup.is_split
-            with around_compiled(self.pipe, self._hooked, is_split) as notes, run.watching(), self._control.deferring():
+            controls = self._control.deferring(controls_in_parts(self._setup.groups), current_part)
+            with around_compiled(self.pipe, self._hooked, is_split) as notes, run.watching(), controls:
                 output = self.pipe(**arguments_of_rank(self.pipe, arguments, run.end_step, decodes))
         except ShardError as error:
             self._setup.groups.drop()

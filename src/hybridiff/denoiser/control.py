@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +23,9 @@ CONTROLS = ("controlnet",)
 _SAMPLES = ("sample", "hidden_states", "latents", "x")
 """How such networks call the argument with the noisy samples."""
 
+InParts = Callable[[torch.nn.Module, Callable[..., Any]], Callable[..., Any]]
+"""Given a network and its forward, one that makes of the output what the asking thread has to know."""
+
 
 @dataclass
 class ControlCall:
@@ -34,6 +37,7 @@ class ControlCall:
         rows: Samples in the call; 0 where they are not known.
         is_list: Samples come as a list.
         is_divisible: Rows can be evaluated apart.
+        part: Tells which part of the picture the asking thread has, of which the forward makes the output.
     """
 
     forward: Callable[..., Any]
@@ -41,8 +45,9 @@ class ControlCall:
     rows: int
     is_list: bool
     is_divisible: bool = False
+    part: Callable[[], Hashable] = lambda: None
     _versions: list[int] = field(default_factory=list)
-    _evaluated: dict[tuple[int, int], list[torch.Tensor]] = field(default_factory=dict)
+    _evaluated: dict[tuple[int, int, Hashable], list[torch.Tensor]] = field(default_factory=dict)
 
     @classmethod
     def bind(cls, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> ControlCall:
@@ -105,11 +110,12 @@ class ControlCall:
 
     def _lines(self, place: int, lines: int, start: int, stop: int) -> torch.Tensor:
         """Some lines of one tensor of the output, which has so many for each row of the call."""
-        is_whole = (0, self.rows) in self._evaluated or not self.is_divisible or start % lines or stop % lines
+        part = self.part()
+        is_whole = (0, self.rows, part) in self._evaluated or not self.is_divisible or start % lines or stop % lines
         first, last = (0, self.rows) if is_whole else (start // lines, stop // lines)
-        if (first, last) not in self._evaluated:
-            self._evaluated[first, last] = list(leaves(self.run(slice(first, last))))
-        return self._evaluated[first, last][place][start - first * lines : stop - first * lines]
+        if (first, last, part) not in self._evaluated:
+            self._evaluated[first, last, part] = list(leaves(self.run(slice(first, last))))
+        return self._evaluated[first, last, part][place][start - first * lines : stop - first * lines]
 
 
 class ControlNets:
@@ -138,8 +144,16 @@ class ControlNets:
             self._forwards[id(network)] = network.forward
 
     @contextlib.contextmanager
-    def deferring(self) -> Iterator[None]:
-        """While this lasts, calls are deferred; nothing is held afterwards."""
+    def deferring(
+        self, in_parts: InParts = lambda _, forward: forward, part: Callable[[], Hashable] = lambda: None
+    ) -> Iterator[None]:
+        """While this lasts, calls are deferred; nothing is held afterwards.
+
+        Args:
+            in_parts: What is called in place of a network's forward.
+            part: See `ControlCall`.
+        """
+        self._in_parts, self._part = in_parts, part
         for attached, hook in zip(self._attached, self._hooks, strict=True):
             attached.relink()
             hook.answer = self._answer
@@ -162,13 +176,13 @@ class ControlNets:
         # What others have wrapped around since, such as the move to the device, is there only during the call.
         if network.forward is not self._forwards[id(network)] or not signature_of(forward).is_named:
             return forward(*args, **kwargs)
-        call = ControlCall.bind(forward, args, kwargs)
+        call = ControlCall.bind(self._in_parts(network, forward), args, kwargs)
         kind = id(network), _kind_of(call.arguments)
         if not call.rows or self._forms.get(kind, call) is None:
             return forward(*args, **kwargs)
         if kind not in self._forms:
             return self._learn(call, kind)
-        call.is_divisible = self._divisible[kind]
+        call.is_divisible, call.part = self._divisible[kind], self._part
         self._latest = call
         return call.defer(self._forms[kind])
 

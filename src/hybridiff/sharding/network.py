@@ -18,7 +18,7 @@ from ..denoiser.signature import signature_of
 from .attention import ATTENTIONS, AttentionHook
 from .group import ShardGroup
 from .pairs import normalized_convolutions
-from .place import in_parts
+from .place import PartTensor, in_parts
 from .rows import ConvolutionHook, DownsampleHook, GroupNormHook, rows_of_part
 from .tokens import ModuleCuts, TokensHook, known_cuts
 
@@ -93,6 +93,11 @@ class RowShards(ShardedNetwork):
         unit: Parts begin at multiples of so many rows, as the network halves its rows on the way.
     """
 
+    pictures = frozenset(
+        {"down_block_additional_residuals", "mid_block_additional_residual", "down_intrablock_additional_residuals"}
+    )
+    """Arguments that are pictures too, at some scale: features that others add to a U-Net."""
+
     def __init__(self, network: nn.Module, unit: int) -> None:
         super().__init__(network)
         self._unit = unit
@@ -101,12 +106,14 @@ class RowShards(ShardedNetwork):
         return max(1, int(self._picture(arguments).shape[2]) // self._unit)
 
     def run(self, group: ShardGroup, forward: Forward, arguments: dict[str, Any]) -> Any:
+        return _joined(forward(**self._part(group, arguments)), lambda output: group.join("output", output, 2))
+
+    def _part(self, group: ShardGroup, arguments: dict[str, Any]) -> dict[str, Any]:
         rows = int(self._picture(arguments).shape[2])
         own = rows_of_part(rows, self._unit, group)
-        part = {name: _rows_of(value, rows, own, name in _PICTURES) for name, value in arguments.items()}
+        part = {name: _rows_of(value, rows, own, name in self.pictures) for name, value in arguments.items()}
         name = next(iter(arguments))
-        part[name] = arguments[name][:, :, own]
-        return _joined(forward(**part), lambda output: group.join("output", output, 2))
+        return part | {name: arguments[name][:, :, own]}
 
     def _picture(self, arguments: Mapping[str, Any]) -> torch.Tensor:
         picture: torch.Tensor = next(iter(arguments.values()))
@@ -157,11 +164,6 @@ class TokenShards(ShardedNetwork):
 _MANY = 4096
 """More parts than there will be ranks."""
 
-_PICTURES = frozenset(
-    {"down_block_additional_residuals", "mid_block_additional_residual", "down_intrablock_additional_residuals"}
-)
-"""Arguments of a U-Net that are pictures of features, at one of its scales."""
-
 
 def shard_network(network: Any) -> ShardedNetwork | None:
     """A network with the hooks that it needs; None where it is not known how it can be cut."""
@@ -192,6 +194,10 @@ def _rows_of(value: Any, rows: int, own: slice, is_picture: bool) -> Any:
         return type(value)(_rows_of(item, rows, own, True) for item in value)
     if not isinstance(value, torch.Tensor):
         return value
+    if isinstance(value, PartTensor):
+        return value.as_subclass(torch.Tensor)
+    if (times := value.shape[2] // rows) > 1:  # pixels, where the others are latents
+        return value[:, :, own.start * times : own.stop * times]
     scale = 1 << (-(-rows // value.shape[2]) - 1).bit_length()  # each level has half the rows, rounded up
     return value[:, :, own.start // scale : -(-own.stop // scale)]
 

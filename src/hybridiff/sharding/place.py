@@ -6,9 +6,15 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
+import torch
+
 from .group import ShardGroup
 
 _RUNNING = threading.local()
+
+
+class PartTensor(torch.Tensor):
+    """A part of a tensor where networks expect the whole one; what is computed of it is one, too."""
 
 
 def current_group() -> ShardGroup | None:
@@ -16,9 +22,15 @@ def current_group() -> ShardGroup | None:
     return getattr(_RUNNING, "group", None)
 
 
+def current_part() -> tuple[int, int] | None:
+    """Which part of how many the running thread has; None where networks run whole."""
+    group = current_group()
+    return None if group is None else (group.index, group.count)
+
+
 @contextlib.contextmanager
-def in_parts(group: ShardGroup) -> Iterator[None]:
-    """While this lasts, networks that this thread runs have one part of the picture."""
+def in_parts(group: ShardGroup | None) -> Iterator[None]:
+    """While this lasts, networks that this thread runs have one part of the picture; without a group all of it."""
     before = current_group()
     _RUNNING.group = group
     try:

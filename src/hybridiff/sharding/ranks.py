@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -18,6 +18,7 @@ from .costs import ShardCosts, measure_part, measure_shards
 from .displaced import DisplacedGroup
 from .group import ProcessGroup, ShardGroup, ThreadGroup, play
 from .network import ShardedNetwork, shard_network
+from .place import in_parts
 
 T = TypeVar("T")
 
@@ -73,6 +74,12 @@ class RankGroups:
         """Attach the hooks that some call of a run may need, before others hook the same modules."""
         if self._wanted != 1 and self._comm.size > 1 and not self._is_compiled(evaluation):
             self._most_parts(evaluation)
+
+    def beside(self, network: torch.nn.Module, shard: Callable[[Any], ShardedNetwork | None]) -> ShardedNetwork | None:
+        """Another network that ranks may share, hooked as soon as a denoiser is; None before, or where they cannot."""
+        if network not in self._sharded and any(self._sharded.values()):
+            self._sharded[network] = shard(network)
+        return self._sharded.get(network)
 
     def evaluate(
         self,
@@ -196,10 +203,11 @@ class RankGroups:
         def work(group: ShardGroup) -> torch.Tensor:
             sharing = self._perhaps_displaced(group)
             calls = tuple(
-                replace(call, forward=self._known(call.network).shared_by(sharing, call.forward))
+                replace(call, forward=cast(ShardedNetwork, self._shard(call.network)).shared_by(sharing, call.forward))
                 for call in evaluation.calls
             )
-            return forward(replace(evaluation, calls=calls), first + group.index, rows)
+            with in_parts(sharing):  # before the network is called: of a ControlNet it is given that part only
+                return forward(replace(evaluation, calls=calls), first + group.index, rows)
 
         return work
 
@@ -265,21 +273,13 @@ class RankGroups:
 
     def _most_parts(self, evaluation: Evaluation) -> int:
         """Into how many parts all calls can be cut."""
-        sharded = [self._shard(call.network) for call in evaluation.calls]
-        return min(
-            1 if one is None else one.most_parts(call.arguments)
-            for one, call in zip(sharded, evaluation.calls, strict=True)
-        )
+        sharded = [(self._shard(call.network), call.arguments) for call in evaluation.calls]
+        return min(1 if one is None else one.most_parts(arguments) for one, arguments in sharded)
 
     def _shard(self, network: torch.nn.Module) -> ShardedNetwork | None:
         if network not in self._sharded:
             self._sharded[network] = shard_network(network)
         return self._sharded[network]
-
-    def _known(self, network: torch.nn.Module) -> ShardedNetwork:
-        sharded = self._shard(network)
-        assert sharded is not None
-        return sharded
 
     def _check(self, evaluation: Evaluation) -> None:
         """Whether it can be shared by as many as were asked for."""

@@ -12,7 +12,7 @@ from diffusers.hooks import ModelHook
 from torch import nn
 
 from .group import ShardGroup
-from .place import current_group
+from .place import PartTensor, current_group
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Cut:
         """This rank's part of a tensor, or of each in a list; of anything else the thing itself."""
         if isinstance(value, (list, tuple)):
             return type(value)(self.part(item, group) for item in value)
+        if isinstance(value, PartTensor):
+            return value.as_subclass(torch.Tensor)
         return group.part(value, self.dim) if self.fits(value) else value
 
     def fits(self, value: Any) -> bool:
