@@ -120,6 +120,7 @@ class ParallelPipeline:
             raise
         finally:
             self._answer_by(None)
+            self._setup.groups.release()
             if self._setup.staged is not None:
                 self._setup.staged.release()
         self.report = run.finish()

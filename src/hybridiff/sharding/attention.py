@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,9 @@ ATTENTIONS = (Attention, MochiAttention, AttentionModuleMixin)
 _TENSORS = ("query", "key", "value")
 _ARGUMENTS = (*_TENSORS, "attn_mask")
 
+_PLAIN: dict[str, Any] = {"encoder_hidden_states": None, "attention_mask": None}
+"""Arguments of `Attention` that every processor takes."""
+
 
 class AttentionHook(ModelHook):
     """Around an attention layer: where it attends to the picture, it attends to that of all parts.
@@ -37,8 +41,17 @@ class AttentionHook(ModelHook):
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Replaces the layer's forward (see `diffusers.hooks.ModelHook`)."""
         group, forward = current_group(), self.fn_ref.original_forward
+        if group is None:
+            return forward(*args, **kwargs)
+        if (
+            getattr(forward, "__func__", None) is Attention.forward
+            and len(args) == 1
+            and kwargs.keys() <= _PLAIN.keys()
+        ):
+            # What that forward does, but for asking at each call what else the processor takes.
+            forward, kwargs = functools.partial(module.processor, module), _PLAIN | kwargs
         text = args[1] if len(args) > 1 else kwargs.get("encoder_hidden_states")
-        if group is None or not (text is None or self._text_is_cut):
+        if text is not None and not self._text_is_cut:
             return forward(*args, **kwargs)
         with _WholeAttention(group, self._name) as whole:
             answer = forward(*args, **kwargs)
@@ -108,5 +121,6 @@ class _WholeAttention(TorchFunctionMode):
         """All keys and values, by one message where their shapes allow it."""
         if key.shape != value.shape:
             return self._group.concatenate(self._place, key, -2), self._group.concatenate(self._place, value, -2)
-        both = self._group.concatenate(self._place, torch.stack((key, value)), -2)
-        return both[0], both[1]
+        # Tokens first, as they are sent.
+        both = self._group.concatenate(self._place, torch.stack((key.movedim(-2, 0), value.movedim(-2, 0)), 1), 0)
+        return both[:, 0].movedim(0, -2), both[:, 1].movedim(0, -2)

@@ -7,7 +7,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from types import EllipsisType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -31,11 +31,13 @@ class ShardGroup(ABC):
 
     Attributes:
         received: Bytes that this rank received from the others so far, lengths left out.
+        kept: What layers keep until the run ends, each under a key of its own.
     """
 
     def __init__(self, index: int, count: int) -> None:
         self.index, self.count = index, count
         self.received = 0
+        self.kept: dict[Hashable, Any] = {}
         self._lengths: dict[str, tuple[int, ...]] = {}
         self._lengths_of: dict[Hashable, dict[str, tuple[int, ...]]] = {}
 

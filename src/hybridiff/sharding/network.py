@@ -20,6 +20,7 @@ from .group import ShardGroup
 from .pairs import normalized_convolutions
 from .place import PartTensor, in_parts
 from .rows import ConvolutionHook, DownsampleHook, GroupNormHook, rows_of_part
+from .text import text_hooks
 from .tokens import ModuleCuts, TokensHook, known_cuts
 
 _HOOK_NAME = "hybridiff shards"
@@ -122,15 +123,16 @@ class RowShards(ShardedNetwork):
     def _hooks(self) -> Iterator[tuple[nn.Module, ModelHook]]:
         inside, pairs = set(), normalized_convolutions(self.network)
         extended = set(pairs.values())
-        for module in self.network.modules():
+        for name, module in self.network.named_modules():
             if isinstance(module, Downsample2D) and module.use_conv and module.padding == 0:
                 inside.add(module.conv)
                 yield module, DownsampleHook()
             elif isinstance(module, nn.Conv2d) and module.kernel_size[0] > 1 and module not in inside:
                 yield module, ConvolutionHook(module in extended)
             elif isinstance(module, nn.GroupNorm):
-                yield module, GroupNormHook(pairs[module].kernel_size[0] // 2 if module in pairs else 0)
+                yield module, GroupNormHook(name, pairs[module].kernel_size[0] // 2 if module in pairs else 0)
         yield from self._attention_hooks()
+        yield from text_hooks(self.network)
 
 
 class TokenShards(ShardedNetwork):

@@ -178,6 +178,11 @@ class RankGroups:
         self._displaced, self._compiled = {}, {}
         self.costs = self.stage_costs = None
 
+    def release(self) -> None:
+        """Give up what layers keep for a run, which is over."""
+        for group in (group for groups in self._groups.values() for group in groups):
+            group.kept.clear()
+
     def drop(self, aborts: bool = True) -> None:
         """Give groups up after a run that failed; all ranks alike, they are made anew."""
         self.forget()

@@ -138,12 +138,15 @@ def features(changed: float = 0.0, scale: float = 1.0) -> list[torch.Tensor]:
     return [changed + scale * part for part in parts]
 
 
+SHARES = torch.tensor([6.0, 5.0], dtype=torch.float64).view(-1, 1, 1) / 11
+
+
 def statistics(group: Ranks, parts: list[torch.Tensor]) -> list[Any]:
     own = [_statistics(part, 2) for part in parts]
 
     def of_all(rank: DisplacedGroup) -> Any:
         mine = own[rank.index]
-        return _of_all(rank, rank.changed_alike(rank.all_gather(mine), mine))
+        return _of_all(rank.changed_alike(rank.all_gather(mine), mine), SHARES)
 
     return group.step(of_all)
 

@@ -66,9 +66,17 @@ def test_neighbours_are_what_a_convolution_looks_at(
     torch.testing.assert_close(torch.cat(play(ranks(parts), work), 2), expected)
 
 
-@pytest.mark.parametrize("options", [{"padding": 1}, {"padding": 1, "stride": 2}, {"padding": (1, 0), "groups": 3}])
-def test_a_convolution_of_parts(options: dict[str, int]) -> None:
-    layer, whole = torch.nn.Conv2d(3, 6, 3, **options).double(), picture(2, 3, 13, 6)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "options", [{"padding": 1}, {"padding": 1, "stride": 2, "bias": False}, {"padding": (1, 0), "groups": 3}]
+)
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_convolution_of_parts(
+    options: dict[str, int], images: int, dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    layer = torch.nn.Conv2d(3, 6, 3, **options).to(dtype, memory_format=layout)  # type: ignore[call-overload]
+    whole = picture(images, 3, 13, 6).to(dtype, memory_format=layout)
     expected = layer(whole)
     hook = AttachedHook(layer, ConvolutionHook(), "test")
     torch.testing.assert_close(by_parts(layer, whole, 2, 3), expected)
@@ -92,7 +100,7 @@ def test_group_normalization_of_parts(shape: tuple[int, ...], affine: bool) -> N
         torch.nn.init.normal_(layer.weight)
         torch.nn.init.normal_(layer.bias)
     expected = layer(whole)
-    AttachedHook(layer, GroupNormHook(), "test")
+    AttachedHook(layer, GroupNormHook("norm"), "test")
     torch.testing.assert_close(by_parts(layer, whole, 1, 3), expected)
 
 
@@ -100,7 +108,7 @@ def test_group_normalization_of_parts(shape: tuple[int, ...], affine: bool) -> N
 def test_group_normalization_of_a_picture_of_one_colour(dtype: torch.dtype) -> None:
     layer, whole = torch.nn.GroupNorm(4, 8).to(dtype), torch.full((2, 8, 9, 5), 0.3, dtype=dtype)
     expected = layer(whole)
-    AttachedHook(layer, GroupNormHook(), "test")
+    AttachedHook(layer, GroupNormHook("norm"), "test")
     made = by_parts(layer, whole, 1, 3)
     assert made.dtype is dtype
     torch.testing.assert_close(made, expected, atol=1e-4, rtol=0)

@@ -90,7 +90,7 @@ def test_keys_that_are_not_gathered_are_found_out(name: str, monkeypatch: pytest
     gathered = ThreadGroup.concatenate
 
     def concatenate(group: ThreadGroup, place: str, tensor: torch.Tensor, dim: int) -> torch.Tensor:
-        is_of_attention = dim < 0
+        is_of_attention = dim <= 0
         return tensor if is_of_attention else gathered(group, place, tensor, dim)
 
     monkeypatch.setattr(ThreadGroup, "concatenate", concatenate)

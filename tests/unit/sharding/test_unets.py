@@ -101,15 +101,15 @@ def blank_neighbours(
 EXTENDED = rows._extended
 
 
-def own_statistics(group: ShardGroup, said: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance of a part by itself."""
-    mean, variance, _ = said[group.index]
+def first_statistics(said: torch.Tensor, shares: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance of the first part by itself."""
+    mean, variance = said[0]
     return mean, variance
 
 
 def own_keys(group: ThreadGroup, place: str, tensor: torch.Tensor, dim: int) -> torch.Tensor:
     """Outputs of all parts, but keys of this one."""
-    return tensor if dim < 0 else GATHERED(group, place, tensor, dim)
+    return tensor if dim <= 0 else GATHERED(group, place, tensor, dim)
 
 
 GATHERED = ThreadGroup.concatenate
@@ -120,10 +120,10 @@ GATHERED = ThreadGroup.concatenate
     ("owner", "attribute", "fault"),
     [
         (rows, "_extended", blank_neighbours),
-        (rows, "_of_all", own_statistics),
+        (rows, "_of_all", first_statistics),
         (ThreadGroup, "concatenate", own_keys),
     ],
-    ids=["blank neighbours", "own statistics", "own keys"],
+    ids=["blank neighbours", "statistics of one part", "own keys"],
 )
 def test_faults_are_found_out(
     name: str, owner: Any, attribute: str, fault: Any, monkeypatch: pytest.MonkeyPatch
