@@ -87,7 +87,4 @@ class ErrorEstimate:
     def _moved(self, steps: Sequence[int], changes: Sequence[torch.Tensor]) -> torch.Tensor:
         """How far changes of some predictions move the final sample, (B,)."""
         moved = [self._final[step] * change for step, change in zip(steps, changes, strict=True)]
-        return self._rms(torch.stack(moved).sum(0))
-
-    def _rms(self, predictions: torch.Tensor) -> torch.Tensor:
-        return guided(predictions, self._coefficients).flatten(1).square().mean(1).sqrt()
+        return guided(torch.stack(moved).sum(0), self._coefficients).flatten(1).square().mean(1).sqrt()

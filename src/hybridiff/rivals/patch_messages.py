@@ -90,10 +90,6 @@ class PatchMessages(ChainMessages):
             self._texts[rank] = tensors[0].clone()
         return self._texts[rank], tensors[-1]
 
-    @property
-    def _element_size(self) -> int:
-        return next(iter(self._predictions[0].values())).element_size()
-
 
 def _elements(shapes: Sequence[torch.Size]) -> int:
     return sum(shape.numel() for shape in shapes)

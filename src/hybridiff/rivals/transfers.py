@@ -151,10 +151,14 @@ class ChainMessages(Messages):
             outgoing = {rank: {peers[rank]: self._outgoing[rank, peers[rank]]} for rank in mine}
             incoming = {rank: {peers[rank]: self._incoming[peers[rank], rank]} for rank in mine}
             channel.send(lambda: channel.comm.sendrecv(outgoing, incoming), "swap the stages' outputs")
-        size = next(iter(self._predictions[0].values())).element_size()
+        size = self._element_size
         sent = [transfer.elements for transfer in self._transfers if peers.get(transfer.source) == transfer.target]
         channel.sent["boundary"] += size * sum(sent)
         channel.sent["control"] += size * (len(peers) - len(sent))
+
+    @property
+    def _element_size(self) -> int:
+        return next(iter(self._predictions[0].values())).element_size()
 
     def _answers(self) -> int:
         """Steps that are answered at once: this one, and one that computes nothing."""

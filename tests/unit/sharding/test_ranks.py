@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
 from hybridiff import ParallelConfig, UsageError, parallelize
-from hybridiff.denoiser.through import is_compiled
 from hybridiff.distributed.comm import LocalComm
 from hybridiff.sharding import choice, ranks
 from hybridiff.sharding.ranks import RankGroups
@@ -61,28 +61,31 @@ def test_parts_that_differ_from_the_whole(monkeypatch: pytest.MonkeyPatch) -> No
         share(shards=2)
 
 
-def test_a_network_is_asked_once_a_run_whether_it_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[torch.nn.Module] = []
+def test_whether_a_network_is_compiled_is_asked_in_each_run_and_not_in_each_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pipe = build("sd3")
+    network, call = denoiser_of(pipe), {"output_type": "latent", "max_sequence_length": 16}
+    call_impl: Any = network._call_impl
+    modules, walks, shards = network.modules, list[int](), list[int]()
 
-    def ask(network: torch.nn.Module, forward: Any) -> bool:
-        asked.append(network)
-        return is_compiled(network, forward)
+    def walk() -> Iterator[torch.nn.Module]:
+        if walks:
+            walks[-1] += 1
+        return modules()
 
     monkeypatch.setattr(choice, "LEAST_PIXELS", 1)
-    monkeypatch.setattr(ranks, "is_compiled", ask)
-    pipe = build("sd3")
-    network, call = denoiser_of(pipe), {"num_inference_steps": 4, "output_type": "latent", "max_sequence_length": 16}
-    call_impl: Any = network._call_impl
-    shards: list[int] = []
+    monkeypatch.setattr(network, "modules", walk)
     with parallelize(pipe, ParallelConfig(strategy="cfg", devices=4, simulate=True)) as parallel:
-        for compiled in (None, call_impl, None):
+        for compiled, steps in ((None, 3), (None, 3), (None, 9), (call_impl, 3), (None, 3)):
             network._compiled_call_impl = compiled
-            parallel("a ring", generator=torch.Generator().manual_seed(0), **call)
+            walks.append(0)
+            parallel("a ring", num_inference_steps=steps, generator=torch.Generator().manual_seed(0), **call)
             assert parallel.report is not None
             assert parallel.report.partition is not None
             shards.append(parallel.report.partition.shards)
-    assert shards == [2, 1, 2]
-    assert asked == [network] * 3
+    assert shards == [2, 2, 2, 1, 2]
+    assert walks[1] == walks[2], "whatever the number of steps"
 
 
 def test_messages_of_groups_are_aborted_after_a_failure_only() -> None:

@@ -126,10 +126,8 @@ class PipelineMessages(Messages):
             return True
         self.broadcast({})
         # Past the swap only outer ranks have a buffer left in which to say so.
-        return self._channel.comm.rank in self._predictions or self._another_is_leaving()
-
-    def _another_is_leaving(self) -> bool:
-        return any(status.is_leaving for status in self.read_status().statuses())
+        is_outer = self._channel.comm.rank in self._predictions
+        return is_outer or any(status.is_leaving for status in self.read_status().statuses())
 
     def _elements(self, rank: int, other: int) -> int:
         return sum(shape.numel() for shape in self._shapes.get((rank, other), ()))
