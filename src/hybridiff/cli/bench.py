@@ -1,7 +1,6 @@
 """`hybridiff bench`: strategies side by side in one run."""
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from ..distributed.placement import Placement, is_under_torchrun
 from ..errors import UsageError
 from ..models.bench import BENCH, FULL
 from .flags import choice, flag, number, setting
-from .options import PROMPTS, WHAT, WHERE, CallOptions, Compile, check_known
+from .options import PROMPTS, WHAT, WHERE, CallOptions, Compile, check_known, command_line
 
 if TYPE_CHECKING:
     from ..evaluation.timing.comparison import Comparison
@@ -129,7 +128,7 @@ class Bench(CallOptions):
         said = [*notes, *missing_fidelities(rows), *(note for row in rows for note in row["notes"])]
         run = {"model": folder.name, "repeats": self.repeats, **comparison.call}
         return {
-            "command": "hybridiff " + " ".join(sys.argv[1:]),
+            "command": command_line(),
             "machine": describe_machine(device),
             "run": run | {"prompts": describe_prompts(comparison.prompts)},
             "rows": rows + predicted,

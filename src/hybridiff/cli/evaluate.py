@@ -2,8 +2,6 @@
 
 import json
 import os
-import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +15,7 @@ from ..utils.prompts import Prompt
 from ..utils.tables import align
 from .flags import flag, number, setting
 from .generate import TOGETHER
-from .options import WHAT, CallOptions, check_known
+from .options import WHAT, CallOptions, check_known, command_line
 
 CAPTIONS = "COCO's captions (.json; one for each image), or one prompt per line; the embedded models bring theirs"
 STRATEGIES = "strategies to set beside serial, each NAME or NAME:SETTING=VALUE:..., such as hybrid:fidelity=50"
@@ -137,7 +135,7 @@ def _made_with() -> dict[str, Any]:
     from ..evaluation.machine import versions
 
     machine = {"processor": platform.machine(), "cores": os.cpu_count(), **versions()}
-    return {"machine": machine, "command": shlex.join(["hybridiff", *sys.argv[1:]])}
+    return {"machine": machine, "command": command_line()}
 
 
 def _write(output: Any, content: dict[str, Any], gallery: Any, scores: Any) -> None:

@@ -9,7 +9,7 @@ from ..arguments import MOST_IMAGES
 from ..distributed.placement import Placement
 from ..models.tiny import EMBEDDED
 from .flags import flag, number
-from .options import PROMPTS, WHAT, CallOptions, check_known
+from .options import PROMPTS, WHAT, CallOptions, check_known, command_line
 
 BATCH = "prompts at once where the schedule does not depend on them"
 METHODS = "methods to compare (default: all but solvers, or none with --settings)"
@@ -154,7 +154,7 @@ class Simulate(_ManyPrompts):
         if self.converged_steps:
             check_converged(self.converged_steps, workload.steps, workload.pipe.scheduler)
             facts["converged_steps"] = self.converged_steps
-        made_with = {"command": "hybridiff " + " ".join(sys.argv[1:]), **versions()}
+        made_with = {"command": command_line(), **versions()}
         study = Study.open(target, run=facts, made_with=made_with, fresh=self.fresh)
         study.forget(_names(self.again) if self.again else [])
         return study

@@ -3,6 +3,8 @@
 # Annotations are evaluated at once here and wherever commands are: typer reads them off the class that inherits them.
 import inspect
 import json
+import shlex
+import sys
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -89,6 +91,11 @@ class CallOptions(ModelOptions):
                 check_limits(f"--arg {name}", value)
         own = self.given("height", "width", "negative_prompt", "num_inference_steps", "guidance_scale")
         return own | further
+
+
+def command_line() -> str:
+    """The command that runs, as a shell takes it; files and pages tell by what they were made."""
+    return shlex.join(["hybridiff", *sys.argv[1:]])
 
 
 def check_known(pipeline: type, arguments: Iterable[str]) -> None:
