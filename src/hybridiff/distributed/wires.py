@@ -78,8 +78,9 @@ class Wires:
         Raises:
             OSError: another rank left, or the deadline passed.
         """
-        out[self._rank].copy_(mine)
-        self._exchange([_bytes(mine)], out)
+        said, heard = _bytes(mine), _pieces(out)
+        heard[self._rank][:] = said
+        self._exchange([said], heard)
 
     def all_gather_object(self, thing: T) -> list[T]:
         """One small picklable object from every rank, in order of rank.
@@ -89,7 +90,7 @@ class Wires:
         """
         mine = torch.frombuffer(bytearray(pickle.dumps(thing)), dtype=torch.uint8)
         lengths = torch.empty(len(self._sockets) + 1, 1, dtype=torch.int64)
-        with _uninterrupted():
+        with uninterrupted():
             self.all_gather(torch.tensor([len(mine)]), lengths)
             longest = int(lengths.max())
             heard = torch.empty(len(lengths), longest, dtype=torch.uint8)
@@ -107,20 +108,20 @@ class Wires:
             OSError: another rank left, or the deadline passed.
         """
         ranks = len(self._sockets) + 1
-        pieces, into = mine.view(ranks, -1), out.view(ranks, -1)
-        into[self._rank].copy_(pieces[self._rank])
-        self._exchange([_bytes(piece) for piece in pieces], into)
+        pieces, heard = _pieces(mine.view(ranks, -1)), _pieces(out.view(ranks, -1))
+        heard[self._rank][:] = pieces[self._rank]
+        self._exchange(pieces, heard)
 
     def close(self) -> None:
         """Leave; whoever waits for this rank hears of it."""
         for connection in self._sockets.values():
             connection.close()
 
-    def _exchange(self, pieces: Sequence[memoryview], heard: torch.Tensor) -> None:
-        """Send each other rank its piece, or all the only one, and receive of each, (ranks, n)."""
-        into = {other: _bytes(heard[other]) for other in self._sockets}
+    def _exchange(self, pieces: Sequence[memoryview], heard: Sequence[memoryview]) -> None:
+        """Send each other rank its piece, or all the only one, and receive of each."""
+        into = {other: heard[other] for other in self._sockets}
         boards = self._boards if _SHORT <= len(pieces[0]) <= PAGE // len(pieces) else None
-        with _uninterrupted():
+        with uninterrupted():
             try:
                 if boards is not None:
                     boards.write(pieces)
@@ -211,15 +212,22 @@ class _Incoming(_Stream):
             raise ConnectionError(f"another rank said {said} bytes where {self._expected} were to be heard")
 
 
+class _Pressed(list[int]):
+    """Takes note of Ctrl-C."""
+
+    def __call__(self, number: int, _: object) -> None:
+        self.append(number)
+
+
 @contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C is heard once a message is whole, as it is where C code sends it."""
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C is heard once this is over: a message is whole then, as where C code sends it, or all of several are."""
     handler = signal.getsignal(signal.SIGINT)
-    if handler is None or threading.current_thread() is not threading.main_thread():
+    if handler is None or isinstance(handler, _Pressed) or threading.current_thread() is not threading.main_thread():
         yield
         return
-    pressed = []
-    signal.signal(signal.SIGINT, lambda number, _: pressed.append(number))
+    pressed = _Pressed()
+    signal.signal(signal.SIGINT, pressed)
     try:
         yield
     finally:
@@ -237,6 +245,12 @@ def _ready(streams: list[_Stream], timeout: float) -> bool:
         for connection, event in events.items():
             selector.register(connection, event)
         return timeout > 0 and bool(selector.select(timeout))
+
+
+def _pieces(tensor: torch.Tensor) -> list[memoryview]:
+    """The memory of each row of a tensor, whose rows lie one after the other."""
+    memory, size = _bytes(tensor.view(-1)), tensor[0].nbytes
+    return [memory[number * size : (number + 1) * size] for number in range(len(tensor))]
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

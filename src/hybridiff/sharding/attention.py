@@ -38,7 +38,7 @@ class AttentionHook(ModelHook):
         super().__init__()
         self._name, self._text_is_cut = name, text_is_cut
 
-    def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
         """Replaces the layer's forward (see `diffusers.hooks.ModelHook`)."""
         group, forward = current_group(), self.fn_ref.original_forward
         if group is None:

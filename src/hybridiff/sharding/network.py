@@ -15,6 +15,7 @@ from torch import nn
 
 from ..denoiser.attached import AttachedHooks
 from ..denoiser.signature import signature_of
+from ..distributed.wires import uninterrupted
 from .attention import ATTENTIONS, AttentionHook
 from .group import ShardGroup
 from .pairs import normalized_convolutions
@@ -67,7 +68,8 @@ class ShardedNetwork(ABC):
         def shared(*args: Any, **kwargs: Any) -> Any:
             arguments = signature_of(forward).bind(args, kwargs) or kwargs
             group.begin((self, tuple((name, _form(value)) for name, value in arguments.items())))
-            with in_parts(group):
+            # Who left in the middle would take the connections along.
+            with uninterrupted(), in_parts(group):
                 return self.run(group, forward, arguments)
 
         return shared

@@ -177,6 +177,27 @@ def test_an_interrupt_is_heard_once_the_message_is_whole(pair: list[Wires]) -> N
     assert all(map(torch.equal, *in_threads(2, lambda rank: gathered(pair[rank], torch.full((1,), 5.0), 2))))
 
 
+def test_an_interrupt_waits_for_the_end_of_several_messages(pair: list[Wires]) -> None:
+    heard: dict[int, list[list[float]]] = {0: [], 1: []}
+
+    def gather(rank: int) -> None:
+        for _ in range(3):
+            heard[rank] += gathered(pair[rank], torch.tensor([float(rank)]), 2).mT.tolist()
+
+    def pressed() -> None:
+        with wires.uninterrupted():
+            os.kill(os.getpid(), signal.SIGINT)
+            gather(0)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(gather, 1)
+        with pytest.raises(KeyboardInterrupt):
+            pressed()
+    assert heard == {0: [[0.0, 1.0]] * 3, 1: [[0.0, 1.0]] * 3}
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
 def test_what_breaks_a_message_off_closes_the_connection(pair: list[Wires], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wires, "_ready", lambda *_: (_ for _ in ()).throw(SystemExit))
     with pytest.raises(SystemExit):

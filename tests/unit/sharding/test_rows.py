@@ -75,7 +75,7 @@ def test_neighbours_are_what_a_convolution_looks_at(
 def test_a_convolution_of_parts(
     options: dict[str, int], images: int, dtype: torch.dtype, layout: torch.memory_format
 ) -> None:
-    layer = torch.nn.Conv2d(3, 6, 3, **options).to(dtype, memory_format=layout)  # type: ignore[call-overload]
+    layer = torch.nn.Conv2d(3, 6, 3, **options).to(dtype, memory_format=layout)  # type: ignore[arg-type, call-overload]
     whole = picture(images, 3, 13, 6).to(dtype, memory_format=layout)
     expected = layer(whole)
     hook = AttachedHook(layer, ConvolutionHook(), "test")
