@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -32,25 +32,41 @@ class AttentionHook(ModelHook):
 
     def __init__(self, name: str, text_is_cut: bool) -> None:
         super().__init__()
-        self._name, self._text_is_cut = name, text_is_cut
+        self._name, self.text_is_cut = name, text_is_cut
 
     def new_forward(self, module: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Replaces the layer's forward (see `diffusers.hooks.ModelHook`)."""
         group, forward = current_group(), self.fn_ref.original_forward
         text = args[1] if len(args) > 1 else kwargs.get("encoder_hidden_states")
-        if group is None or not (text is None or self._text_is_cut):
+        if group is None or not (text is None or self.text_is_cut):
             return forward(*args, **kwargs)
-        with _WholeAttention(group, self._name) as whole:
-            answer = forward(*args, **kwargs)
-        if not whole.times:
-            raise UsageError(
-                f"{self._name} does not attend by scaled_dot_product_attention, so it cannot be shared by "
-                f"{group.count} devices; use the attention backend 'native', or shards=1"
-            )
-        return answer
+        return attend_to_whole(group, self._name, forward, args, kwargs)
 
 
-class _WholeAttention(TorchFunctionMode):
+def attend_to_whole(
+    group: ShardGroup, layer: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Any:
+    """What the forward of an attention layer makes of a rank's part where it attends to all parts.
+
+    Raises:
+        UsageError: it does not attend in a way that is known.
+    """
+    with WholeAttention(group, layer) as whole:
+        answer = forward(*args, **kwargs)
+    if not whole.times:
+        raise cannot_be_shared(layer, group)
+    return answer
+
+
+def cannot_be_shared(layer: str, group: ShardGroup) -> UsageError:
+    """That a layer attends in another way than hooks know."""
+    return UsageError(
+        f"{layer} does not attend by scaled_dot_product_attention, so it cannot be shared by {group.count} devices; "
+        "use the attention backend 'native', or shards=1"
+    )
+
+
+class WholeAttention(TorchFunctionMode):
     """While this lasts, attention is over the tokens of all parts, in order of the ranks.
 
     Either keys and values are gathered, or ranks exchange heads, whichever is cheaper: the same but for rounding.
