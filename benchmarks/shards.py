@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ import torch.distributed as dist
 from hybridiff.distributed.placement import Placement
 from hybridiff.distributed.process import ProcessComm
 from hybridiff.evaluation.machine import versions
+from hybridiff.models.compiling import compile_denoisers
 from hybridiff.sharding.costs import Link, ShardCosts, measure_shards
 from hybridiff.sharding.group import ProcessGroup, ThreadGroup, play
 from hybridiff.sharding.network import ShardedNetwork, shard_network
@@ -35,14 +37,22 @@ RANKS = (2, 4, 8)
 TIMEOUT = 300.0
 
 
-def measure(names: Sequence[str], sizes: Sequence[int], repeats: int) -> Iterator[dict[str, Any]]:
-    """One row per network, size of picture and number of ranks; on both ranks."""
+def measure(names: Sequence[str], sizes: Sequence[int], repeats: int, compile: str) -> Iterator[dict[str, Any]]:
+    """One row per network, size of picture and number of ranks; on both ranks.
+
+    Args:
+        names: Of the networks.
+        sizes: Pixels of a side.
+        repeats: Of each measurement.
+        compile: What of a network is compiled, see `compiling.COMPILES`; both the whole and the parts run so.
+    """
     (comm,) = ProcessComm(TIMEOUT).split([range(2)])
     assert comm is not None
     group = ProcessGroup(comm, torch.device("cpu"))
     for name in names:
         for pixels in sizes:
             network, call = make_network(name, pixels)
+            compile_denoisers(SimpleNamespace(unet=network), compile)
             sharded = shard_network(network)
             assert sharded is not None
             yield from _rows(name, pixels, sharded, call, group, repeats)
@@ -101,6 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--pixels", nargs="+", type=int, default=[512, 1024], help="a side (default 512 1024)")
     parser.add_argument("--repeats", type=int, default=5, help="(default 5)")
+    parser.add_argument("--compile", action="store_true", help="with compiled blocks, the whole network, too")
     parser.add_argument("--output", type=Path, default=Path("out/shards.json"), help="(default out/shards.json)")
     options = parser.parse_args(arguments)
     place = Placement.resolve(device="cpu")
@@ -109,11 +120,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     place.take_core()
     place.join(TIMEOUT)
     torch.set_grad_enabled(False)
-    rows = list(measure(options.networks, options.pixels, options.repeats))
+    compile = "blocks" if options.compile else "none"
+    rows = list(measure(options.networks, options.pixels, options.repeats, compile))
     if place.rank == 0:
         options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps({"versions": versions(), "rows": rows}, indent=1) + "\n")
-        head = ("network", "pixels", "ranks", "whole", "part alone", "reckoned", "measured", "messages", "MB a rank")
+        told = {"versions": versions(), "compile": compile, "rows": rows}
+        options.output.write_text(json.dumps(told, indent=1) + "\n")
+        how = " (compiled)" if options.compile else ""
+        head = (
+            "network",
+            "pixels",
+            "ranks",
+            f"whole{how}",
+            "part alone",
+            "reckoned",
+            "measured",
+            "messages",
+            "MB a rank",
+        )
         sys.stdout.write(align([head, *map(_cells, rows)]) + "\n")
     dist.destroy_process_group()
 

@@ -131,7 +131,7 @@ def agree_on_call(setup: Setup, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         _check_steps(setup, arguments)
         compiled = _check_compiled(setup.pipe, setup.networks, setup.strategy, setup.config, setup.comm)
         if compiled != "none":
-            _unhook(setup)
+            _unhook(setup, compiled)
         description = describe_call(setup.pipe, setup.networks, arguments) | {"torch.compile": compiled}
         mine = setup.vae.is_known(), random_state_digest()
     except Exception as error:  # told to all ranks, raised by require_same
@@ -143,20 +143,25 @@ def agree_on_call(setup: Setup, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 
 
 def _check_compiled(pipe: Any, networks: tuple[Any, ...], strategy: str, config: ParallelConfig, comm: Comm) -> str:
-    """How the network is compiled; refuses what needs hooks within blocks, which would break their graphs."""
+    """How the network is compiled; refuses what needs hooks within a graph."""
     compiled, shares = how_compiled(pipe, networks), config.shards not in (None, 1) and comm.size > 1
-    if compiled != "none" and (shares or find_strategy(config.strategy).hooks_attention):
+    name = type(networks[0]).__name__
+    if compiled == "whole" and shares:
         raise UsageError(
-            f"{type(networks[0]).__name__} is compiled, so its attention cannot be "
-            f"{'shared between ranks' if shares else 'cut into patches'} (strategy {strategy!r}); use 'cfg' with "
-            "shards=1, or do without torch.compile"
+            f"{name} is compiled as a whole, so its attention cannot be shared between ranks (strategy {strategy!r}); "
+            "compile its blocks instead (compile='blocks'), or use 'cfg' with shards=1"
+        )
+    if compiled != "none" and find_strategy(config.strategy).hooks_attention:
+        raise UsageError(
+            f"{name} is compiled, so its attention cannot be cut into patches (strategy {strategy!r}); use 'cfg', or "
+            "do without torch.compile"
         )
     return compiled
 
 
-def _unhook(setup: Setup) -> None:
+def _unhook(setup: Setup, compiled: str) -> None:
     """Take off what an earlier call left on modules that have been compiled since."""
-    setup.groups.unhook()
+    setup.groups.unhook(compiled == "whole")
     if setup.staged is not None:
         setup.staged.relink()
 

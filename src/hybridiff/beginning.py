@@ -109,7 +109,10 @@ class Beginning:
             notes.append(f"{setup.groups.why_whole}: ranks do not share images")
         if evaluation.is_whole or why_alone or not find_strategy(setup.config.strategy).shares_rows:
             return notes
-        shards = (groups or setup.groups).count(evaluation)
+        groups = groups or setup.groups
+        shards = groups.count(evaluation)
+        if groups.why_compiled:
+            notes.append(f"{groups.why_compiled}: ranks do not share images; with compile='blocks' they would")
         notes += self._displaced_notes(shards)
         count = setup.comm.size // shards
         idle = [own for own in split_rows(rows, evaluation.branches, count) or () if own.start == own.stop]

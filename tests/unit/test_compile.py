@@ -35,13 +35,21 @@ BY_LAYERS: dict[str, dict[str, Any]] = {
     "cached_cfg": {"strategy": "cached_cfg"},
     "cached_cfg, taylorseer": TAYLOR,
 }
-REFUSED: dict[str, dict[str, Any]] = {
+SHARED: dict[str, dict[str, Any]] = {
     "shards": {"strategy": "cfg", "shards": 2},
+    "branches of two shards": {"strategy": "cfg", "shards": 2, "devices": 4},
+    "three": {"strategy": "cfg", "shards": 3, "devices": 3},
+    "cached steps": {"strategy": "hybrid", "full_steps": "0-1,3,5", "shards": 2},
+    "reuse steps": REUSE | {"shards": 2, "devices": 4},
     "displaced": {"strategy": "cfg", "shards": 2, "displaced": True},
-    "sequence": {"strategy": "sequence"},
-    "distrifusion": {"strategy": "distrifusion"},
-    "pipefusion": {"strategy": "pipefusion"},
 }
+BY_BLOCKS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{f"{name}, {kind}": (name, SHARED[kind]) for name in ("sd3", "sdxl two levels") for kind in SHARED},
+    "sd3.5": ("sd3.5", SHARED["three"]),  # attends twice in a block
+    "sequence": ("sd3", {"strategy": "sequence"}),
+    "distrifusion": ("sdxl two levels", {"strategy": "distrifusion"}),
+}
+PATCHES: dict[str, Any] = {"strategy": "pipefusion"}
 
 
 class Graphs:
@@ -121,7 +129,10 @@ def test_layers_that_run_apart_run_compiled_blocks(name: str, config: dict[str, 
     check_graphs(name, config, compile_blocks)
 
 
-@pytest.mark.parametrize("config", [REUSE, {"strategy": "published"}, {"strategy": "cached_cfg"}, STRIDE])
+@pytest.mark.parametrize(
+    "config",
+    [REUSE, {"strategy": "published"}, {"strategy": "cached_cfg"}, STRIDE, SHARED["shards"], SHARED["reuse steps"]],
+)
 def test_blocks_may_be_replaced_by_compiled_ones(config: dict[str, Any]) -> None:
     pipe, graphs, expected = build("sd3"), Graphs(), uncompiled("sd3", config)
     blocks = pipe.transformer.transformer_blocks
@@ -133,8 +144,6 @@ def test_blocks_may_be_replaced_by_compiled_ones(config: dict[str, Any]) -> None
         assert torch.equal(generate(parallel), expected)
     assert 0 < graphs.made <= 4
     assert before == [set(vars(module)) for module in pipe.transformer.modules()]
-    with pytest.raises(UsageError, match="is compiled, so its attention cannot be shared"):
-        attach(pipe, REFUSED["shards"])
 
 
 @pytest.mark.parametrize("config", BY_LAYERS.values(), ids=BY_LAYERS)
@@ -148,13 +157,21 @@ def test_layers_that_run_apart_leave_a_whole_graph_aside_and_say_so(config: dict
     assert graphs.made == 0
 
 
-@pytest.mark.parametrize("config", REFUSED.values(), ids=REFUSED)
-@pytest.mark.parametrize("compile", [compile_whole, compile_blocks], ids=["whole", "blocks"])
-def test_hooks_within_blocks_are_refused(compile: Callable[[Any, Graphs], None], config: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("name", "config"), BY_BLOCKS.values(), ids=BY_BLOCKS)
+def test_parts_of_an_image_run_compiled_blocks(name: str, config: dict[str, Any]) -> None:
+    check_graphs(name, config, compile_blocks)
+
+
+@pytest.mark.parametrize(
+    ("compile", "config"),
+    [(compile_whole, {"strategy": "sequence"}), (compile_whole, SHARED["shards"])]
+    + [(compile, PATCHES) for compile in (compile_whole, compile_blocks)],
+)
+def test_hooks_within_a_graph_are_refused(compile: Callable[[Any, Graphs], None], config: dict[str, Any]) -> None:
     pipe, graphs = build("sd3"), Graphs()
     sentence = (
-        r"^SD3Transformer2DModel is compiled, so its attention cannot be (shared between ranks|cut into patches) "
-        r"\(strategy '[a-z]+'\); use 'cfg' with shards=1, or do without torch.compile$"
+        r"^SD3Transformer2DModel is compiled( as a whole, so its attention cannot be shared between ranks|, so its "
+        r"attention cannot be cut into patches) \(strategy '[a-z]+'\); (compile its blocks instead|use 'cfg', or do)"
     )
     with attach(pipe, config) as parallel:
         compile(pipe, graphs)  # after all
@@ -165,7 +182,11 @@ def test_hooks_within_blocks_are_refused(compile: Callable[[Any, Graphs], None],
     assert graphs.made == 0
 
 
-@pytest.mark.parametrize("config", [REUSE, {"strategy": "asyncdiff"}], ids=["reuse", "asyncdiff"])
+@pytest.mark.parametrize(
+    "config",
+    [REUSE, {"strategy": "asyncdiff"}, SHARED["shards"], SHARED["reuse steps"]],
+    ids=["reuse", "asyncdiff", "shards", "reuse of shards"],
+)
 def test_blocks_may_be_compiled_between_two_calls(config: dict[str, Any]) -> None:
     pipe, graphs, expected = build("sd3"), Graphs(), uncompiled("sd3", config)
     with attach(pipe, config) as parallel:
@@ -175,11 +196,12 @@ def test_blocks_may_be_compiled_between_two_calls(config: dict[str, Any]) -> Non
     assert 0 < graphs.made <= 4
 
 
-def test_stages_come_off_compiled_blocks_without_rests() -> None:
+@pytest.mark.parametrize("config", [REUSE, SHARED["shards"], SHARED["reuse steps"]], ids=["stages", "parts", "both"])
+def test_hooks_come_off_compiled_blocks_without_rests(config: dict[str, Any]) -> None:
     pipe, graphs = build("sd3"), Graphs()
     compile_blocks(pipe, graphs)
     before = [(module._compiled_call_impl, set(vars(module))) for module in denoiser_of(pipe).modules()]
-    with attach(pipe, REUSE) as parallel:
+    with attach(pipe, config) as parallel:
         generate(parallel)
     assert before == [(module._compiled_call_impl, set(vars(module))) for module in denoiser_of(pipe).modules()]
 

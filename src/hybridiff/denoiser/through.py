@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 Forward = Callable[..., Any]
+
+_THREAD = threading.local()
 
 
 def through(compiled: Forward, module: torch.nn.Module, forward: Forward) -> Forward:
@@ -24,13 +28,33 @@ def through(compiled: Forward, module: torch.nn.Module, forward: Forward) -> For
     def run(*args: Any, **kwargs: Any) -> Any:
         hooked = vars(module)["forward"]
         vars(module)["forward"] = forward
+        _running().append((module, hooked, forward))
         try:
             return compiled(*args, **kwargs)
         finally:
+            _running().pop()
             vars(module)["forward"] = hooked
 
     run.is_compiled = True  # type: ignore[attr-defined]
     return run
+
+
+@contextlib.contextmanager
+def left_to_others() -> Iterator[None]:
+    """While this lasts, other threads find the hooks around modules whose graphs this one is in."""
+    for module, hooked, _ in reversed(_running()):
+        vars(module)["forward"] = hooked
+    try:
+        yield
+    finally:
+        for module, _, forward in _running():
+            vars(module)["forward"] = forward
+
+
+def _running() -> list[tuple[torch.nn.Module, Forward, Forward]]:
+    """Modules whose graphs this thread is in, each with its forward outside and inside of them."""
+    calls: list[tuple[torch.nn.Module, Forward, Forward]] = vars(_THREAD).setdefault("calls", [])
+    return calls
 
 
 def expose(module: torch.nn.Module) -> Callable[[], None]:
@@ -58,9 +82,26 @@ def expose(module: torch.nn.Module) -> Callable[[], None]:
 
 def is_compiled(network: torch.nn.Module, forward: Forward) -> bool:
     """Whether a forward goes through something compiled: the network (`through`), or modules of it."""
-    return getattr(forward, "is_compiled", False) or any(
+    return is_compiled_whole(forward) or any(_has_graph(module) for module in network.modules())
+
+
+def is_compiled_whole(forward: Forward) -> bool:
+    """Whether a network's forward is one graph (`through`)."""
+    return getattr(forward, "is_compiled", False)
+
+
+def compiled_blocks(network: torch.nn.Module, prefix: str = "") -> Iterator[tuple[str, torch.nn.Module]]:
+    """The modules of a network that are compiled, by name; those within others are left out."""
+    for name, module in network.named_children():
+        if _has_graph(module):
+            yield prefix + name, module
+        else:
+            yield from compiled_blocks(module, f"{prefix}{name}.")
+
+
+def _has_graph(module: torch.nn.Module) -> bool:
+    return (
         module._compiled_call_impl is not None
         or "_orig_mod" in module._modules  # `torch.compile(module)` in its place
         or getattr(vars(module).get("forward"), "is_compiled", False)
-        for module in network.modules()
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class AttentionHook(ModelHook):
 
     def __init__(self, name: str, text_is_cut: bool) -> None:
         super().__init__()
-        self._name, self._text_is_cut = name, text_is_cut
+        self._name, self.text_is_cut = name, text_is_cut
 
     def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
         """Replaces the layer's forward (see `diffusers.hooks.ModelHook`)."""
@@ -51,19 +51,35 @@ class AttentionHook(ModelHook):
             # What that forward does, but for asking at each call what else the processor takes.
             forward, kwargs = functools.partial(module.processor, module), _PLAIN | kwargs
         text = args[1] if len(args) > 1 else kwargs.get("encoder_hidden_states")
-        if text is not None and not self._text_is_cut:
+        if text is not None and not self.text_is_cut:
             return forward(*args, **kwargs)
-        with _WholeAttention(group, self._name) as whole:
-            answer = forward(*args, **kwargs)
-        if not whole.times:
-            raise UsageError(
-                f"{self._name} does not attend by scaled_dot_product_attention, so it cannot be shared by "
-                f"{group.count} devices; use the attention backend 'native', or shards=1"
-            )
-        return answer
+        return attend_to_whole(group, self._name, forward, args, kwargs)
 
 
-class _WholeAttention(TorchFunctionMode):
+def attend_to_whole(
+    group: ShardGroup, layer: str, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Any:
+    """What the forward of an attention layer makes of a rank's part where it attends to all parts.
+
+    Raises:
+        UsageError: it does not attend in a way that is known.
+    """
+    with WholeAttention(group, layer) as whole:
+        answer = forward(*args, **kwargs)
+    if not whole.times:
+        raise cannot_be_shared(layer, group)
+    return answer
+
+
+def cannot_be_shared(layer: str, group: ShardGroup) -> UsageError:
+    """That a layer attends in another way than hooks know."""
+    return UsageError(
+        f"{layer} does not attend by scaled_dot_product_attention, so it cannot be shared by {group.count} devices; "
+        "use the attention backend 'native', or shards=1"
+    )
+
+
+class WholeAttention(TorchFunctionMode):
     """While this lasts, attention is over the tokens of all parts, in order of the ranks.
 
     Either keys and values are gathered, or ranks exchange heads, whichever is cheaper: the same but for rounding.

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from ..denoiser.through import left_to_others
 from ..distributed.comm import Comm
 
 T = TypeVar("T")
@@ -198,13 +199,22 @@ class _Table:
     def __init__(self, count: int) -> None:
         self._said: dict[int, torch.Tensor] = {}
         self._barrier = threading.Barrier(count)
+        self.turn = threading.Lock()  # one rank works at a time: torch.compile is not for several threads at once
 
     def exchange(self, index: int, tensor: torch.Tensor, piece: int | EllipsisType) -> torch.Tensor:
         self._said[index] = tensor
-        self._barrier.wait()
+        self._meet()
         said = torch.stack([self._said[other][piece] for other in sorted(self._said)])
-        self._barrier.wait()
+        self._meet()
         return said
+
+    def _meet(self) -> None:
+        with left_to_others():
+            self.turn.release()
+            try:
+                self._barrier.wait()
+            finally:
+                self.turn.acquire()
 
     def leave(self) -> None:
         """Let nobody wait for this thread any more."""
@@ -230,7 +240,7 @@ def play(ranks: Sequence[ThreadGroup], work: Callable[[ThreadGroup], T]) -> list
 
     def run(rank: ThreadGroup) -> None:
         try:
-            with settings.taken_over():
+            with table.turn, settings.taken_over():
                 results[rank.index] = work(rank)
         except threading.BrokenBarrierError:
             pass  # another thread failed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,18 +15,21 @@ from torch import nn
 
 from ..denoiser.attached import AttachedHooks
 from ..denoiser.signature import signature_of
+from ..denoiser.through import compiled_blocks
 from ..distributed.wires import uninterrupted
 from .attention import ATTENTIONS, AttentionHook
 from .group import ShardGroup
 from .pairs import normalized_convolutions
 from .place import PartTensor, in_parts
 from .rows import ConvolutionHook, DownsampleHook, GroupNormHook, rows_of_part
-from .text import text_hooks
+from .text import TextHook, text_hooks
 from .tokens import ModuleCuts, TokensHook, known_cuts
+from .traced import PlaceHook, TracedAttention
 
 _HOOK_NAME = "hybridiff shards"
 
 Forward = Callable[..., Any]
+_Hook = tuple[nn.Module, Any]
 
 
 class ShardedNetwork(ABC):
@@ -34,15 +37,23 @@ class ShardedNetwork(ABC):
 
     Args:
         network: The network.
+
+    Attributes:
+        why_whole: Why it cannot be cut, and so has no hooks; empty where it can.
     """
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
-        self._attached = AttachedHooks(
-            (module, hook, f"{_HOOK_NAME} {type(hook).__name__}")
-            for module, hook in self._hooks()
-            if module is not network
-        )
+        self._blocks = dict(compiled_blocks(network))
+        self._traced: list[TracedAttention] = []
+        self._attached = AttachedHooks()
+        around, within = self._divided()
+        self.why_whole = _why_whole(network, within)
+        if not self.why_whole:
+            self._traced = [TracedAttention(layer, hook.text_is_cut) for layer, hook in within]
+            self._attached = AttachedHooks(
+                (module, hook, f"{_HOOK_NAME} {type(hook).__name__}") for module, hook in around
+            )
 
     @abstractmethod
     def most_parts(self, arguments: Mapping[str, Any]) -> int:
@@ -74,9 +85,31 @@ class ShardedNetwork(ABC):
 
         return shared
 
+    @property
+    def is_outdated(self) -> bool:
+        """Whether modules were compiled since, maybe hooks and all."""
+        blocks = dict(compiled_blocks(self.network))
+        return blocks != self._blocks or any(block._compiled_call_impl is not None for block in blocks.values())
+
     def remove(self) -> None:
         """Restore the network."""
         self._attached.remove()
+        for traced in self._traced:
+            traced.remove()
+        self._traced = []
+
+    def _divided(self) -> tuple[list[_Hook], list[_Hook]]:
+        """Hooks around compiled blocks or elsewhere, and those within compiled blocks."""
+        inside = {module for block in self._blocks.values() for module in block.modules()}
+        around: list[_Hook] = []
+        within: list[_Hook] = []
+        for module, hook in self._hooks():
+            is_within = module in inside and (isinstance(hook, AttentionHook) or module not in self._blocks.values())
+            if module is not self.network and not (is_within and isinstance(hook, TextHook)):  # which only saves time
+                (within if is_within else around).append((module, hook))
+        layers = {module for module, _ in within}
+        places = ((block, PlaceHook(name)) for name, block in self._blocks.items() if layers & set(block.modules()))
+        return [*places, *around], within
 
     @abstractmethod
     def _hooks(self) -> Iterator[tuple[nn.Module, ModelHook]]:
@@ -175,6 +208,14 @@ def shard_network(network: Any) -> ShardedNetwork | None:
         return RowShards(network, 2 ** (len(network.config.block_out_channels) - 1)) if is_plain(network) else None
     cuts = known_cuts(network)
     return None if cuts is None else TokenShards(network, cuts)
+
+
+def _why_whole(network: nn.Module, within: Sequence[_Hook]) -> str:
+    """Why a network cannot be cut that has some hooks within compiled blocks; empty where it can."""
+    for module, hook in within:
+        if not isinstance(hook, AttentionHook) or "forward" in vars(module):
+            return f"{type(module).__name__} of {type(network).__name__} is compiled as a part of a larger module"
+    return ""
 
 
 def is_plain(network: nn.Module) -> bool:

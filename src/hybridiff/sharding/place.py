@@ -28,6 +28,17 @@ def current_part() -> tuple[int, int] | None:
     return None if group is None else (group.index, group.count)
 
 
+def begin_block(name: str) -> None:
+    """A compiled block of that name begins in this thread."""
+    _RUNNING.block, _RUNNING.attentions = name, 0
+
+
+def next_place() -> str:
+    """The name of the next attention in the running block."""
+    _RUNNING.attentions += 1
+    return f"{_RUNNING.block}, attention {_RUNNING.attentions}"
+
+
 @contextlib.contextmanager
 def in_parts(group: ShardGroup | None) -> Iterator[None]:
     """While this lasts, networks that this thread runs have one part of the picture; without a group all of it."""

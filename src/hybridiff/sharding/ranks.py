@@ -10,7 +10,7 @@ import torch
 
 from ..denoiser.evaluation import Evaluation, RecordedEvaluation, are_close
 from ..denoiser.rows import split_rows
-from ..denoiser.through import is_compiled
+from ..denoiser.through import is_compiled_whole
 from ..distributed.comm import Comm
 from ..errors import CommError, ShardError, UsageError
 from .choice import choose_shards, is_large
@@ -37,19 +37,19 @@ class RankGroups:
 
     Attributes:
         why_whole: Why no evaluation is shared by ranks; empty where it may be.
+        why_compiled: The same of networks as they are compiled in a run.
         costs: What the latest shared evaluation of a run costs where it was measured.
         stage_costs: The same of the latest one in which a stage ran alone.
     """
 
     def __init__(self, comm: Comm, wanted: int | None, warm_up: int | None = None, measures: bool = False) -> None:
-        self.why_whole = ""
+        self.why_whole = self.why_compiled = ""
         self.costs: ShardCosts | None = None
         self.stage_costs: ShardCosts | None = None
         self._measures, self._measured = measures, dict[object, ShardCosts]()
         self._warm_up, self._displaced = warm_up, dict[ShardGroup, DisplacedGroup]()
         self._comm, self._wanted = comm, wanted
         self._sharded: dict[torch.nn.Module, ShardedNetwork | None] = {}
-        self._compiled: dict[torch.nn.Module, bool] = {}  # asked once a run: a network has thousands of modules
         self._groups: dict[int, list[ShardGroup]] = {}
         self._comms: list[Comm] = []
         self._sent = 0
@@ -66,13 +66,13 @@ class RankGroups:
             self._check(evaluation)
         elif choose_shards(self._comm.size, evaluation.rows, self._comm.size) == 1:
             return 1  # however it can be cut: most runs, whose networks get no hooks
-        elif not is_large(evaluation.sample) or self._is_compiled(evaluation):
+        elif not is_large(evaluation.sample) or self._is_hidden(evaluation):
             return 1
         return choose_shards(self._comm.size, evaluation.rows, self._most_parts(evaluation), self._wanted)
 
     def prepare(self, evaluation: Evaluation) -> None:
         """Attach the hooks that some call of a run may need, before others hook the same modules."""
-        if self._wanted != 1 and self._comm.size > 1 and not self._is_compiled(evaluation):
+        if self._wanted != 1 and self._comm.size > 1 and not _is_one_graph(evaluation):
             self._most_parts(evaluation)
 
     def beside(self, network: torch.nn.Module, shard: Callable[[Any], ShardedNetwork | None]) -> ShardedNetwork | None:
@@ -174,8 +174,8 @@ class RankGroups:
             raise UsageError(f"{self.why_whole}: ranks cannot share images; use shards=1")
 
     def forget(self) -> None:
-        """Forget what ranks said in an earlier run, what they had to do, and what was compiled."""
-        self._displaced, self._compiled = {}, {}
+        """Forget what ranks said in an earlier run, what they had to do, and how networks were compiled."""
+        self._displaced, self.why_compiled = {}, ""
         self.costs = self.stage_costs = None
 
     def release(self) -> None:
@@ -195,12 +195,16 @@ class RankGroups:
         self.drop(aborts=False)
         self.unhook()
 
-    def unhook(self) -> None:
-        """Take the hooks off, for as long as networks are compiled."""
-        for sharded in self._sharded.values():
-            if sharded is not None:
+    def unhook(self, is_for_all: bool = True) -> None:
+        """Take hooks off.
+
+        Args:
+            is_for_all: Off all networks; otherwise off those of which modules were compiled since.
+        """
+        for network, sharded in list(self._sharded.items()):
+            if sharded is not None and (is_for_all or sharded.is_outdated):
+                self._sharded.pop(network)
                 sharded.remove()
-        self._sharded = {}
 
     def _work(
         self, evaluation: Evaluation, first: int, rows: slice, forward: Forward
@@ -279,7 +283,7 @@ class RankGroups:
     def _most_parts(self, evaluation: Evaluation) -> int:
         """Into how many parts all calls can be cut."""
         sharded = [(self._shard(call.network), call.arguments) for call in evaluation.calls]
-        return min(1 if one is None else one.most_parts(arguments) for one, arguments in sharded)
+        return min(1 if one is None or one.why_whole else one.most_parts(arguments) for one, arguments in sharded)
 
     def _shard(self, network: torch.nn.Module) -> ShardedNetwork | None:
         if network not in self._sharded:
@@ -291,11 +295,21 @@ class RankGroups:
         name, most = type(evaluation.calls[0].network).__name__, self._most_parts(evaluation)
         if any(self._shard(call.network) is None for call in evaluation.calls):
             raise UsageError(f"it is not known how {name} can be cut into parts of an image; use shards=1")
+        if self._is_hidden(evaluation):
+            raise UsageError(f"{self.why_compiled}: ranks cannot share images; use compile='blocks', or shards=1")
         if self._wanted is not None and self._wanted > most:
             raise UsageError(f"shards {self._wanted} requested, this image can be cut into {most} at most")
 
-    def _is_compiled(self, evaluation: Evaluation) -> bool:
-        for call in evaluation.calls:
-            if call.network not in self._compiled:
-                self._compiled[call.network] = is_compiled(call.network, call.forward)
-        return any(self._compiled[call.network] for call in evaluation.calls)
+    def _is_hidden(self, evaluation: Evaluation) -> bool:
+        """Whether what hooks would have to reach lies in graphs."""
+        networks = [call.network for call in evaluation.calls]
+        if _is_one_graph(evaluation):
+            self.why_compiled = f"{type(networks[0]).__name__} is compiled as a whole"
+        else:
+            sharded = [self._shard(network) for network in networks]
+            self.why_compiled = next((one.why_whole for one in sharded if one is not None and one.why_whole), "")
+        return bool(self.why_compiled)
+
+
+def _is_one_graph(evaluation: Evaluation) -> bool:
+    return any(is_compiled_whole(call.forward) for call in evaluation.calls)

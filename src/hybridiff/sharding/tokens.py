@@ -92,7 +92,7 @@ class TokensHook(ModelHook):
         self._name, self._cuts = name, cuts
 
     def initialize_hook(self, module: nn.Module) -> nn.Module:
-        self._signature = inspect.signature(module.forward)
+        self._signature = inspect.signature(getattr(module, "_orig_mod", module).forward)
         return module
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
