@@ -161,7 +161,7 @@ def _check_compiled(pipe: Any, networks: tuple[Any, ...], strategy: str, config:
 
 def _unhook(setup: Setup, compiled: str) -> None:
     """Take off what an earlier call left on modules that have been compiled since."""
-    setup.groups.unhook(compiled == "whole")
+    setup.groups.networks.unhook(compiled == "whole")
     if setup.staged is not None:
         setup.staged.relink()
 

@@ -108,7 +108,7 @@ class ParallelPipeline:
                 attached.relink()
             self._answer_by(run.answer)
             decodes, is_split = self._returns_output or self._setup.vae.is_shared, self._setup.is_split
-            controls = self._control.deferring(controls_in_parts(self._setup.groups), current_part)
+            controls = self._control.deferring(controls_in_parts(self._setup.groups.networks), current_part)
             with around_compiled(self.pipe, self._hooked, is_split) as notes, run.watching(), controls:
                 output = self.pipe(**arguments_of_rank(self.pipe, arguments, run.end_step, decodes))
         except ShardError as error:

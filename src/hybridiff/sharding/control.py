@@ -17,7 +17,7 @@ from ..denoiser.through import is_compiled
 from .group import ShardGroup
 from .network import Forward, RowShards, ShardedNetwork, TokenShards, is_plain
 from .place import PartTensor, current_group, in_parts
-from .ranks import RankGroups
+from .shared import SharedNetworks
 from .tokens import Cut, ModuleCuts
 
 
@@ -68,12 +68,13 @@ class ControlShards(RowShards):
         return forward(**self._part(group, arguments))
 
 
-def controls_in_parts(groups: RankGroups) -> InParts:
+def controls_in_parts(networks: SharedNetworks) -> InParts:
     """What ControlNets run within a call of a pipeline: as a rank evaluates its part of the denoiser, that part."""
     compiled = functools.cache(is_compiled)  # once a call: a network has thousands of modules
 
     def in_parts_of(network: nn.Module, forward: Forward) -> Forward:
-        return by_parts(None if compiled(network, forward) else groups.beside(network, shard_controlnet), forward)
+        sharded = None if compiled(network, forward) else networks.beside(network, shard_controlnet)
+        return by_parts(sharded, forward)
 
     return in_parts_of
 

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 
 from ..denoiser.evaluation import Evaluation, RecordedEvaluation, are_close
 from ..denoiser.rows import split_rows
-from ..denoiser.through import is_compiled_whole
 from ..distributed.comm import Comm
 from ..errors import CommError, ShardError, UsageError
 from .choice import choose_shards, is_large
 from .costs import ShardCosts, measure_part, measure_shards
 from .displaced import DisplacedGroup
 from .group import ProcessGroup, ShardGroup, ThreadGroup, play
-from .network import ShardedNetwork, shard_network
 from .place import in_parts
+from .shared import SharedNetworks
 
 T = TypeVar("T")
 
@@ -37,19 +36,18 @@ class RankGroups:
 
     Attributes:
         why_whole: Why no evaluation is shared by ranks; empty where it may be.
-        why_compiled: The same of networks as they are compiled in a run.
+        networks: What they share.
         costs: What the latest shared evaluation of a run costs where it was measured.
         stage_costs: The same of the latest one in which a stage ran alone.
     """
 
     def __init__(self, comm: Comm, wanted: int | None, warm_up: int | None = None, measures: bool = False) -> None:
-        self.why_whole = self.why_compiled = ""
+        self.why_whole, self.networks = "", SharedNetworks()
         self.costs: ShardCosts | None = None
         self.stage_costs: ShardCosts | None = None
         self._measures, self._measured = measures, dict[object, ShardCosts]()
         self._warm_up, self._displaced = warm_up, dict[ShardGroup, DisplacedGroup]()
         self._comm, self._wanted = comm, wanted
-        self._sharded: dict[torch.nn.Module, ShardedNetwork | None] = {}
         self._groups: dict[int, list[ShardGroup]] = {}
         self._comms: list[Comm] = []
         self._sent = 0
@@ -63,23 +61,17 @@ class RankGroups:
         if self._wanted == 1 or self._comm.size == 1 or evaluation.is_whole or self.why_whole:
             return 1
         if self._wanted is not None:
-            self._check(evaluation)
+            self.networks.check(evaluation, self._wanted)
         elif choose_shards(self._comm.size, evaluation.rows, self._comm.size) == 1:
             return 1  # however it can be cut: most runs, whose networks get no hooks
-        elif not is_large(evaluation.sample) or self._is_hidden(evaluation):
+        elif not is_large(evaluation.sample) or self.networks.are_hidden(evaluation):
             return 1
-        return choose_shards(self._comm.size, evaluation.rows, self._most_parts(evaluation), self._wanted)
+        return choose_shards(self._comm.size, evaluation.rows, self.networks.most_parts(evaluation), self._wanted)
 
     def prepare(self, evaluation: Evaluation) -> None:
         """Attach the hooks that some call of a run may need, before others hook the same modules."""
-        if self._wanted != 1 and self._comm.size > 1 and not _is_one_graph(evaluation):
-            self._most_parts(evaluation)
-
-    def beside(self, network: torch.nn.Module, shard: Callable[[Any], ShardedNetwork | None]) -> ShardedNetwork | None:
-        """Another network that ranks may share, hooked as soon as a denoiser is; None before, or where they cannot."""
-        if network not in self._sharded and any(self._sharded.values()):
-            self._sharded[network] = shard(network)
-        return self._sharded.get(network)
+        if self._wanted != 1 and self._comm.size > 1:
+            self.networks.prepare(evaluation)
 
     def evaluate(
         self,
@@ -175,7 +167,7 @@ class RankGroups:
 
     def forget(self) -> None:
         """Forget what ranks said in an earlier run, what they had to do, and how networks were compiled."""
-        self._displaced, self.why_compiled = {}, ""
+        self._displaced, self.networks.why_whole = {}, ""
         self.costs = self.stage_costs = None
 
     def release(self) -> None:
@@ -193,18 +185,7 @@ class RankGroups:
     def remove(self) -> None:
         """Restore the networks."""
         self.drop(aborts=False)
-        self.unhook()
-
-    def unhook(self, is_for_all: bool = True) -> None:
-        """Take hooks off.
-
-        Args:
-            is_for_all: Off all networks; otherwise off those of which modules were compiled since.
-        """
-        for network, sharded in list(self._sharded.items()):
-            if sharded is not None and (is_for_all or sharded.is_outdated):
-                self._sharded.pop(network)
-                sharded.remove()
+        self.networks.unhook()
 
     def _work(
         self, evaluation: Evaluation, first: int, rows: slice, forward: Forward
@@ -212,7 +193,7 @@ class RankGroups:
         def work(group: ShardGroup) -> torch.Tensor:
             sharing = self._perhaps_displaced(group)
             calls = tuple(
-                replace(call, forward=cast(ShardedNetwork, self._shard(call.network)).shared_by(sharing, call.forward))
+                replace(call, forward=self.networks.hooked(call.network).shared_by(sharing, call.forward))
                 for call in evaluation.calls
             )
             with in_parts(sharing):  # before the network is called: of a ControlNet it is given that part only
@@ -279,37 +260,3 @@ class RankGroups:
         """The groups that local ranks are in."""
         groups = self._groups[shards]
         return groups if len(groups) == 1 else [groups[rank] for rank in members]
-
-    def _most_parts(self, evaluation: Evaluation) -> int:
-        """Into how many parts all calls can be cut."""
-        sharded = [(self._shard(call.network), call.arguments) for call in evaluation.calls]
-        return min(1 if one is None or one.why_whole else one.most_parts(arguments) for one, arguments in sharded)
-
-    def _shard(self, network: torch.nn.Module) -> ShardedNetwork | None:
-        if network not in self._sharded:
-            self._sharded[network] = shard_network(network)
-        return self._sharded[network]
-
-    def _check(self, evaluation: Evaluation) -> None:
-        """Whether it can be shared by as many as were asked for."""
-        name, most = type(evaluation.calls[0].network).__name__, self._most_parts(evaluation)
-        if any(self._shard(call.network) is None for call in evaluation.calls):
-            raise UsageError(f"it is not known how {name} can be cut into parts of an image; use shards=1")
-        if self._is_hidden(evaluation):
-            raise UsageError(f"{self.why_compiled}: ranks cannot share images; use compile='blocks', or shards=1")
-        if self._wanted is not None and self._wanted > most:
-            raise UsageError(f"shards {self._wanted} requested, this image can be cut into {most} at most")
-
-    def _is_hidden(self, evaluation: Evaluation) -> bool:
-        """Whether what hooks would have to reach lies in graphs."""
-        networks = [call.network for call in evaluation.calls]
-        if _is_one_graph(evaluation):
-            self.why_compiled = f"{type(networks[0]).__name__} is compiled as a whole"
-        else:
-            sharded = [self._shard(network) for network in networks]
-            self.why_compiled = next((one.why_whole for one in sharded if one is not None and one.why_whole), "")
-        return bool(self.why_compiled)
-
-
-def _is_one_graph(evaluation: Evaluation) -> bool:
-    return any(is_compiled_whole(call.forward) for call in evaluation.calls)

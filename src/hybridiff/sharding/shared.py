@@ -1,0 +1,92 @@
+"""The networks of a pipeline that ranks may share, hooked once it is asked whether they can be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..denoiser.evaluation import Evaluation
+from ..denoiser.through import is_compiled_whole
+from ..errors import UsageError
+from .network import ShardedNetwork, shard_network
+
+
+class SharedNetworks:
+    """Networks with the hooks that let ranks share them.
+
+    Attributes:
+        why_whole: Why none is shared as they are compiled in a run; empty where they may be.
+    """
+
+    def __init__(self) -> None:
+        self.why_whole = ""
+        self._sharded: dict[torch.nn.Module, ShardedNetwork | None] = {}
+
+    def of(self, network: torch.nn.Module) -> ShardedNetwork | None:
+        """A denoiser with its hooks; None where it is not known how it can be cut."""
+        if network not in self._sharded:
+            self._sharded[network] = shard_network(network)
+        return self._sharded[network]
+
+    def hooked(self, network: torch.nn.Module) -> ShardedNetwork:
+        """A denoiser that can be cut."""
+        sharded = self.of(network)
+        assert sharded is not None
+        return sharded
+
+    def beside(self, network: torch.nn.Module, shard: Callable[[Any], ShardedNetwork | None]) -> ShardedNetwork | None:
+        """Another network, hooked as soon as a denoiser is; None before, or where ranks cannot share it."""
+        if network not in self._sharded and any(self._sharded.values()):
+            self._sharded[network] = shard(network)
+        return self._sharded.get(network)
+
+    def prepare(self, evaluation: Evaluation) -> None:
+        """Attach the hooks that some call of a run may need."""
+        if not _is_one_graph(evaluation):
+            self.most_parts(evaluation)
+
+    def most_parts(self, evaluation: Evaluation) -> int:
+        """Into how many parts all calls can be cut."""
+        sharded = [(self.of(call.network), call.arguments) for call in evaluation.calls]
+        return min(1 if one is None or one.why_whole else one.most_parts(arguments) for one, arguments in sharded)
+
+    def check(self, evaluation: Evaluation, wanted: int) -> None:
+        """Refuse an evaluation that cannot be shared by as many as were asked for.
+
+        Raises:
+            UsageError: with what would do.
+        """
+        name, most = type(evaluation.calls[0].network).__name__, self.most_parts(evaluation)
+        if any(self.of(call.network) is None for call in evaluation.calls):
+            raise UsageError(f"it is not known how {name} can be cut into parts of an image; use shards=1")
+        if self.are_hidden(evaluation):
+            raise UsageError(f"{self.why_whole}: ranks cannot share images; use compile='blocks', or shards=1")
+        if wanted > most:
+            raise UsageError(f"shards {wanted} requested, this image can be cut into {most} at most")
+
+    def are_hidden(self, evaluation: Evaluation) -> bool:
+        """Whether what hooks would have to reach lies in graphs."""
+        networks = [call.network for call in evaluation.calls]
+        if _is_one_graph(evaluation):
+            self.why_whole = f"{type(networks[0]).__name__} is compiled as a whole"
+        else:
+            sharded = [self.of(network) for network in networks]
+            self.why_whole = next((one.why_whole for one in sharded if one is not None and one.why_whole), "")
+        return bool(self.why_whole)
+
+    def unhook(self, is_for_all: bool = True) -> None:
+        """Take hooks off.
+
+        Args:
+            is_for_all: Off all networks; otherwise off those of which modules were compiled since.
+        """
+        for network, sharded in list(self._sharded.items()):
+            if sharded is not None and (is_for_all or sharded.is_outdated):
+                self._sharded.pop(network)
+                sharded.remove()
+
+
+def _is_one_graph(evaluation: Evaluation) -> bool:
+    return any(is_compiled_whole(call.forward) for call in evaluation.calls)
