@@ -100,6 +100,8 @@ class _Replaced(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func is torch.Tensor.unflatten:  # torch.compile knows it by name, and not by its Python function
+            return args[0].unflatten(*args[1:], **(kwargs or {}))
         if func is not F.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         self.times += 1
