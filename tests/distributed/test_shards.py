@@ -219,7 +219,7 @@ def compiled(name: str, config: dict[str, Any]) -> tuple[list[torch.Tensor], lis
     ],
 )
 def test_ranks_that_share_compiled_blocks(name: str, ranks: int, config: dict[str, Any]) -> None:
-    config = {"shards": 2, **config}
+    config = {"shards": 2} | config
     simulated, _ = compiled(name, config | {"simulate": True, "devices": ranks})
     expected = generate_parallel(name, {}, simulate=True, devices=ranks, **config)[-1].latents
     for latents, made in run_ranks(compiled, ranks, name, config):

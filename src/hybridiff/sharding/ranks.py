@@ -10,7 +10,7 @@ import torch
 
 from ..denoiser.evaluation import Evaluation, RecordedEvaluation, are_close
 from ..denoiser.rows import split_rows
-from ..denoiser.through import is_compiled_whole
+from ..denoiser.through import is_compiled
 from ..distributed.comm import Comm
 from ..errors import CommError, ShardError, UsageError
 from .choice import choose_shards, is_large
@@ -35,8 +35,7 @@ class RankGroups:
         measures: The first evaluation of each form is measured, too.
 
     Attributes:
-        why_whole: Why no evaluation is shared by ranks; empty where it may be.
-        why_compiled: The same of networks as they are compiled in a run.
+        why_whole: Why no evaluation is shared by ranks; empty where it may be. `why_compiled` is of a run's graphs.
         costs: What the latest shared evaluation of a run costs where it was measured.
         stage_costs: The same of the latest one in which a stage ran alone.
     """
@@ -71,8 +70,8 @@ class RankGroups:
 
     def prepare(self, evaluation: Evaluation) -> None:
         """Attach the hooks that some call of a run may need, before others hook the same modules."""
-        if self._wanted != 1 and self._comm.size > 1 and not _is_one_graph(evaluation):
-            self._most_parts(evaluation)
+        if self._wanted != 1 and self._comm.size > 1:
+            self._is_hidden(evaluation)
 
     def evaluate(
         self,
@@ -167,7 +166,7 @@ class RankGroups:
             raise UsageError(f"{self.why_whole}: ranks cannot share images; use shards=1")
 
     def forget(self) -> None:
-        """Forget what ranks said in an earlier run, what they had to do, and how networks were compiled."""
+        """Forget what ranks said in an earlier run, what they had to do, and what was compiled."""
         self._displaced, self.why_compiled = {}, ""
         self.costs = self.stage_costs = None
 
@@ -184,11 +183,7 @@ class RankGroups:
         self.unhook()
 
     def unhook(self, is_for_all: bool = True) -> None:
-        """Take hooks off.
-
-        Args:
-            is_for_all: Off all networks; otherwise off those of which modules were compiled since.
-        """
+        """Take the hooks off all networks, or off those of which modules were compiled since."""
         for network, sharded in list(self._sharded.items()):
             if sharded is not None and (is_for_all or sharded.is_outdated):
                 self._sharded.pop(network)
@@ -296,15 +291,10 @@ class RankGroups:
             raise UsageError(f"shards {self._wanted} requested, this image can be cut into {most} at most")
 
     def _is_hidden(self, evaluation: Evaluation) -> bool:
-        """Whether what hooks would have to reach lies in graphs."""
-        networks = [call.network for call in evaluation.calls]
-        if _is_one_graph(evaluation):
-            self.why_compiled = f"{type(networks[0]).__name__} is compiled as a whole"
+        """Whether what hooks would have to reach lies in graphs; where it does not, hooks are there."""
+        if any(is_compiled(call.forward) for call in evaluation.calls):
+            self.why_compiled = f"{type(evaluation.calls[0].network).__name__} is compiled as a whole"
         else:
-            sharded = [self._shard(network) for network in networks]
+            sharded = [self._shard(call.network) for call in evaluation.calls]
             self.why_compiled = next((one.why_whole for one in sharded if one is not None and one.why_whole), "")
         return bool(self.why_compiled)
-
-
-def _is_one_graph(evaluation: Evaluation) -> bool:
-    return any(is_compiled_whole(call.forward) for call in evaluation.calls)

@@ -137,6 +137,7 @@ def test_shards_that_are_not_asked_for(compile: str, graphs: Graphs, monkeypatch
         result, report = run(ZOO["FluxPipeline"], parallel), parallel.report
     assert relative_difference(result, run(ZOO["FluxPipeline"], ZOO["FluxPipeline"].build())) < 1e-5
     assert report is not None
+    assert report.partition is not None
     assert report.partition.shards == (2 if compile == "blocks" else 1)
     why = "FluxTransformer2DModel is compiled as a whole: ranks do not share images; with compile='blocks' they would"
     assert (why in report.notes) == (compile == "whole")
