@@ -13,6 +13,7 @@ from hybridiff import ParallelConfig, parallelize
 from hybridiff.sharding import heads
 from hybridiff.sharding.group import ShardGroup
 from hybridiff.sharding.place import current_group
+from support.compiled import Graphs, compile_blocks
 from support.failing import GROUP_TIMEOUT, QUICK, SOON, Planted
 from support.jobs import Generated, Outcome, attempt, generate_parallel, on_ranks, rank, told_alike
 from support.oracles import relative_difference
@@ -195,3 +196,61 @@ def test_a_rank_that_dies_or_hangs_in_the_middle_of_the_network(way: str, kind: 
         assert "no answer from the other ranks within 5 s, or one died" in outcome.message
         assert "the process group broke" in again.message
         assert outcome.seconds < QUICK
+
+
+def compiled(name: str, config: dict[str, Any]) -> tuple[list[torch.Tensor], list[int]]:
+    """The latents of two calls with compiled blocks, and how many graphs there were after each."""
+    pipe, graphs = build(name), Graphs()
+    compile_blocks(pipe, graphs)
+    made, latents = [], []
+    with parallelize(pipe, ParallelConfig(outputs="all", **config)) as parallel:
+        for _ in range(2):
+            latents.append(generate(parallel, name))
+            made.append(graphs.made)
+    return latents, made
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "config"),
+    [
+        pytest.param("sdxl two levels", 2, {}, id="a U-Net"),
+        pytest.param("sd3.5", 3, {"shards": 3}, id="a transformer by three"),
+        pytest.param("sd3", 4, REUSE, id="reuse steps"),
+    ],
+)
+def test_ranks_that_share_compiled_blocks(name: str, ranks: int, config: dict[str, Any]) -> None:
+    config = {"shards": 2} | config
+    simulated, _ = compiled(name, config | {"simulate": True, "devices": ranks})
+    expected = generate_parallel(name, {}, simulate=True, devices=ranks, **config)[-1].latents
+    for latents, made in run_ranks(compiled, ranks, name, config):
+        assert all(torch.equal(one, expected) for one in (*latents, *simulated))
+        assert 0 < made[0] == made[1] <= 6
+
+
+def run_until_an_operator_fails() -> tuple[Outcome, Outcome]:
+    """How a call ends in which a message within a compiled block of rank 1 raises, and the call after it."""
+    pipe, graphs = build("sd3"), Graphs()
+    compile_blocks(pipe, graphs)
+    parallel = parallelize(pipe, ParallelConfig(outputs="all", shards=2, timeout=GROUP_TIMEOUT))
+    patch, gather, said = pytest.MonkeyPatch(), ShardGroup.concatenate, []
+
+    def leave(group: ShardGroup, place: str, *rest: Any) -> torch.Tensor:
+        said.append(place)
+        if rank() == 1 and place.startswith("transformer_blocks.1, attention 1") and len(said) > 12:
+            patch.undo()
+            raise Planted("in the middle")
+        return gather(group, place, *rest)
+
+    patch.setattr(ShardGroup, "concatenate", leave)
+    return attempt(lambda: generate(parallel, "sd3")), attempt(lambda: generate(parallel, "sd3"))
+
+
+def test_a_rank_that_raises_within_a_compiled_block() -> None:
+    outcomes, again = zip(*run_ranks(run_until_an_operator_fails, 4), strict=True)
+    assert (outcomes[1].error, outcomes[1].message) == ("Planted", "in the middle")
+    for number in (0, 2, 3):
+        assert outcomes[number].error == "RankError"
+        assert "rank 1 failed in warm-up" in outcomes[number].message
+        assert "Planted: in the middle" in outcomes[number].message
+        assert outcomes[number].seconds < QUICK
+    assert all(outcome.error is None for outcome in again)

@@ -13,9 +13,9 @@ from hybridiff.denoiser.compiled import how_compiled
 from hybridiff.denoiser.through import expose
 from hybridiff.models.compiling import check_compile, compile_denoisers
 from hybridiff.models.tiny import GUIDANCE
+from support.compiled import Graphs, compile_blocks, compile_whole
 from support.pipelines import build, denoiser_of
 
-BLOCKS = ("JointTransformerBlock", "BasicTransformerBlock")
 REUSE: dict[str, Any] = {"strategy": "hybrid", "full_steps": "0-1,3,5", "step_kind": "reuse"}
 STRIDE: dict[str, Any] = {"strategy": "asyncdiff", "devices": 3, "settings": {"stride": 2}}
 TAYLOR: dict[str, Any] = {"strategy": "cached_cfg", "settings": {"cache": "taylorseer"}}
@@ -50,32 +50,6 @@ BY_BLOCKS: dict[str, tuple[str, dict[str, Any]]] = {
     "distrifusion": ("sdxl two levels", {"strategy": "distrifusion"}),
 }
 PATCHES: dict[str, Any] = {"strategy": "pipefusion"}
-
-
-class Graphs:
-    """A backend that compiles nothing, and counts graphs and how often they run."""
-
-    def __init__(self) -> None:
-        self.made = self.runs = 0
-
-    def __call__(self, graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
-        self.made += 1
-
-        def run(*args: Any) -> Any:
-            self.runs += 1
-            return graph.forward(*args)
-
-        return run
-
-
-def compile_whole(pipe: Any, graphs: Graphs) -> None:
-    denoiser_of(pipe).compile(backend=graphs, fullgraph=True)
-
-
-def compile_blocks(pipe: Any, graphs: Graphs) -> None:
-    for module in denoiser_of(pipe).modules():
-        if type(module).__name__ in BLOCKS:
-            module.compile(backend=graphs, fullgraph=True)
 
 
 def attach(pipe: Any, config: dict[str, Any]) -> ParallelPipeline:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from .adapters import as_called
-from .through import Forward, is_compiled
+from .through import Forward, compiled_blocks
 
 _EAGER = (
     "the network is compiled as a whole, but its layers run apart here, so it ran uncompiled; compile its blocks "
@@ -75,4 +75,4 @@ def how_compiled(pipe: Any, networks: Sequence[torch.nn.Module]) -> str:
         module is not network or network._compiled_call_impl for module, network in zip(called, networks, strict=True)
     ):
         return "whole"
-    return "blocks" if any(is_compiled(network, network.forward) for network in networks) else "none"
+    return "blocks" if any(any(compiled_blocks(network)) for network in networks) else "none"

@@ -80,13 +80,8 @@ def expose(module: torch.nn.Module) -> Callable[[], None]:
     return undo
 
 
-def is_compiled(network: torch.nn.Module, forward: Forward) -> bool:
-    """Whether a forward goes through something compiled: the network (`through`), or modules of it."""
-    return is_compiled_whole(forward) or any(_has_graph(module) for module in network.modules())
-
-
-def is_compiled_whole(forward: Forward) -> bool:
-    """Whether a network's forward is one graph (`through`)."""
+def is_compiled(forward: Forward | None) -> bool:
+    """Whether a forward goes through the graph of its module as a whole (`through`)."""
     return getattr(forward, "is_compiled", False)
 
 
@@ -103,5 +98,5 @@ def _has_graph(module: torch.nn.Module) -> bool:
     return (
         module._compiled_call_impl is not None
         or "_orig_mod" in module._modules  # `torch.compile(module)` in its place
-        or getattr(vars(module).get("forward"), "is_compiled", False)
+        or is_compiled(vars(module).get("forward"))
     )

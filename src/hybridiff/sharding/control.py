@@ -13,7 +13,7 @@ from torch import nn
 from ..denoiser.control import InParts
 from ..denoiser.deferred import mapped
 from ..denoiser.replay import tensors_in
-from ..denoiser.through import is_compiled
+from ..denoiser.through import compiled_blocks, is_compiled
 from .group import ShardGroup
 from .network import Forward, RowShards, ShardedNetwork, TokenShards, is_plain
 from .place import PartTensor, current_group, in_parts
@@ -70,10 +70,10 @@ class ControlShards(RowShards):
 
 def controls_in_parts(networks: SharedNetworks) -> InParts:
     """What ControlNets run within a call of a pipeline: as a rank evaluates its part of the denoiser, that part."""
-    compiled = functools.cache(is_compiled)  # once a call: a network has thousands of modules
+    has_graphs = functools.cache(lambda network: any(compiled_blocks(network)))  # once a call: it has many modules
 
     def in_parts_of(network: nn.Module, forward: Forward) -> Forward:
-        sharded = None if compiled(network, forward) else networks.beside(network, shard_controlnet)
+        sharded = None if is_compiled(forward) or has_graphs(network) else networks.beside(network, shard_controlnet)
         return by_parts(sharded, forward)
 
     return in_parts_of

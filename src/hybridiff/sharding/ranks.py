@@ -71,7 +71,7 @@ class RankGroups:
     def prepare(self, evaluation: Evaluation) -> None:
         """Attach the hooks that some call of a run may need, before others hook the same modules."""
         if self._wanted != 1 and self._comm.size > 1:
-            self.networks.prepare(evaluation)
+            self.networks.are_hidden(evaluation)
 
     def evaluate(
         self,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..denoiser.evaluation import Evaluation
-from ..denoiser.through import is_compiled_whole
+from ..denoiser.through import is_compiled
 from ..errors import UsageError
 from .network import ShardedNetwork, shard_network
 
@@ -42,11 +42,6 @@ class SharedNetworks:
             self._sharded[network] = shard(network)
         return self._sharded.get(network)
 
-    def prepare(self, evaluation: Evaluation) -> None:
-        """Attach the hooks that some call of a run may need."""
-        if not _is_one_graph(evaluation):
-            self.most_parts(evaluation)
-
     def most_parts(self, evaluation: Evaluation) -> int:
         """Into how many parts all calls can be cut."""
         sharded = [(self.of(call.network), call.arguments) for call in evaluation.calls]
@@ -67,12 +62,11 @@ class SharedNetworks:
             raise UsageError(f"shards {wanted} requested, this image can be cut into {most} at most")
 
     def are_hidden(self, evaluation: Evaluation) -> bool:
-        """Whether what hooks would have to reach lies in graphs."""
-        networks = [call.network for call in evaluation.calls]
-        if _is_one_graph(evaluation):
-            self.why_whole = f"{type(networks[0]).__name__} is compiled as a whole"
+        """Whether what hooks would have to reach lies in graphs; where it does not, hooks are there."""
+        if any(is_compiled(call.forward) for call in evaluation.calls):
+            self.why_whole = f"{type(evaluation.calls[0].network).__name__} is compiled as a whole"
         else:
-            sharded = [self.of(network) for network in networks]
+            sharded = [self.of(call.network) for call in evaluation.calls]
             self.why_whole = next((one.why_whole for one in sharded if one is not None and one.why_whole), "")
         return bool(self.why_whole)
 
@@ -86,7 +80,3 @@ class SharedNetworks:
             if sharded is not None and (is_for_all or sharded.is_outdated):
                 self._sharded.pop(network)
                 sharded.remove()
-
-
-def _is_one_graph(evaluation: Evaluation) -> bool:
-    return any(is_compiled_whole(call.forward) for call in evaluation.calls)

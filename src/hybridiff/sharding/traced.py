@@ -31,6 +31,10 @@ _SCHEMAS = {
     "refuse": "(Tensor(a!) order) -> ()",
 }
 
+_TENSORS: dict[str, Any] = dict.fromkeys(("query", "key", "value", "attn_mask"))
+_ARGUMENTS = _TENSORS | {"dropout_p": 0.0, "is_causal": False, "scale": None, "enable_gqa": False}
+"""Of `scaled_dot_product_attention`, in order, with their defaults."""
+
 
 class PlaceHook(ModelHook):
     """Around a compiled block: by its name and their order within it ranks know the attentions there.
@@ -100,58 +104,38 @@ class _Replaced(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func is torch.Tensor.unflatten:  # torch.compile knows it by name, and not by its Python function
+            return args[0].unflatten(*args[1:], **(kwargs or {}))
         if func is not F.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         self.times += 1
-        return _traced(*args, **(kwargs or {}))
+        return _traced(args, kwargs or {})
 
 
-def _traced(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> torch.Tensor:
-    kind = query.device.type
+def _traced(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    named = _ARGUMENTS | dict(zip(_ARGUMENTS, args, strict=False)) | kwargs
+    kind = named["query"].device.type
     if torch.is_autocast_enabled(kind):  # which does not know the operator
         narrow = torch.get_autocast_dtype(kind)
-        query, key, value = query.to(narrow), key.to(narrow), value.to(narrow)
-        if attn_mask is not None and attn_mask.is_floating_point():
-            attn_mask = attn_mask.to(narrow)
-    tokens_first = torch.ops.hybridiff.attend(
-        query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, _ORDER
-    )
-    return tokens_first.transpose(-3, -2)  # type: ignore[no-any-return]
+        for name in _TENSORS:
+            if named[name] is not None and named[name].is_floating_point():
+                named[name] = named[name].to(narrow)
+    tokens_first: torch.Tensor = torch.ops.hybridiff.attend(*named.values(), _ORDER)
+    return tokens_first.transpose(-3, -2)
 
 
-def _attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    dropout: float,
-    causal: bool,
-    scale: float | None,
-    gqa: bool,
-    order: torch.Tensor,
-) -> torch.Tensor:
+def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *options: Any) -> torch.Tensor:
     """Attention of this rank's tokens to those of all ranks, tokens before heads: strides that graphs may rely on."""
-    group = current_group()
+    named = dict(zip(_ARGUMENTS, (query, key, value, *options[:-1]), strict=True))
+    group, mask = current_group(), named["attn_mask"]
     whole: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     if group is not None:
         whole = WholeAttention(group, next_place())
         if mask is not None or key.shape != value.shape:
             # Sent as they are, maybe in the background, when their memory is the graph's again.
-            key, value, mask = key.clone(), value.clone(), None if mask is None else mask.clone()
+            named |= {"key": key.clone(), "value": value.clone(), "attn_mask": None if mask is None else mask.clone()}
     with whole:
-        answer = F.scaled_dot_product_attention(
-            query, key, value, mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=gqa
-        )
-    return answer.transpose(-3, -2).contiguous()
+        return F.scaled_dot_product_attention(**named).transpose(-3, -2).contiguous()
 
 
 def _shape_of_attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any) -> torch.Tensor:

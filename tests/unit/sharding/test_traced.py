@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +15,7 @@ from hybridiff.models.compiling import compile_denoisers
 from hybridiff.sharding import choice
 from hybridiff.sharding.group import ThreadGroup
 from hybridiff.sharding.network import ShardedNetwork, shard_network
+from support.compiled import Graphs
 from support.oracles import relative_difference
 from support.shards import Arguments, ranks, recorded, shared, whole
 from zoo import ZOO, run
@@ -31,17 +31,6 @@ SPECIMENS = (
     "LTXPipeline",
 )
 SDXL = SPECIMENS[0]
-
-
-class Graphs:
-    """A backend that compiles nothing, and counts graphs."""
-
-    def __init__(self) -> None:
-        self.made = 0
-
-    def __call__(self, graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
-        self.made += 1
-        return graph.forward
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +69,7 @@ def test_parts_are_the_whole_by_few_graphs(name: str, graphs: Graphs) -> None:
         assert relative_difference(shared(sharded, arguments, group), expected) <= 1e-5
         assert relative_difference(whole(sharded.network, arguments), expected) <= 1e-5
     assert graphs.made == made
-    assert 0 < made <= 6
+    assert 0 < made <= 8  # of up to three kinds of blocks: one more for each length that proved to vary
 
 
 @pytest.mark.parametrize("name", ["StableDiffusion3Pipeline", "FluxPipeline"])
@@ -148,6 +137,7 @@ def test_shards_that_are_not_asked_for(compile: str, graphs: Graphs, monkeypatch
         result, report = run(ZOO["FluxPipeline"], parallel), parallel.report
     assert relative_difference(result, run(ZOO["FluxPipeline"], ZOO["FluxPipeline"].build())) < 1e-5
     assert report is not None
+    assert report.partition is not None
     assert report.partition.shards == (2 if compile == "blocks" else 1)
     why = "FluxTransformer2DModel is compiled as a whole: ranks do not share images; with compile='blocks' they would"
     assert (why in report.notes) == (compile == "whole")
