@@ -286,14 +286,14 @@ class RankGroups:
         if any(self._shard(call.network) is None for call in evaluation.calls):
             raise UsageError(f"it is not known how {name} can be cut into parts of an image; use shards=1")
         if self._is_hidden(evaluation):
-            raise UsageError(f"{self.why_compiled}: ranks cannot share images; use compile='blocks', or shards=1")
+            raise UsageError(f"{self.why_compiled}: ranks cannot share images; use shards=1")
         if self._wanted is not None and self._wanted > most:
             raise UsageError(f"shards {self._wanted} requested, this image can be cut into {most} at most")
 
     def _is_hidden(self, evaluation: Evaluation) -> bool:
         """Whether what hooks would have to reach lies in graphs; where it does not, hooks are there."""
         if any(is_compiled(call.forward) for call in evaluation.calls):
-            self.why_compiled = f"{type(evaluation.calls[0].network).__name__} is compiled as a whole"
+            self.why_compiled = "the network is compiled as a whole, not by its blocks"
         else:
             sharded = [self._shard(call.network) for call in evaluation.calls]
             self.why_compiled = next((one.why_whole for one in sharded if one is not None and one.why_whole), "")
