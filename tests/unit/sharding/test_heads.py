@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from hybridiff.sharding import heads
-from hybridiff.sharding.attention import _WholeAttention
+from hybridiff.sharding.attention import WholeAttention
 from hybridiff.sharding.group import ThreadGroup, play
 from hybridiff.sharding.heads import heads_to_tokens, is_cheaper_by_heads, tokens_to_heads
 from support.oracles import relative_difference
@@ -63,7 +63,7 @@ def attend(
     group = counting(len(query))
 
     def work(rank: CountingGroup) -> torch.Tensor:
-        with _WholeAttention(rank, "layer"):
+        with WholeAttention(rank, "layer"):
             own = {name: mask[..., rank.index] for name, mask in options.items() if name == "attn_mask"}
             return F.scaled_dot_product_attention(
                 query[rank.index], key[rank.index], value[rank.index], **(options | own)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import AttnProcessor
 
 from hybridiff import UsageError
-from hybridiff.sharding.attention import _WholeAttention
+from hybridiff.sharding.attention import WholeAttention
 from hybridiff.sharding.choice import choose_shards
 from hybridiff.sharding.network import RowShards, ShardedNetwork, TokenShards, shard_network
 from support.networks import NETWORKS, evaluation_of
@@ -86,13 +86,13 @@ def test_attention_that_does_not_come_by_is_refused(name: str) -> None:
 def test_causal_attention_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     network, arguments = network_and_call(name)
     sharded = sharded_network(network)
-    own = _WholeAttention.__torch_function__
+    own = WholeAttention.__torch_function__
 
     def with_order(self: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         causal = {"is_causal": True} if func is F.scaled_dot_product_attention else {}
         return own(self, func, types, args, (kwargs or {}) | causal)
 
-    monkeypatch.setattr(_WholeAttention, "__torch_function__", with_order)
+    monkeypatch.setattr(WholeAttention, "__torch_function__", with_order)
     with pytest.raises(UsageError, match="attends in order \\(causally\\), which cannot be shared; use shards=1"):
         shared(sharded, arguments, 2)
 
