@@ -145,18 +145,13 @@ def agree_on_call(setup: Setup, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 def _check_compiled(pipe: Any, networks: tuple[Any, ...], strategy: str, config: ParallelConfig, comm: Comm) -> str:
     """How the network is compiled; refuses what needs hooks within a graph."""
     compiled, shares = how_compiled(pipe, networks), config.shards not in (None, 1) and comm.size > 1
-    name = type(networks[0]).__name__
     if compiled == "whole" and shares:
-        raise UsageError(
-            f"{name} is compiled as a whole, so its attention cannot be shared between ranks (strategy {strategy!r}); "
-            "compile its blocks instead (compile='blocks'), or use 'cfg' with shards=1"
-        )
-    if compiled != "none" and find_strategy(config.strategy).hooks_attention:
-        raise UsageError(
-            f"{name} is compiled, so its attention cannot be cut into patches (strategy {strategy!r}); use 'cfg', or "
-            "do without torch.compile"
-        )
-    return compiled
+        why = " as a whole, so its attention cannot be shared between ranks", "compile='blocks', or 'cfg' with shards=1"
+    elif compiled != "none" and find_strategy(config.strategy).hooks_attention:
+        why = ", so its attention cannot be cut into patches", "'cfg', or do without torch.compile"
+    else:
+        return compiled
+    raise UsageError(f"{type(networks[0]).__name__} is compiled{why[0]} (strategy {strategy!r}); use {why[1]}")
 
 
 def _unhook(setup: Setup, compiled: str) -> None:

@@ -57,14 +57,14 @@ class SharedNetworks:
         if any(self.of(call.network) is None for call in evaluation.calls):
             raise UsageError(f"it is not known how {name} can be cut into parts of an image; use shards=1")
         if self.are_hidden(evaluation):
-            raise UsageError(f"{self.why_whole}: ranks cannot share images; use compile='blocks', or shards=1")
+            raise UsageError(f"{self.why_whole}: ranks cannot share images; use shards=1")
         if wanted > most:
             raise UsageError(f"shards {wanted} requested, this image can be cut into {most} at most")
 
     def are_hidden(self, evaluation: Evaluation) -> bool:
         """Whether what hooks would have to reach lies in graphs; where it does not, hooks are there."""
         if any(is_compiled(call.forward) for call in evaluation.calls):
-            self.why_whole = f"{type(evaluation.calls[0].network).__name__} is compiled as a whole"
+            self.why_whole = "the network is compiled as a whole, not by its blocks"
         else:
             sharded = [self.of(call.network) for call in evaluation.calls]
             self.why_whole = next((one.why_whole for one in sharded if one is not None and one.why_whole), "")
