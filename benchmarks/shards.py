@@ -96,7 +96,7 @@ def _costs(sharded: ShardedNetwork, call: dict[str, Any], ranks: int) -> ShardCo
 def _in_turns(one: Callable[[], Any], other: Callable[[], Any], repeats: int) -> tuple[float, float]:
     """Medians of two things that both ranks do in turns, in seconds.
 
-    A turn is two evaluations, of which the second is timed: it finds the memory of one like it, as in the steps of a run.
+    A turn is two evaluations, of which the second is timed: it finds the memory of one like it, as steps of a run do.
     """
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(repeats + 1):
