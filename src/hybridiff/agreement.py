@@ -156,9 +156,11 @@ def _check_compiled(pipe: Any, networks: tuple[Any, ...], strategy: str, config:
 
 def _unhook(setup: Setup, compiled: str) -> None:
     """Take off what an earlier call left on modules that have been compiled since."""
-    setup.groups.networks.unhook(compiled == "whole")
+    is_unhooked = setup.groups.networks.unhook(compiled == "whole")
     if setup.staged is not None:
         setup.staged.relink()
+        if is_unhooked:
+            setup.staged.remove()  # its hooks lie around those, and come after them
 
 
 def _check_steps(setup: Setup, arguments: dict[str, Any]) -> None:

@@ -111,8 +111,8 @@ class Beginning:
             return notes
         groups = groups or setup.groups
         shards = groups.count(evaluation)
-        if groups.networks.why_whole:
-            notes.append(f"{groups.networks.why_whole}: ranks do not share images")
+        if groups.why_compiled:
+            notes.append(f"{groups.why_compiled}: ranks do not share images")
         notes += self._displaced_notes(shards)
         count = setup.comm.size // shards
         idle = [own for own in split_rows(rows, evaluation.branches, count) or () if own.start == own.stop]

@@ -113,7 +113,7 @@ class ForkServer:
     def _why_gone(self) -> OSError:
         with suppress(subprocess.TimeoutExpired):
             if self._process.wait(GRACE) == 0:
-                return _EndedIdle()
+                return _EndedIdle("it ended as it had been idle for long")
         self._log.seek(0)
         return OSError(self._log.read().decode(errors="replace").strip().rpartition("\n")[2])
 

@@ -5,6 +5,7 @@ The displaced patches of DistriFusion (Li et al. 2024), and their form for seque
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
@@ -29,7 +30,6 @@ class _Call:
     """A call of a network that comes again at each step.
 
     Attributes:
-        form: What decides its lengths.
         times: It came before.
         place: Messages of the running evaluation so far.
         said: In the latest evaluation, at each place.
@@ -37,7 +37,6 @@ class _Call:
         lengths: See `ShardGroup.lengths`.
     """
 
-    form: Hashable
     times: int = 0
     place: int = 0
     said: list[_Said] = field(default_factory=list)
@@ -59,8 +58,9 @@ class DisplacedGroup(ShardGroup):
     def __init__(self, group: ShardGroup, warm_up: int) -> None:
         super().__init__(group.index, group.count)
         self._group, self._warm_up = group, warm_up
-        self._calls: list[_Call] = []
-        self._number = -1  # of the call that runs, within its step
+        self._calls: dict[tuple[Hashable, int], _Call] = {}  # by form, and which one of that form in its step
+        self._seen = Counter[Hashable]()  # forms of the step so far
+        self._call = _Call()  # that runs
         self._is_displaced = False  # what was heard last
 
     @property
@@ -68,17 +68,15 @@ class DisplacedGroup(ShardGroup):
         return not self._is_kept  # keys of all heads are kept
 
     def begin_step(self) -> None:
-        """Calls are counted from the first one again."""
-        self._number = -1
+        """Calls of each form are counted from the first one again."""
+        self._seen.clear()
 
     def begin(self, form: Hashable) -> None:
-        self._number += 1
-        if self._number == len(self._calls):
-            self._calls.append(_Call(form))
-        elif self._call.form != form:
-            self._calls[self._number] = _Call(form)
-        else:
-            self._call.times += 1
+        key = form, self._seen[form]
+        self._seen[form] += 1
+        if key in self._calls:
+            self._calls[key].times += 1
+        self._call = self._calls.setdefault(key, _Call())
         self._call.place, self._lengths = 0, self._call.lengths
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -117,10 +115,6 @@ class DisplacedGroup(ShardGroup):
         call.said[call.place : call.place + 1] = [said]
         call.place += 1
         return before
-
-    @property
-    def _call(self) -> _Call:
-        return self._calls[self._number]
 
     @property
     def _is_kept(self) -> bool:

@@ -274,7 +274,8 @@ class _ThreadSettings:
     def taken_over(self) -> Iterator[None]:
         torch.set_num_threads(self._threads)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(torch.cuda.stream(self._stream))  # and its device
+            if self._stream is not None:
+                stack.enter_context(torch.cuda.stream(self._stream))  # and its device
             stack.enter_context(torch.inference_mode(self._inference))
             stack.enter_context(torch.set_grad_enabled(self._grad))
             for kind, dtype, enabled in self._autocast:

@@ -48,6 +48,8 @@ class ShardedNetwork(ABC):
         self._traced: list[TracedAttention] = []
         self._attached = AttachedHooks()
         around, within = self._divided()
+        hooked = {module for module, _ in around}
+        self._exposed = [block for block in self._blocks.values() if block in hooked]
         self.why_whole = _why_whole(network, within)
         if not self.why_whole:
             self._traced = [TracedAttention(layer, hook.text_is_cut) for layer, hook in within]
@@ -88,8 +90,8 @@ class ShardedNetwork(ABC):
     @property
     def is_outdated(self) -> bool:
         """Whether modules were compiled since, maybe hooks and all."""
-        blocks = dict(compiled_blocks(self.network))
-        return blocks != self._blocks or any(block._compiled_call_impl is not None for block in blocks.values())
+        is_again = any(block._compiled_call_impl is not None for block in self._exposed)
+        return is_again or dict(compiled_blocks(self.network)) != self._blocks
 
     def remove(self) -> None:
         """Restore the network."""

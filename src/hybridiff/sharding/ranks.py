@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
@@ -36,13 +37,15 @@ class RankGroups:
 
     Attributes:
         why_whole: Why no evaluation is shared by ranks; empty where it may be.
+        why_compiled: The same of networks as they are compiled in a run.
         networks: What they share.
         costs: What the latest shared evaluation of a run costs where it was measured.
         stage_costs: The same of the latest one in which a stage ran alone.
     """
 
     def __init__(self, comm: Comm, wanted: int | None, warm_up: int | None = None, measures: bool = False) -> None:
-        self.why_whole, self.networks = "", SharedNetworks()
+        self.why_whole = self.why_compiled = ""
+        self.networks = SharedNetworks()
         self.costs: ShardCosts | None = None
         self.stage_costs: ShardCosts | None = None
         self._measures, self._measured = measures, dict[object, ShardCosts]()
@@ -64,14 +67,18 @@ class RankGroups:
             self.networks.check(evaluation, self._wanted)
         elif choose_shards(self._comm.size, evaluation.rows, self._comm.size) == 1:
             return 1  # however it can be cut: most runs, whose networks get no hooks
-        elif not is_large(evaluation.sample) or self.networks.are_hidden(evaluation):
+        elif not is_large(evaluation.sample):
             return 1
+        else:
+            self.why_compiled = self.networks.why_hidden(evaluation)
+            if self.why_compiled:
+                return 1
         return choose_shards(self._comm.size, evaluation.rows, self.networks.most_parts(evaluation), self._wanted)
 
     def prepare(self, evaluation: Evaluation) -> None:
         """Attach the hooks that some call of a run may need, before others hook the same modules."""
         if self._wanted != 1 and self._comm.size > 1:
-            self.networks.are_hidden(evaluation)
+            self.networks.why_hidden(evaluation)
 
     def evaluate(
         self,
@@ -167,12 +174,12 @@ class RankGroups:
 
     def forget(self) -> None:
         """Forget what ranks said in an earlier run, what they had to do, and how networks were compiled."""
-        self._displaced, self.networks.why_whole = {}, ""
+        self._displaced, self.why_compiled = {}, ""
         self.costs = self.stage_costs = None
 
     def release(self) -> None:
         """Give up what layers keep for a run, which is over."""
-        for group in (group for groups in self._groups.values() for group in groups):
+        for group in (*chain.from_iterable(self._groups.values()), *self._displaced.values()):
             group.kept.clear()
 
     def drop(self, aborts: bool = True) -> None:

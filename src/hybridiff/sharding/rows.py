@@ -147,11 +147,16 @@ def _blank(picture: torch.Tensor, rows: int) -> torch.Tensor:
 def _convolve(convolution: Any, picture: torch.Tensor, aside: int) -> torch.Tensor:
     weight, bias, groups = convolution.weight, convolution.bias, convolution.groups
     sizes = (0, aside), convolution.stride, convolution.dilation
-    has_mkldnn = picture.is_cpu and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if has_mkldnn and picture.dtype is weight.dtype is torch.float32:
+    if _takes_onednn(picture) and picture.dtype is weight.dtype is torch.float32:
         # What conv2d does on a CPU, but for one small picture and one thread, where it is slower by half.
         return torch.mkldnn_convolution(picture, weight, bias, *sizes, groups)
     return F.conv2d(picture, weight, bias, sizes[1], sizes[0], sizes[2], groups)
+
+
+def _takes_onednn(picture: torch.Tensor) -> bool:
+    backend: Any = torch.backends.mkldnn
+    is_there = picture.is_cpu and backend.is_available() and backend.enabled
+    return is_there and not torch.is_autocast_enabled("cpu")  # which does not know it
 
 
 def _exact(picture: torch.Tensor) -> torch.Tensor:

@@ -14,14 +14,9 @@ from .network import ShardedNetwork, shard_network
 
 
 class SharedNetworks:
-    """Networks with the hooks that let ranks share them.
-
-    Attributes:
-        why_whole: Why none is shared as they are compiled in a run; empty where they may be.
-    """
+    """Networks with the hooks that let ranks share them."""
 
     def __init__(self) -> None:
-        self.why_whole = ""
         self._sharded: dict[torch.nn.Module, ShardedNetwork | None] = {}
 
     def of(self, network: torch.nn.Module) -> ShardedNetwork | None:
@@ -53,30 +48,34 @@ class SharedNetworks:
         Raises:
             UsageError: with what would do.
         """
-        name, most = type(evaluation.calls[0].network).__name__, self.most_parts(evaluation)
+        hidden, name = self.why_hidden(evaluation), type(evaluation.calls[0].network).__name__
+        if hidden:
+            raise UsageError(f"{hidden}: ranks cannot share images; use shards=1")
         if any(self.of(call.network) is None for call in evaluation.calls):
             raise UsageError(f"it is not known how {name} can be cut into parts of an image; use shards=1")
-        if self.are_hidden(evaluation):
-            raise UsageError(f"{self.why_whole}: ranks cannot share images; use shards=1")
+        most = self.most_parts(evaluation)
         if wanted > most:
             raise UsageError(f"shards {wanted} requested, this image can be cut into {most} at most")
 
-    def are_hidden(self, evaluation: Evaluation) -> bool:
-        """Whether what hooks would have to reach lies in graphs; where it does not, hooks are there."""
+    def why_hidden(self, evaluation: Evaluation) -> str:
+        """Why what hooks would have to reach lies in graphs; empty where it does not, and hooks are there."""
         if any(is_compiled(call.forward) for call in evaluation.calls):
-            self.why_whole = "the network is compiled as a whole, not by its blocks"
-        else:
-            sharded = [self.of(call.network) for call in evaluation.calls]
-            self.why_whole = next((one.why_whole for one in sharded if one is not None and one.why_whole), "")
-        return bool(self.why_whole)
+            return "the network is compiled as a whole, not by its blocks"
+        sharded = [self.of(call.network) for call in evaluation.calls]
+        return next((one.why_whole for one in sharded if one is not None and one.why_whole), "")
 
-    def unhook(self, is_for_all: bool = True) -> None:
+    def unhook(self, is_for_all: bool = True) -> bool:
         """Take hooks off.
 
         Args:
             is_for_all: Off all networks; otherwise off those of which modules were compiled since.
+
+        Returns:
+            Whether there were any.
         """
-        for network, sharded in list(self._sharded.items()):
-            if sharded is not None and (is_for_all or sharded.is_outdated):
-                self._sharded.pop(network)
-                sharded.remove()
+        hooked = [(network, sharded) for network, sharded in self._sharded.items() if sharded is not None]
+        outdated = [(network, sharded) for network, sharded in hooked if is_for_all or sharded.is_outdated]
+        for network, sharded in outdated:
+            del self._sharded[network]
+            sharded.remove()
+        return bool(outdated)

@@ -48,8 +48,8 @@ class TextHook(ModelHook):
         return answer
 
     def _is_plain(self, module: nn.Module, forward: Any) -> bool:
-        """Whether nothing is around the layer that changes what it makes, or its weights unseen, as LoRA may."""
-        is_alone = self._attention._modules[self._name] is module
+        """Whether nothing is around the layer that changes what it makes or its weights, as LoRA and offload may."""
+        is_alone = self._attention._modules[self._name] is module and not hasattr(module, "_hf_hook")
         return is_alone and getattr(forward, "__func__", None) is nn.Linear.forward
 
 

@@ -39,7 +39,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UsageError(f"cannot read the prompts file {path}: {reason}") from error
-    items = _listed(text)
+    items = _listed(text, path)
     if items is None:
         lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
         prompts = [_parse(line, f"{path}, line {number}") for number, line in lines if line]
@@ -50,11 +50,16 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     return prompts
 
 
-def _listed(text: str) -> list[Any] | None:
-    """What a text lists; None where it is no JSON list, whatever its lines begin with."""
+def _listed(text: str, path: str | Path) -> list[Any] | None:
+    """What a text lists; None where it is no JSON list, though its first line may begin with a bracket."""
+    first = text.lstrip().partition("\n")[0].strip()
+    if not first.startswith("["):
+        return None
     try:
-        items = json.loads(text) if text.lstrip().startswith("[") else None
-    except json.JSONDecodeError:
+        items = json.loads(text)
+    except json.JSONDecodeError as error:
+        if first == "[":
+            raise UsageError(f"{path}, line {error.lineno}: not a JSON list ({error.msg})") from error
         return None
     return items if isinstance(items, list) else None
 

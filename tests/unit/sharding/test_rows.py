@@ -112,3 +112,25 @@ def test_group_normalization_of_a_picture_of_one_colour(dtype: torch.dtype) -> N
     made = by_parts(layer, whole, 1, 3)
     assert made.dtype is dtype
     torch.testing.assert_close(made, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("is_autocast", [False, True])
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_convolutions_are_of_the_dtype_and_the_library_that_the_caller_wants(
+    is_autocast: bool, is_enabled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convolution, whole = torch.nn.Conv2d(3, 4, 3, padding=1), picture(1, 3, 8, 5).float()
+    attached = AttachedHook(convolution, ConvolutionHook(), "rows")
+    used: list[bool] = []
+    own = torch.mkldnn_convolution
+    monkeypatch.setattr(torch, "mkldnn_convolution", lambda *args: (used.append(True), own(*args))[1])
+    try:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, is_autocast):
+            with torch.backends.mkldnn.flags(enabled=is_enabled):
+                stock = F.conv2d(whole, convolution.weight, convolution.bias, padding=1)
+                parts = by_parts(convolution, whole, 1, 2)
+    finally:
+        attached.remove()
+    assert parts.dtype is stock.dtype
+    torch.testing.assert_close(parts, stock)
+    assert bool(used) == (is_enabled and not is_autocast)

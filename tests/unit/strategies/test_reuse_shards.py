@@ -100,12 +100,16 @@ def test_a_part_runs_the_layers_of_the_outer_stage_only() -> None:
     assert ran == {str(layer) for layer in range(len(shared.staged.layers)) if not point.is_inner(layer)}
 
 
-def test_compiled_blocks_get_no_hooks_of_parts() -> None:
-    """They would break the graphs; such a network is not cut."""
+def test_hooks_of_parts_lie_around_compiled_blocks_and_not_within() -> None:
+    """They would break the graphs."""
     network = NETWORKS["sd3"]()
-    network.transformer_blocks[0].compile()
+    block = network.transformer_blocks[0]
+    block.compile()
     Parts(network, evaluation_of(network, 2, 8, 8), 2)
-    assert not any(hasattr(module, "_diffusers_hook") for module in network.modules())
+    hooked = {module for module in network.modules() if hasattr(module, "_diffusers_hook")}
+    assert block in hooked
+    assert hooked.isdisjoint(set(block.modules()) - {block})
+    assert set(network.transformer_blocks[1].modules()) & hooked
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ def test_one_json_list_is_as_good(tmp_path: Path) -> None:
         (b'{"seed": 1}', "line 1: there is no prompt"),
         (b'{"prompt": 3}', "line 1: prompt must be text, got 3"),
         (b"[]", "holds no prompt"),
+        (b'[\n"a ring",\n"a cube",\n]', "line 4: not a JSON list"),
         (b'["a ring", ""]', "item 2: there is no prompt"),
         (b'["a ring", 3]', "item 2: must be text or an object with a prompt, got 3"),
     ],
