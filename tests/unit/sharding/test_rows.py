@@ -125,10 +125,10 @@ def test_convolutions_are_of_the_dtype_and_the_library_that_the_caller_wants(
     own = torch.mkldnn_convolution
     monkeypatch.setattr(torch, "mkldnn_convolution", lambda *args: (used.append(True), own(*args))[1])
     try:
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, is_autocast):
-            with torch.backends.mkldnn.flags(enabled=is_enabled):
-                stock = F.conv2d(whole, convolution.weight, convolution.bias, padding=1)
-                parts = by_parts(convolution, whole, 1, 2)
+        wanted = torch.autocast("cpu", torch.bfloat16, is_autocast), torch.backends.mkldnn.flags(enabled=is_enabled)
+        with torch.no_grad(), wanted[0], wanted[1]:
+            stock = F.conv2d(whole, convolution.weight, convolution.bias, padding=1)
+            parts = by_parts(convolution, whole, 1, 2)
     finally:
         attached.remove()
     assert parts.dtype is stock.dtype
