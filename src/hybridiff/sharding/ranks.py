@@ -69,16 +69,15 @@ class RankGroups:
             return 1  # however it can be cut: most runs, whose networks get no hooks
         elif not is_large(evaluation.sample):
             return 1
-        else:
-            self.why_compiled = self.networks.why_hidden(evaluation)
-            if self.why_compiled:
-                return 1
+        elif why := self.networks.why_hidden(evaluation):
+            self.why_compiled = why
+            return 1
         return choose_shards(self._comm.size, evaluation.rows, self.networks.most_parts(evaluation), self._wanted)
 
     def prepare(self, evaluation: Evaluation) -> None:
         """Attach the hooks that some call of a run may need, before others hook the same modules."""
         if self._wanted != 1 and self._comm.size > 1:
-            self.networks.why_hidden(evaluation)
+            self.networks.why_hidden(evaluation)  # who asks finds them attached, unless all of it is one graph
 
     def evaluate(
         self,

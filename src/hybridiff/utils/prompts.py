@@ -56,12 +56,12 @@ def _listed(text: str, path: str | Path) -> list[Any] | None:
     if not first.startswith("["):
         return None
     try:
-        items = json.loads(text)
+        items: list[Any] = json.loads(text)
     except json.JSONDecodeError as error:
         if first == "[":
             raise UsageError(f"{path}, line {error.lineno}: not a JSON list ({error.msg})") from error
         return None
-    return items if isinstance(items, list) else None
+    return items
 
 
 def _parse(line: str, where: str) -> Prompt:

@@ -98,6 +98,17 @@ def test_another_form_begins_anew_and_other_calls_go_on() -> None:
     assert heard[1] == [[3, 104], [13, 114]]
 
 
+def test_a_call_that_comes_later_or_ends_earlier_shifts_no_other() -> None:
+    """A ControlNet is called before its denoiser, from the second step on and until guidance by it ends."""
+    group = Ranks(2, 0)
+    group.step(say(0, 1), forms=("denoiser",))
+    heard = group.step(say(1, 0), say(1, 1), forms=("control", "denoiser"))
+    assert heard[0] == [[1, 101], [11, 110]]
+    heard = group.step(say(2, 0), say(2, 1), forms=("control", "denoiser"))
+    assert heard[0] == [[2, 101], [12, 111]]
+    assert group.step(say(3, 1), forms=("denoiser",))[0] == [13, 112]
+
+
 def test_a_message_of_another_dtype_is_heard_as_it_is_now() -> None:
     group = Ranks(2, 0)
     group.step(say(0))
