@@ -38,6 +38,11 @@ def capped_psnr(image: Any, reference: Any) -> float:
     return min(HIGHEST_PSNR, psnr(image * 255.0, reference * 255.0))
 
 
+def counted_psnr(values: Sequence[float]) -> float:
+    """The mean of the PSNRs of some images in dB, of which each counts for `MOST_DECIBELS` at most."""
+    return statistics.mean(min(value, MOST_DECIBELS) for value in values)
+
+
 def structural_similarity(image: Any, reference: Any) -> float | None:
     """Structural similarity (SSIM) of two images, at most 1; None where torchmetrics is not installed.
 

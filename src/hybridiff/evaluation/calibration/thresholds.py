@@ -18,7 +18,7 @@ from ..frontier.generation import Reference, generate_references, simulate
 from ..frontier.rows import FrontierRow
 from ..frontier.settings import guided
 from ..inspection.denoiser import measure_splits
-from ..metrics import MOST_DECIBELS
+from ..metrics import counted_psnr
 from ..progress import Progress
 from ..simulation import SimulatedPipeline
 from ..workload import seeded
@@ -122,7 +122,7 @@ def _sweep(kind: str, rows: Iterable[FrontierRow]) -> list[SweepPoint]:
     """What tolerances gave with steps of one kind."""
     points = []
     for tolerance, row in zip(TOLERANCES, rows, strict=True):
-        psnr = statistics.mean(min(result.psnr, MOST_DECIBELS) for result in row.results)
+        psnr = counted_psnr([result.psnr for result in row.results])
         points.append(SweepPoint(kind, tolerance, row.ideal_speedup, psnr))
     return points
 

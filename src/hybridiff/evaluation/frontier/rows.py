@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..metrics import worst_tenth
+from ..metrics import counted_psnr, worst_tenth
 from ..simulation import RunSummary
 from .settings import Setting
 
@@ -59,6 +59,7 @@ class FrontierRow:
             "ideal_speedup": round(self.ideal_speedup, 4),
             **_mean_and_worst("psnr", [result.psnr for result in self.results]),
             "psnr_pooled": round(pooled_psnr([result.psnr for result in self.results]), 3),
+            "psnr_counted": round(counted_psnr([result.psnr for result in self.results]), 3),
             **_mean_and_worst("psnr_converged", [result.psnr_converged for result in self.results]),
             "ssim": round(statistics.mean(ssims), 5) if ssims else None,
             "right": share_right(result.is_right for result in self.results),
