@@ -23,9 +23,9 @@ class CountingGroup(ThreadGroup):
 
     sent = 0
 
-    def _all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+    def _start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Callable[[], list[torch.Tensor]]:
         self.sent += 1
-        return super()._all_gather(tensor)
+        return super()._start_gather(tensor, shapes)
 
 
 def ranks(parts: int) -> list[ThreadGroup]:

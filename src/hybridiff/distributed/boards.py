@@ -5,13 +5,20 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from .comm import Tell
 
 PAGE = 2**26
 """Bytes of the longest message that finds room. Memory that nobody writes to takes none."""
+
+_MOST_VIEWS = 1024
+"""Tensors on boards that are kept for the messages to come."""
 
 
 class Boards:
@@ -28,6 +35,7 @@ class Boards:
     def __init__(self, own: mmap.mmap, others: Mapping[int, mmap.mmap]) -> None:
         self._own, self._others = own, others
         self._page = 0
+        self._views: dict[tuple[Any, ...], torch.Tensor] = {}
 
     @classmethod
     def share(cls, rank: int, tell: Tell) -> Boards | None:
@@ -52,29 +60,32 @@ class Boards:
                 return None
         return cls(boards.pop(rank), boards)
 
-    def write(self, pieces: Sequence[memoryview]) -> None:
-        """Turn the page, and write.
-
-        Args:
-            pieces: One that all ranks read, or one for each rank, all of one length; `PAGE` bytes together at most.
-        """
+    def turn(self) -> None:
+        """Go on with the other page."""
         self._page = PAGE - self._page
-        begin = self._page
-        for piece in pieces:
-            self._own[begin : begin + len(piece)] = piece
-            begin += len(piece)
 
-    def read(self, other: int, number: int, into: memoryview) -> None:
-        """Read a piece of what another rank has written as this rank wrote last.
+    def own(self, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+        """A tensor on this rank's page, to be written to."""
+        return self._view(None, shape, dtype)
 
-        Args:
-            other: The rank.
-            number: Of the piece.
-            into: Takes it.
-        """
-        begin = self._page + number * len(into)
-        with memoryview(self._others[other]) as board:
-            into[:] = board[begin : begin + len(into)]
+    def of(self, other: int, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+        """A tensor that another rank has written as this one wrote last; not to be written to."""
+        return self._view(other, shape, dtype)
+
+    def _view(self, rank: int | None, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+        key = rank, self._page, shape, dtype
+        if key not in self._views:
+            if len(self._views) == _MOST_VIEWS:
+                self._views.clear()
+            self._views[key] = _tensor_at(self._own if rank is None else self._others[rank], *key[1:])
+        return self._views[key]
+
+
+def _tensor_at(memory: mmap.mmap, offset: int, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    with warnings.catch_warnings(), torch.inference_mode(False):
+        warnings.simplefilter("ignore")  # that memory of others is not to be written to
+        count = max(1, shape.numel())  # there is no tensor of nothing
+        return torch.frombuffer(memory, dtype=dtype, count=count, offset=offset)[: shape.numel()].view(shape)
 
 
 def _new_memory() -> int | None:

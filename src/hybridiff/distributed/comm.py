@@ -65,6 +65,26 @@ class Comm(ABC):
         self.all_gather(buffers, out)
         return lambda: None
 
+    def start_gather(self, mine: torch.Tensor, shapes: Sequence[torch.Size]) -> Callable[[], list[torch.Tensor]]:
+        """Hear tensors of all ranks, where a process plays one; no other message may come in between.
+
+        Args:
+            mine: This rank's.
+            shapes: Of those of all ranks, in order.
+
+        Returns:
+            Waits for all of them, in order of rank; they last until this rank speaks again.
+        """
+        padded = padded_to(mine, max(shape.numel() for shape in shapes))
+        out = mine.new_empty(self.size, len(padded))
+        wait = self.start_all_gather({self.rank: padded}, out)
+
+        def hear() -> list[torch.Tensor]:
+            wait()
+            return unpadded(out, shapes)
+
+        return hear
+
     @abstractmethod
     def all_to_all(self, outgoing: Buffers, incoming: Buffers) -> None:
         """Hand every rank its own piece of the buffer of each.
@@ -114,6 +134,20 @@ class Comm(ABC):
         Args:
             aborts: Messages may wait for a lost rank; nobody waits for them any more.
         """
+
+
+def padded_to(tensor: torch.Tensor, elements: int) -> torch.Tensor:
+    """A tensor as a row of so many elements, the last ones of which are whatever is in memory."""
+    if tensor.numel() == elements:
+        return tensor.reshape(-1)
+    padded = tensor.new_empty(elements)
+    padded[: tensor.numel()].view(tensor.shape).copy_(tensor)
+    return padded
+
+
+def unpadded(rows: torch.Tensor, shapes: Sequence[torch.Size]) -> list[torch.Tensor]:
+    """The tensors that begin some rows (`padded_to`)."""
+    return [row[: shape.numel()].view(shape) for row, shape in zip(rows, shapes, strict=True)]
 
 
 class LocalComm(Comm):

@@ -73,6 +73,12 @@ class ProcessComm(Comm):
         self._later.add(later)
         return lambda: self._wait([later.work])
 
+    def start_gather(self, mine: torch.Tensor, shapes: Sequence[torch.Size]) -> Callable[[], list[torch.Tensor]]:
+        wires = self._wires
+        if wires is None or not mine.is_cpu:
+            return super().start_gather(mine, shapes)
+        return functools.partial(self._guard, self._guard(lambda: wires.start_gather(mine, shapes)))
+
     def all_to_all(self, outgoing: Buffers, incoming: Buffers) -> None:
         wires, mine, into = self._wires, outgoing[self.rank], incoming[self.rank]
         if wires is not None and into.device.type == "cpu":

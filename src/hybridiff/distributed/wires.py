@@ -13,9 +13,8 @@ import signal
 import socket
 import threading
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -31,9 +30,7 @@ _POLLED = 1e-4
 
 _LENGTH_BYTES = 8
 _SHORT = 2**14
-"""Bytes of a message that goes out together with its length; longer ones are put on boards where there are any."""
-
-_ON_BOARD = memoryview(b"")
+"""Bytes of a message that goes out together with its length."""
 
 
 class Wires:
@@ -46,11 +43,9 @@ class Wires:
     """
 
     def __init__(self, sockets: Mapping[int, socket.socket], rank: int, timeout: float) -> None:
-        self._sockets, self._rank, self._timeout = dict(sockets), rank, timeout
+        self._wires = {other: _Wire(connection) for other, connection in sockets.items()}
+        self._rank, self._timeout = rank, timeout
         self._boards: Boards | None = None  # where ranks of one machine put long messages
-        for connection in sockets.values():
-            connection.setblocking(False)
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     @classmethod
     def connect(cls, rank: int, tell: Tell, timeout: float) -> Wires | None:
@@ -78,9 +73,20 @@ class Wires:
         Raises:
             OSError: another rank left, or the deadline passed.
         """
-        said, heard = _bytes(mine), _pieces(out)
-        heard[self._rank][:] = said
-        self._exchange([said], heard)
+        with uninterrupted():
+            heard = self.start_gather(mine, [mine.shape] * len(out))()
+            torch.stack(heard, out=out)
+
+    def start_gather(self, mine: torch.Tensor, shapes: Sequence[torch.Size]) -> Callable[[], list[torch.Tensor]]:
+        """Begin to hear tensors of all ranks, see `Comm.start_gather`.
+
+        Raises:
+            OSError: another rank left, or the deadline passed; what this returns raises it too.
+        """
+        if self._boards is not None and max(shape.numel() for shape in shapes) * mine.element_size() <= PAGE:
+            return self._start_on(self._boards, mine, shapes)
+        heard = [mine if rank == self._rank else mine.new_empty(shape) for rank, shape in enumerate(shapes)]
+        return self._start_over([mine.reshape(-1)] * len(shapes), heard)
 
     def all_gather_object(self, thing: T) -> list[T]:
         """One small picklable object from every rank, in order of rank.
@@ -89,7 +95,7 @@ class Wires:
             OSError: another rank left, or the deadline passed.
         """
         mine = torch.frombuffer(bytearray(pickle.dumps(thing)), dtype=torch.uint8)
-        lengths = torch.empty(len(self._sockets) + 1, 1, dtype=torch.int64)
+        lengths = torch.empty(len(self._wires) + 1, 1, dtype=torch.int64)
         with uninterrupted():
             self.all_gather(torch.tensor([len(mine)]), lengths)
             longest = int(lengths.max())
@@ -107,109 +113,131 @@ class Wires:
         Raises:
             OSError: another rank left, or the deadline passed.
         """
-        ranks = len(self._sockets) + 1
-        pieces, heard = _pieces(mine.view(ranks, -1)), _pieces(out.view(ranks, -1))
-        heard[self._rank][:] = pieces[self._rank]
-        self._exchange(pieces, heard)
+        ranks = len(self._wires) + 1
+        pieces, into = mine.view(ranks, -1), out.view(ranks, -1)
+        with uninterrupted():
+            if self._boards is not None and mine.nbytes <= PAGE:
+                said = self._start_on(self._boards, pieces, [pieces.shape] * ranks)()
+                torch.stack([one[self._rank] for one in said], out=into)
+            else:
+                into[self._rank] = pieces[self._rank]
+                self._start_over(pieces.unbind(), [*into.unbind()])()
 
     def close(self) -> None:
         """Leave; whoever waits for this rank hears of it."""
-        for connection in self._sockets.values():
-            connection.close()
+        for wire in self._wires.values():
+            wire.connection.close()
 
-    def _exchange(self, pieces: Sequence[memoryview], heard: Sequence[memoryview]) -> None:
-        """Send each other rank its piece, or all the only one, and receive of each."""
-        into = {other: heard[other] for other in self._sockets}
-        boards = self._boards if _SHORT <= len(pieces[0]) <= PAGE // len(pieces) else None
-        with uninterrupted():
-            try:
-                if boards is not None:
-                    boards.write(pieces)
-                self._finish(self._streams(pieces, into, boards is not None))
-                if boards is not None:
-                    for other, memory in into.items():
-                        boards.read(other, self._rank if len(pieces) > 1 else 0, memory)
-            except BaseException:
-                self.close()  # half of a message would be taken for the beginning of the next one
-                raise
+    def _start_on(
+        self, boards: Boards, mine: torch.Tensor, shapes: Sequence[torch.Size]
+    ) -> Callable[[], list[torch.Tensor]]:
+        """Write what ranks of one machine read where it is, and begin to tell them that it is there."""
+        boards.turn()
+        boards.own(mine.shape, mine.dtype).copy_(mine.detach())
+        with self._whole():
+            for other, wire in self._wires.items():
+                wire.announce(mine.nbytes, shapes[other].numel() * mine.element_size())
 
-    def _streams(
-        self, pieces: Sequence[memoryview], into: Mapping[int, memoryview], is_on_board: bool
-    ) -> list[_Stream]:
-        outgoing: list[_Stream] = [
-            _Outgoing(connection, pieces[other if len(pieces) > 1 else 0], is_on_board)
-            for other, connection in self._sockets.items()
-        ]
-        return outgoing + [
-            _Incoming(connection, into[other], is_on_board) for other, connection in self._sockets.items()
-        ]
+        def hear() -> list[torch.Tensor]:
+            self._finish()
+            return [
+                mine if rank == self._rank else boards.of(rank, shape, mine.dtype) for rank, shape in enumerate(shapes)
+            ]
 
-    def _finish(self, streams: list[_Stream]) -> None:
-        begun = time.monotonic()
-        while streams := [stream for stream in streams if not stream.advance()]:
-            waited = time.monotonic() - begun
-            if waited > _POLLED and not _ready(streams, self._timeout - waited):
-                raise TimeoutError(f"waited for {self._timeout:g} s")
+        return hear
+
+    def _start_over(self, said: Sequence[torch.Tensor], heard: list[torch.Tensor]) -> Callable[[], list[torch.Tensor]]:
+        """Begin to send each rank what is said to it, and to receive what each says; all of them are contiguous."""
+        with self._whole():
+            for other, wire in self._wires.items():
+                wire.begin(_bytes(said[other]), _bytes(heard[other]))
+
+        def hear() -> list[torch.Tensor]:
+            self._finish()
+            return heard
+
+        return hear
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Half of a message would be taken for the beginning of the next one."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+    def _finish(self) -> None:
+        begun, wires = time.monotonic(), [*self._wires.values()]
+        with self._whole():
+            while wires := [wire for wire in wires if not wire.advance()]:
+                waited = time.monotonic() - begun
+                if waited > _POLLED and not _ready(wires, self._timeout - waited):
+                    raise TimeoutError(f"waited for {self._timeout:g} s")
 
 
-class _Stream(ABC):
-    """What is still to be sent to a rank, or received of it: a message's length, and what is not on a board."""
+class _Wire:
+    """A connection, and what of a message is still to be sent and received: its length, and what is not on a board.
 
-    event: ClassVar[int]
+    Args:
+        connection: To another rank.
+    """
 
-    def __init__(self, connection: socket.socket, parts: list[memoryview]) -> None:
-        self.connection, self._parts = connection, parts
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setblocking(False)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.connection = connection
+        self._length, self._expected = bytearray(_LENGTH_BYTES), 0
+        self._outgoing: list[memoryview] = []
+        self._incoming: list[memoryview] = []
+
+    def begin(self, said: memoryview, heard: memoryview) -> None:
+        """A message begins, and is to be heard: send what can be sent at once."""
+        length = len(said).to_bytes(_LENGTH_BYTES, "big")
+        is_short = len(said) < _SHORT
+        self._begin([memoryview(length + said)] if is_short else [memoryview(length), said], len(heard), [heard])
+
+    def announce(self, said: int, heard: int) -> None:
+        """The same where both are on boards, of so many bytes."""
+        self._begin([memoryview(said.to_bytes(_LENGTH_BYTES, "big"))], heard, [])
+
+    def _begin(self, outgoing: list[memoryview], expected: int, heard: list[memoryview]) -> None:
+        if self._outgoing or self._incoming:
+            raise ConnectionError("a message was broken off")
+        self._outgoing, self._expected, self._incoming = outgoing, expected, [memoryview(self._length), *heard]
+        self._send()
+
+    @property
+    def awaited(self) -> int:
+        """What has to happen before more can be moved, as events of a selector."""
+        return (selectors.EVENT_WRITE if self._outgoing else 0) | (selectors.EVENT_READ if self._incoming else 0)
 
     def advance(self) -> bool:
         """Move what can be moved at once; whether nothing is left."""
-        try:
-            while self._parts:
-                while self._parts[0]:
-                    moved = self._move(self._parts[0])
-                    if not moved:
-                        raise ConnectionError("the connection was closed by its other end")
-                    self._parts[0] = self._parts[0][moved:]
-                del self._parts[0]
-                self._check()
-        except BlockingIOError:
-            return False
-        return True
+        self._send()
+        while self._incoming and _is_moved(self._incoming, self.connection.recv_into):
+            said = int.from_bytes(self._length, "big")
+            if said != self._expected:
+                raise ConnectionError(f"another rank said {said} bytes where {self._expected} were to be heard")
+        return not self._outgoing and not self._incoming
 
-    @abstractmethod
-    def _move(self, part: memoryview) -> int:
-        """Move some bytes; how many."""
-
-    def _check(self) -> None:  # noqa: B027 - what is sent needs none
-        """A part is whole."""
+    def _send(self) -> None:
+        while self._outgoing and _is_moved(self._outgoing, self.connection.send):
+            pass
 
 
-class _Outgoing(_Stream):
-    event = selectors.EVENT_WRITE
-
-    def __init__(self, connection: socket.socket, said: memoryview, is_on_board: bool) -> None:
-        length = len(said).to_bytes(_LENGTH_BYTES, "big")
-        rest = _ON_BOARD if is_on_board else said
-        is_short = len(rest) < _SHORT
-        super().__init__(connection, [memoryview(length + bytes(rest))] if is_short else [memoryview(length), rest])
-
-    def _move(self, part: memoryview) -> int:
-        return self.connection.send(part)
-
-
-class _Incoming(_Stream):
-    event = selectors.EVENT_READ
-
-    def __init__(self, connection: socket.socket, heard: memoryview, is_on_board: bool) -> None:
-        self._length, self._expected = bytearray(_LENGTH_BYTES), len(heard)
-        super().__init__(connection, [memoryview(self._length), _ON_BOARD if is_on_board else heard])
-
-    def _move(self, part: memoryview) -> int:
-        return self.connection.recv_into(part)
-
-    def _check(self) -> None:
-        said = int.from_bytes(self._length, "big")
-        if said != self._expected:
-            raise ConnectionError(f"another rank said {said} bytes where {self._expected} were to be heard")
+def _is_moved(parts: list[memoryview], move: Callable[[memoryview], int]) -> bool:
+    """Move what can be moved at once of the first part; whether that was all of it, which is left out then."""
+    try:
+        while parts[0]:
+            moved = move(parts[0])
+            if not moved:
+                raise ConnectionError("the connection was closed by its other end")
+            parts[0] = parts[0][moved:]
+    except BlockingIOError:
+        return False
+    del parts[0]
+    return True
 
 
 class _Pressed(list[int]):
@@ -236,24 +264,15 @@ def uninterrupted() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
-def _ready(streams: list[_Stream], timeout: float) -> bool:
+def _ready(wires: list[_Wire], timeout: float) -> bool:
     """Sleep until one of them can go on; False where none could in time."""
-    events: dict[socket.socket, int] = {}
-    for stream in streams:
-        events[stream.connection] = events.get(stream.connection, 0) | stream.event
     with selectors.DefaultSelector() as selector:
-        for connection, event in events.items():
-            selector.register(connection, event)
+        for wire in wires:
+            selector.register(wire.connection, wire.awaited)
         return timeout > 0 and bool(selector.select(timeout))
 
 
-def _pieces(tensor: torch.Tensor) -> list[memoryview]:
-    """The memory of each row of a tensor, whose rows lie one after the other."""
-    memory, size = _bytes(tensor.view(-1)), tensor[0].nbytes
-    return [memory[number * size : (number + 1) * size] for number in range(len(tensor))]
-
-
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    """A 1-D tensor's memory."""
-    memory: Any = tensor.detach().view(torch.uint8).numpy()
+    """The memory of a contiguous tensor."""
+    memory: Any = tensor.detach().view(-1).view(torch.uint8).numpy()
     return memoryview(memory)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -94,8 +94,8 @@ class _Patches(ShardGroup):
             raise StageDone
         return tensor if self.count == 1 else torch.cat(self._tokens, dim)
 
-    def _all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor[None]
+    def _start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Callable[[], list[torch.Tensor]]:
+        return lambda: [tensor]
 
     def _all_to_all(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor

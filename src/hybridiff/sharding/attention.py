@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,13 +16,13 @@ from ..errors import UsageError
 from .group import ShardGroup
 from .heads import can_be_by_heads, heads_to_tokens, is_cheaper_by_heads, tokens_to_heads
 from .place import current_group
+from .plain import attend_plainly, attends_plainly
 
 ATTENTIONS = (Attention, MochiAttention, AttentionModuleMixin)
 _TENSORS = ("query", "key", "value")
 _ARGUMENTS = (*_TENSORS, "attn_mask")
 
-_PLAIN: dict[str, Any] = {"encoder_hidden_states": None, "attention_mask": None}
-"""Arguments of `Attention` that every processor takes."""
+_TEXT = "encoder_hidden_states"
 
 
 class AttentionHook(ModelHook):
@@ -43,15 +42,12 @@ class AttentionHook(ModelHook):
         group, forward = current_group(), self.fn_ref.original_forward
         if group is None:
             return forward(*args, **kwargs)
-        if (
-            getattr(forward, "__func__", None) is Attention.forward
-            and len(args) == 1
-            and kwargs.keys() <= _PLAIN.keys()
-        ):
-            # What that forward does, but for asking at each call what else the processor takes.
-            forward, kwargs = functools.partial(module.processor, module), _PLAIN | kwargs
-        text = args[1] if len(args) > 1 else kwargs.get("encoder_hidden_states")
-        if text is not None and not self.text_is_cut:
+        text = args[1] if len(args) > 1 else kwargs.get(_TEXT)
+        is_whole = text is not None and not self.text_is_cut
+        is_known = len(args) == 1 and all(value is None for name, value in kwargs.items() if name != _TEXT)
+        if is_known and (is_whole or text is None) and attends_plainly(module, forward):
+            return attend_plainly(group, self._name, module, args[0], text)
+        if is_whole:
             return forward(*args, **kwargs)
         return attend_to_whole(group, self._name, forward, args, kwargs)
 
@@ -127,16 +123,9 @@ class WholeAttention(TorchFunctionMode):
 
     def _gathered(self, named: dict[str, Any]) -> dict[str, Any]:
         """The arguments with keys, values and mask of all parts."""
-        mine, mask = named["key"].shape[-2], named.get("attn_mask")
-        named["key"], named["value"] = self._both(named["key"], named["value"])
-        if mask is not None and mask.shape[-1] == mine:
+        key, value, mask = named["key"], named["value"], named.get("attn_mask")
+        both = self._group.concatenate(self._place, torch.cat((key, value), -1), -2)  # one message
+        named["key"], named["value"] = both.tensor_split((key.shape[-1],), -1)
+        if mask is not None and mask.shape[-1] == key.shape[-2]:
             named["attn_mask"] = self._group.concatenate(f"{self._place} mask", mask, -1)
         return named
-
-    def _both(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """All keys and values, by one message where their shapes allow it."""
-        if key.shape != value.shape:
-            return self._group.concatenate(self._place, key, -2), self._group.concatenate(self._place, value, -2)
-        # Tokens first, as they are sent.
-        both = self._group.concatenate(self._place, torch.stack((key.movedim(-2, 0), value.movedim(-2, 0)), 1), 0)
-        return both[:, 0].movedim(0, -2), both[:, 1].movedim(0, -2)

@@ -6,11 +6,12 @@ The displaced patches of DistriFusion (Li et al. 2024), and their form for seque
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
+from ..distributed.comm import padded_to, unpadded
 from .group import ShardGroup
 
 
@@ -79,17 +80,17 @@ class DisplacedGroup(ShardGroup):
         self._call = self._calls.setdefault(key, _Call())
         self._call.place, self._lengths = 0, self._call.lengths
 
-    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+    def start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Callable[[], list[torch.Tensor]]:
         self._is_displaced = False
         if not self._is_kept:
-            return self._group.all_gather(tensor)
-        said = _Said(tensor, self._group.start_all_gather(tensor))
+            return self._group.start_gather(tensor, shapes)
+        own = padded_to(tensor, max(shape.numel() for shape in shapes))
+        said = _Said(own, self._group.start_all_gather(own))
         before = self._put_down(said)
-        if before is None or not before.is_like(tensor):
-            return said.hear()
-        heard = before.hear()
-        heard[self.index], self._is_displaced = tensor, True
-        return heard
+        self._is_displaced = before is not None and before.is_like(own)
+        parts = unpadded((before if before is not None and self._is_displaced else said).hear(), shapes)
+        parts[self.index] = tensor
+        return lambda: parts
 
     def changed_alike(self, said: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
         if not self._is_kept:
@@ -106,7 +107,7 @@ class DisplacedGroup(ShardGroup):
         return self._group.all_to_all(tensor)
 
     def join(self, place: str, tensor: torch.Tensor, dim: int) -> torch.Tensor:
-        return self._one_after_other(self._group.all_gather, place, tensor, dim)
+        return self._one_after_other(self._group.start_gather, place, tensor, dim)()
 
     def _put_down(self, said: _Said) -> _Said | None:
         """What was said here in the evaluation before."""
@@ -124,8 +125,8 @@ class DisplacedGroup(ShardGroup):
     def _tell(self, number: int) -> list[int]:
         return self._group._tell(number)
 
-    def _all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self._group._all_gather(tensor)
+    def _start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Callable[[], list[torch.Tensor]]:
+        return self._group._start_gather(tensor, shapes)
 
     def _all_to_all(self, tensor: torch.Tensor) -> torch.Tensor:
         return self._group._all_to_all(tensor)

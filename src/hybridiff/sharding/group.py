@@ -16,6 +16,9 @@ from ..distributed.comm import Comm
 
 T = TypeVar("T")
 
+Gather = Callable[[torch.Tensor, Sequence[torch.Size]], Callable[[], list[torch.Tensor]]]
+"""See `ShardGroup.start_gather`."""
+
 _MOST_FORMS = 32
 """Forms of evaluations whose lengths a group keeps: the latest ones."""
 
@@ -80,7 +83,15 @@ class ShardGroup(ABC):
             tensor: This rank's part.
             dim: The dimension along which parts may differ in length.
         """
-        return self._one_after_other(self.all_gather, place, tensor, dim)
+        return self.start_concatenate(place, tensor, dim)()
+
+    def start_concatenate(self, place: str, tensor: torch.Tensor, dim: int) -> Callable[[], torch.Tensor]:
+        """The same, under way while this rank computes what it needs nobody for; nothing else may be said meanwhile.
+
+        Returns:
+            Waits for the parts.
+        """
+        return self._one_after_other(self.start_gather, place, tensor, dim)
 
     def join(self, place: str, tensor: torch.Tensor, dim: int) -> torch.Tensor:
         """The same of an output, which is never displaced."""
@@ -88,11 +99,23 @@ class ShardGroup(ABC):
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """What all ranks say at a place, of one form: (count, ...)."""
-        self.received += (self.count - 1) * tensor.nbytes
-        return self._all_gather(tensor.contiguous())
+        return torch.stack(self.start_gather(tensor, [tensor.shape] * self.count)())
+
+    def start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Callable[[], list[torch.Tensor]]:
+        """Begin to say something; nothing else may be said until what all ranks say is heard.
+
+        Args:
+            tensor: What this rank says.
+            shapes: Of what all ranks say, in order.
+
+        Returns:
+            Waits for what all ranks say, in order; it lasts until this rank speaks again.
+        """
+        self.received += sum(shape.numel() for shape in shapes) * tensor.element_size() - tensor.nbytes
+        return self._start_gather(tensor, shapes)
 
     def start_all_gather(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
-        """The same in the background; the tensor must not be changed.
+        """Begin to say something of one form, (count, ...), which must not be changed, for as long as this rank likes.
 
         Returns:
             Waits for what all ranks say.
@@ -126,28 +149,23 @@ class ShardGroup(ABC):
 
     def _tell(self, number: int) -> list[int]:
         """A number of each rank."""
-        numbers: list[int] = self._all_gather(torch.tensor([number])).flatten().tolist()
-        return numbers
+        shape = torch.Size([1])
+        return [int(said) for said in self._start_gather(torch.tensor([number]), [shape] * self.count)()]
 
-    def _one_after_other(
-        self, gather: Callable[[torch.Tensor], torch.Tensor], place: str, tensor: torch.Tensor, dim: int
-    ) -> torch.Tensor:
-        lengths = self.lengths(place, tensor.shape[dim])
-        front = tensor.movedim(dim, 0)
-        if min(lengths) == max(lengths):
-            return gather(front).flatten(0, 1).movedim(0, dim)
-        padded = front.new_empty(max(lengths), *front.shape[1:])
-        padded[: len(front)] = front
-        parts = gather(padded)
-        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)]).movedim(0, dim)
+    def _one_after_other(self, start: Gather, place: str, tensor: torch.Tensor, dim: int) -> Callable[[], torch.Tensor]:
+        before, (_, *behind) = tensor.shape[:dim], tensor.shape[dim:]
+        hear = start(
+            tensor, [torch.Size((*before, length, *behind)) for length in self.lengths(place, tensor.shape[dim])]
+        )
+        return lambda: torch.cat(hear(), dim)
 
     def _start_all_gather(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
-        said = self._all_gather(tensor)
+        said = torch.stack(self._start_gather(tensor, [tensor.shape] * self.count)())
         return lambda: said
 
     @abstractmethod
-    def _all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """See `all_gather`; the tensor is contiguous."""
+    def _start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Callable[[], list[torch.Tensor]]:
+        """See `start_gather`."""
 
     @abstractmethod
     def _all_to_all(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -169,11 +187,8 @@ class ProcessGroup(ShardGroup):
     def _tell(self, number: int) -> list[int]:
         return self._comm.all_gather_object(number)  # by way of the host: a GPU would be waited for without a deadline
 
-    def _all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        mine = tensor.to(self.device)
-        out = mine.new_empty(self.count, mine.numel())
-        self._comm.all_gather({self.index: mine.view(-1)}, out)
-        return out.view(self.count, *tensor.shape)
+    def _start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Callable[[], list[torch.Tensor]]:
+        return self._comm.start_gather(tensor.to(self.device), shapes)
 
     def _start_all_gather(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
         mine = tensor.to(self.device)
@@ -201,10 +216,10 @@ class _Table:
         self._barrier = threading.Barrier(count)
         self.turn = threading.Lock()  # one rank works at a time: torch.compile is not for several threads at once
 
-    def exchange(self, index: int, tensor: torch.Tensor, piece: int | EllipsisType) -> torch.Tensor:
+    def exchange(self, index: int, tensor: torch.Tensor, piece: int | EllipsisType) -> list[torch.Tensor]:
         self._said[index] = tensor
         self._meet()
-        said = torch.stack([self._said[other][piece] for other in sorted(self._said)])
+        said = [self._said[other][piece].clone() for other in sorted(self._said)]
         self._meet()
         return said
 
@@ -226,11 +241,12 @@ class ThreadGroup(ShardGroup):
 
     table: _Table
 
-    def _all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self.table.exchange(self.index, tensor, ...)
+    def _start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Callable[[], list[torch.Tensor]]:
+        said = self.table.exchange(self.index, tensor, ...)
+        return lambda: said
 
     def _all_to_all(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self.table.exchange(self.index, tensor, self.index)
+        return torch.stack(self.table.exchange(self.index, tensor, self.index))
 
 
 def play(ranks: Sequence[ThreadGroup], work: Callable[[ThreadGroup], T]) -> list[T]:

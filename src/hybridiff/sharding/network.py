@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,6 @@ from .group import ShardGroup
 from .pairs import normalized_convolutions
 from .place import PartTensor, in_parts
 from .rows import ConvolutionHook, DownsampleHook, GroupNormHook, rows_of_part
-from .text import TextHook, text_hooks
 from .tokens import ModuleCuts, TokensHook, known_cuts
 from .traced import PlaceHook, TracedAttention
 
@@ -107,7 +107,7 @@ class ShardedNetwork(ABC):
         within: list[_Hook] = []
         for module, hook in self._hooks():
             is_within = module in inside and (isinstance(hook, AttentionHook) or module not in self._blocks.values())
-            if module is not self.network and not (is_within and isinstance(hook, TextHook)):  # which only saves time
+            if module is not self.network:
                 (within if is_within else around).append((module, hook))
         layers = {module for module, _ in within}
         places = ((block, PlaceHook(name)) for name, block in self._blocks.items() if layers & set(block.modules()))
@@ -144,7 +144,11 @@ class RowShards(ShardedNetwork):
         return max(1, int(self._picture(arguments).shape[2]) // self._unit)
 
     def run(self, group: ShardGroup, forward: Forward, arguments: dict[str, Any]) -> Any:
-        return _joined(forward(**self._part(group, arguments)), lambda output: group.join("output", output, 2))
+        # Views and versions that nobody asks for cost more than a small operation. Graphs were made for either mode.
+        is_free = not (self._blocks or torch.is_grad_enabled() or torch.is_inference_mode_enabled())
+        with torch.inference_mode() if is_free else contextlib.nullcontext():
+            answer = forward(**self._part(group, arguments))
+        return _joined(answer, lambda output: group.join("output", output, 2))
 
     def _part(self, group: ShardGroup, arguments: dict[str, Any]) -> dict[str, Any]:
         rows = int(self._picture(arguments).shape[2])
@@ -169,7 +173,6 @@ class RowShards(ShardedNetwork):
             elif isinstance(module, nn.GroupNorm):
                 yield module, GroupNormHook(name, pairs[module].kernel_size[0] // 2 if module in pairs else 0)
         yield from self._attention_hooks()
-        yield from text_hooks(self.network)
 
 
 class TokenShards(ShardedNetwork):

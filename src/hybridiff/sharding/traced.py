@@ -131,9 +131,8 @@ def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *option
     whole: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
     if group is not None:
         whole = WholeAttention(group, next_place())
-        if mask is not None or key.shape != value.shape:
-            # Sent as they are, maybe in the background, when their memory is the graph's again.
-            named |= {"key": key.clone(), "value": value.clone(), "attn_mask": None if mask is None else mask.clone()}
+        if mask is not None:  # sent as it is, maybe in the background, when its memory is the graph's again
+            named["attn_mask"] = mask.clone()
     with whole:
         return F.scaled_dot_product_attention(**named).transpose(-3, -2).contiguous()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from hybridiff.distributed.wires import Wires
 from .test_wires import Told, connected, in_threads
 
 FLOATS = 2**14 // 4
-"""Of the shortest message that is put on a board."""
+"""Of a message that needs more than one packet."""
 
 
 def shared(count: int) -> list[Boards | None]:
@@ -26,27 +27,54 @@ def shared(count: int) -> list[Boards | None]:
     return in_threads(count, lambda rank: Boards.share(rank, told.by(rank)))
 
 
+def text(words: str) -> torch.Tensor:
+    return torch.tensor([*words.encode()], dtype=torch.uint8)
+
+
+def say(board: Boards, words: str) -> None:
+    board.turn()
+    board.own(text(words).shape, torch.uint8).copy_(text(words))
+
+
+def hear(board: Boards, other: int, letters: int) -> str:
+    return bytes(board.of(other, torch.Size([letters]), torch.uint8).tolist()).decode()
+
+
 def test_everyone_reads_what_each_wrote_last() -> None:
     first, second = (board for board in shared(2) if board is not None)
-    for words in (b"one", b"two", b"three"):
-        first.write([memoryview(words)])
-        second.write([memoryview(words[::-1]), memoryview(words)])
-        heard = bytearray(len(words)), bytearray(len(words))
-        first.read(1, 0, memoryview(heard[0]))
-        second.read(0, 0, memoryview(heard[1]))
-        assert [bytes(words) for words in heard] == [words[::-1], words]
-        first.read(1, 1, memoryview(heard[0]))
-        assert bytes(heard[0]) == words
+    for words in ("one", "two", "three"):
+        say(first, words)
+        say(second, words[::-1])
+        assert (hear(first, 1, len(words)), hear(second, 0, len(words))) == (words[::-1], words)
 
 
 def test_what_was_read_last_is_still_there_while_the_other_writes_again() -> None:
     first, second = (board for board in shared(2) if board is not None)
-    heard = bytearray(3)
     for board in (first, second):
-        board.write([memoryview(b"old")])
-    first.write([memoryview(b"new")])
-    second.read(0, 0, memoryview(heard))
-    assert bytes(heard) == b"old"
+        say(board, "old")
+    say(first, "new")
+    assert hear(second, 0, 3) == "old"
+
+
+@pytest.mark.parametrize("shape", [(0,), (3,), (2, 3), (2, 0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool])
+def test_tensors_of_any_kind(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    first, second = (board for board in shared(2) if board is not None)
+    said = torch.randn(shape).to(dtype)
+    with torch.inference_mode():
+        for board in (first, second):
+            board.turn()
+    for _ in range(2):  # outside of the mode in which it was first used
+        first.own(said.shape, dtype).copy_(said)
+        assert torch.equal(second.of(0, said.shape, dtype), said)
+
+
+def test_tensors_of_messages_past_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boards, "_MOST_VIEWS", 2)
+    board = next(board for board in shared(2) if board is not None)
+    for length in range(5):
+        board.own(torch.Size([length]), torch.float32)
+        assert len(board._views) <= 2
 
 
 def test_only_the_owner_writes() -> None:
@@ -102,9 +130,9 @@ def test_a_system_without_memory_files(monkeypatch: pytest.MonkeyPatch) -> None:
     assert heard == talked([FLOATS])
 
 
-def talk(lengths: list[int], count: int = 3) -> list[list[list[float]]]:
+def talk(lengths: list[int], count: int = 3, ends: Sequence[Wires | None] = ()) -> list[list[list[float]]]:
     """What ranks hear in messages of some lengths, gathered and exchanged in turns: the last number of each piece."""
-    ends = connected(count)
+    ends = ends or connected(count)
 
     def work(rank: int) -> list[list[float]]:
         heard = []
@@ -141,23 +169,24 @@ def test_messages_of_any_length_in_any_order(lengths: list[int]) -> None:
     assert talk(lengths) == talked(lengths)
 
 
-@pytest.mark.parametrize(("length", "is_on_board"), [(FLOATS - 1, False), (FLOATS, True), (2 * FLOATS, False)])
-def test_what_is_short_or_finds_no_room_goes_by_the_connection(
+@pytest.mark.parametrize(("length", "is_on_board"), [(1, True), (2 * FLOATS, True), (2 * FLOATS + 1, False)])
+def test_what_finds_no_room_goes_by_the_connection(
     length: int, is_on_board: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wires, "PAGE", 4 * FLOATS)
-    written: list[int] = []
+    monkeypatch.setattr(wires, "PAGE", 8 * FLOATS)
+    turns: list[Boards] = []
 
-    def write(board: Boards, pieces: list[memoryview]) -> None:
-        written.append(len(pieces))
-        WRITE(board, pieces)
+    def turn(board: Boards) -> None:
+        turns.append(board)
+        TURN(board)
 
-    monkeypatch.setattr(Boards, "write", write)
-    assert talk([length], 2) == talked([length], 2)
-    assert written == ([1, 1] if is_on_board else [])
+    ends = connected(2)
+    monkeypatch.setattr(Boards, "turn", turn)
+    assert talk([length], 2, ends) == talked([length], 2)
+    assert len(turns) == (2 if is_on_board else 0)
 
 
-WRITE = Boards.write
+TURN = Boards.turn
 
 
 def test_a_page_has_room_for_its_longest_message() -> None:

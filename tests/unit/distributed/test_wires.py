@@ -92,6 +92,34 @@ def test_everyone_hears_all_in_order_of_rank(count: int, dtype: torch.dtype) -> 
         end.close()
 
 
+@pytest.mark.parametrize("is_on_board", [True, False])
+def test_ranks_compute_between_the_ends_of_a_message(is_on_board: bool, pair: list[Wires]) -> None:
+    said = [torch.randn(2, 1 + rank, 3).mT for rank in range(2)]  # of different lengths, and not contiguous
+
+    def work(rank: int) -> list[torch.Tensor]:
+        if not is_on_board:
+            pair[rank]._boards = None
+        for _ in range(3):
+            hear = pair[rank].start_gather(said[rank], [one.shape for one in said])
+            time.sleep(0.01 * rank)
+            heard = hear()
+        return heard
+
+    for heard in in_threads(2, work):
+        assert all(map(torch.equal, heard, said))
+
+
+def test_a_message_that_nobody_heard_is_not_taken_for_the_next_one(pair: list[Wires]) -> None:
+    def begin(rank: int) -> None:
+        pair[rank].start_gather(torch.ones(2), [torch.Size([2])] * 2)
+
+    in_threads(2, begin)
+    with pytest.raises(OSError, match="broken off"):
+        begin(0)
+    with pytest.raises(OSError, match=r"closed|reset|broken off"):
+        gathered(pair[1], torch.zeros(2), 2)
+
+
 @pytest.mark.parametrize("elements", [0, 1, 2**22])
 def test_messages_of_any_length_one_after_the_other(pair: list[Wires], elements: int) -> None:
     def work(rank: int) -> list[float]:

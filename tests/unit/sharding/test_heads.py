@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -31,9 +32,9 @@ class CountingGroup(ThreadGroup):
 
     gathers, exchanges = 0, 0
 
-    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+    def start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Callable[[], list[torch.Tensor]]:
         self.gathers += 1
-        return super().all_gather(tensor)
+        return super().start_gather(tensor, shapes)
 
     def all_to_all(self, tensor: torch.Tensor) -> torch.Tensor:
         self.exchanges += 1

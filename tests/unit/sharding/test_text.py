@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
+from diffusers.hooks import ModelHook
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
@@ -17,8 +17,7 @@ from hybridiff.denoiser.attached import AttachedHook
 from hybridiff.sharding import text as text_module
 from hybridiff.sharding.group import ThreadGroup
 from hybridiff.sharding.network import shard_network
-from hybridiff.sharding.place import in_parts
-from hybridiff.sharding.text import TextHook, text_hooks
+from hybridiff.sharding.text import made_of_text
 from support.networks import NETWORKS, UNETS, evaluation_of
 from support.shards import ranks, shared
 from zoo import ZOO, run
@@ -27,23 +26,19 @@ NAME = "StableDiffusionPipeline"
 
 
 class Layer:
-    """A layer that makes keys of a text, hooked, in a part of a picture."""
+    """A layer that makes keys of a text, in a part of a picture."""
 
     def __init__(self) -> None:
-        self.attention = Attention(8, cross_attention_dim=6, heads=2, dim_head=4, bias=True)
-        self.linear: Any = self.attention.to_k
-        for module, hook in text_hooks(self.attention):
-            AttachedHook(module, hook, "test")
+        self.linear: Any = nn.Linear(6, 8)
         self.group = ThreadGroup(0, 2)
         self.text = torch.randn(2, 3, 6)
 
     def __call__(self, text: torch.Tensor) -> torch.Tensor:
-        with in_parts(self.group):
-            made: torch.Tensor = self.attention.to_k(text)
-            return made
+        (made,) = made_of_text(self.group, "keys", [self.linear], text)
+        return made
 
     def is_right(self, made: torch.Tensor, text: torch.Tensor) -> bool:
-        return torch.equal(made, F.linear(text, self.linear.weight, self.linear.bias))
+        return torch.equal(made, self.linear(text))
 
 
 @pytest.fixture
@@ -61,14 +56,12 @@ def test_keys_of_the_same_text_are_made_once(layer: Layer) -> None:
     assert layer(layer.text) is not first
 
 
-def test_a_whole_picture_leaves_nothing_behind(layer: Layer) -> None:
-    assert layer.linear(layer.text) is not layer.linear(layer.text)
-    assert layer.group.kept == {}
+class Hook(ModelHook):
+    """Of somebody else; what it does is not known."""
 
 
 def wrap(layer: Layer) -> None:
-    wrapped: Any = nn.Sequential(layer.linear)
-    layer.attention.to_k = wrapped
+    layer.linear = nn.Sequential(layer.linear)
 
 
 def new_weights(layer: Layer) -> None:
@@ -86,6 +79,8 @@ CHANGES: dict[str, Callable[[Layer], object]] = {
     "no bias": lambda layer: setattr(layer.linear, "bias", None),
     "what was made": lambda layer: layer(layer.text).mul_(2),
     "LoRA": wrap,
+    "a hook of diffusers": lambda layer: AttachedHook(layer.linear, Hook(), "test"),
+    "a hook of torch": lambda layer: layer.linear.register_forward_hook(lambda *_: None),
 }
 
 
@@ -100,8 +95,8 @@ def test_after_a_change_they_are_made_anew(change: Callable[[Layer], object], la
 
 @pytest.mark.parametrize(
     "around",
-    [torch.inference_mode, torch.enable_grad, lambda: torch.autocast("cpu", torch.bfloat16)],
-    ids=["inference", "gradients", "autocast"],
+    [torch.enable_grad, lambda: torch.autocast("cpu", torch.bfloat16)],
+    ids=["gradients", "autocast"],
 )
 def test_where_more_decides_nothing_is_kept(around: Callable[[], contextlib.AbstractContextManager[Any]]) -> None:
     layer = Layer()
@@ -113,6 +108,14 @@ def test_where_more_decides_nothing_is_kept(around: Callable[[], contextlib.Abst
         assert layer(layer.text) is not made
         torch.testing.assert_close(made.float(), plain, atol=0.05, rtol=0.05)
     assert not any(layer.group.kept.values())
+
+
+def test_keys_made_in_inference_mode_are_of_use_outside(layer: Layer) -> None:
+    with torch.inference_mode():
+        made = layer(layer.text)
+    assert layer(layer.text) is made
+    made.add_(1)
+    assert layer.is_right(layer(layer.text), layer.text)
 
 
 def test_a_text_of_inference_mode_is_not_kept(layer: Layer) -> None:
@@ -140,8 +143,8 @@ def test_a_network_predicts_the_same_bits(name: str) -> None:
         expected = shared(sharded, arguments, 2)  # by ranks that have seen no text yet
         with torch.no_grad():
             assert all(torch.equal(shared(sharded, arguments, group), expected) for _ in range(2))
-    kept = [key for key in group[0].kept if isinstance(key, TextHook)]
-    layers = [path for path, _ in network.named_modules() if path.endswith(("attn2.to_k", "attn2.to_v"))]
+    kept = [key for key in group[0].kept if isinstance(key, Attention)]
+    layers = [path for path, _ in network.named_modules() if path.endswith("attn2")]
     assert len(kept) == len(layers) > 0
 
 

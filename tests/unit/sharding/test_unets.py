@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -107,12 +108,12 @@ def first_statistics(said: torch.Tensor, shares: torch.Tensor) -> tuple[torch.Te
     return mean, variance
 
 
-def own_keys(group: ThreadGroup, place: str, tensor: torch.Tensor, dim: int) -> torch.Tensor:
+def own_keys(group: ThreadGroup, place: str, tensor: torch.Tensor, dim: int) -> Callable[[], torch.Tensor]:
     """Outputs of all parts, but keys of this one."""
-    return tensor if dim <= 0 else GATHERED(group, place, tensor, dim)
+    return STARTED(group, place, tensor, dim) if place == "output" else lambda: tensor
 
 
-GATHERED = ThreadGroup.concatenate
+STARTED = ThreadGroup.start_concatenate
 
 
 @pytest.mark.parametrize("name", UNETS)
@@ -121,7 +122,7 @@ GATHERED = ThreadGroup.concatenate
     [
         (rows, "_extended", blank_neighbours),
         (rows, "_of_all", first_statistics),
-        (ThreadGroup, "concatenate", own_keys),
+        (ThreadGroup, "start_concatenate", own_keys),
     ],
     ids=["blank neighbours", "statistics of one part", "own keys"],
 )
