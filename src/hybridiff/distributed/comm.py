@@ -13,6 +13,9 @@ T = TypeVar("T")
 Buffers = Mapping[int, torch.Tensor]
 """One buffer for each local rank."""
 
+Heard = Callable[[], list[torch.Tensor]]
+"""Waits for tensors of all ranks, in order."""
+
 Tell = Callable[[Any], list[Any]]
 """Hands all ranks one object of each (`Comm.all_gather_object`)."""
 
@@ -65,8 +68,8 @@ class Comm(ABC):
         self.all_gather(buffers, out)
         return lambda: None
 
-    def start_gather(self, mine: torch.Tensor, shapes: Sequence[torch.Size]) -> Callable[[], list[torch.Tensor]]:
-        """Hear tensors of all ranks, where a process plays one; no other message may come in between.
+    def start_gather(self, mine: torch.Tensor, shapes: Sequence[torch.Size]) -> Heard:
+        """Begin to hear tensors of all ranks, where a process plays one; no other message may come in between.
 
         Args:
             mine: This rank's.
@@ -75,13 +78,17 @@ class Comm(ABC):
         Returns:
             Waits for all of them, in order of rank; they last until this rank speaks again.
         """
-        padded = padded_to(mine, max(shape.numel() for shape in shapes))
+        return self.gather_in_background(mine, shapes)
+
+    def gather_in_background(self, mine: torch.Tensor, shapes: Sequence[torch.Size]) -> Heard:
+        """The same whatever comes in between, and they last; this rank's must not be changed before the end."""
+        padded = _padded(mine, max(shape.numel() for shape in shapes))
         out = mine.new_empty(self.size, len(padded))
         wait = self.start_all_gather({self.rank: padded}, out)
 
         def hear() -> list[torch.Tensor]:
             wait()
-            return unpadded(out, shapes)
+            return [row[: shape.numel()].view(shape) for row, shape in zip(out, shapes, strict=True)]
 
         return hear
 
@@ -136,18 +143,13 @@ class Comm(ABC):
         """
 
 
-def padded_to(tensor: torch.Tensor, elements: int) -> torch.Tensor:
+def _padded(tensor: torch.Tensor, elements: int) -> torch.Tensor:
     """A tensor as a row of so many elements, the last ones of which are whatever is in memory."""
     if tensor.numel() == elements:
         return tensor.reshape(-1)
     padded = tensor.new_empty(elements)
     padded[: tensor.numel()].view(tensor.shape).copy_(tensor)
     return padded
-
-
-def unpadded(rows: torch.Tensor, shapes: Sequence[torch.Size]) -> list[torch.Tensor]:
-    """The tensors that begin some rows (`padded_to`)."""
-    return [row[: shape.numel()].view(shape) for row, shape in zip(rows, shapes, strict=True)]
 
 
 class LocalComm(Comm):

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from ..errors import CommError
-from .comm import Buffers, Comm, LocalComm
+from .comm import Buffers, Comm, Heard, LocalComm
 from .wires import Wires
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ class ProcessComm(Comm):
         self._later.add(later)
         return lambda: self._wait([later.work])
 
-    def start_gather(self, mine: torch.Tensor, shapes: Sequence[torch.Size]) -> Callable[[], list[torch.Tensor]]:
+    def start_gather(self, mine: torch.Tensor, shapes: Sequence[torch.Size]) -> Heard:
         wires = self._wires
         if wires is None or not mine.is_cpu:
             return super().start_gather(mine, shapes)

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from .boards import PAGE, Boards
-from .comm import Tell
+from .comm import Heard, Tell
 from .connecting import connect_all
 
 T = TypeVar("T")
@@ -77,7 +77,7 @@ class Wires:
             heard = self.start_gather(mine, [mine.shape] * len(out))()
             torch.stack(heard, out=out)
 
-    def start_gather(self, mine: torch.Tensor, shapes: Sequence[torch.Size]) -> Callable[[], list[torch.Tensor]]:
+    def start_gather(self, mine: torch.Tensor, shapes: Sequence[torch.Size]) -> Heard:
         """Begin to hear tensors of all ranks, see `Comm.start_gather`.
 
         Raises:
@@ -128,9 +128,7 @@ class Wires:
         for wire in self._wires.values():
             wire.connection.close()
 
-    def _start_on(
-        self, boards: Boards, mine: torch.Tensor, shapes: Sequence[torch.Size]
-    ) -> Callable[[], list[torch.Tensor]]:
+    def _start_on(self, boards: Boards, mine: torch.Tensor, shapes: Sequence[torch.Size]) -> Heard:
         """Write what ranks of one machine read where it is, and begin to tell them that it is there."""
         boards.turn()
         boards.own(mine.shape, mine.dtype).copy_(mine.detach())
@@ -146,7 +144,7 @@ class Wires:
 
         return hear
 
-    def _start_over(self, said: Sequence[torch.Tensor], heard: list[torch.Tensor]) -> Callable[[], list[torch.Tensor]]:
+    def _start_over(self, said: Sequence[torch.Tensor], heard: list[torch.Tensor]) -> Heard:
         """Begin to send each rank what is said to it, and to receive what each says; all of them are contiguous."""
         with self._whole():
             for other, wire in self._wires.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,6 +11,7 @@ from diffusers.hooks import ModelHook
 from ..denoiser.blocks import StageDone
 from ..denoiser.evaluation import Evaluation
 from ..denoiser.layers import Layer
+from ..distributed.comm import Heard
 from ..sharding.group import ShardGroup
 from ..sharding.network import TokenShards
 from ..sharding.tokens import Cut, ModuleCuts, TokensHook
@@ -94,7 +95,7 @@ class _Patches(ShardGroup):
             raise StageDone
         return tensor if self.count == 1 else torch.cat(self._tokens, dim)
 
-    def _start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Callable[[], list[torch.Tensor]]:
+    def _start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Heard:
         return lambda: [tensor]
 
     def _all_to_all(self, tensor: torch.Tensor) -> torch.Tensor:

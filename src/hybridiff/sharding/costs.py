@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..distributed.comm import Heard
 from ..utils.clock import timed
 from .group import ShardGroup, ThreadGroup
 
@@ -99,7 +100,7 @@ class PartAlone(ShardGroup):
     def begin(self, form: object) -> None:
         self.messages = self.received = 0
 
-    def _start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Callable[[], list[torch.Tensor]]:
+    def _start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Heard:
         self.messages += 1
         said = [tensor if shape == tensor.shape else tensor.new_zeros(shape) for shape in shapes]
         return lambda: said

@@ -6,12 +6,12 @@ The displaced patches of DistriFusion (Li et al. 2024), and their form for seque
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
-from ..distributed.comm import padded_to, unpadded
+from ..distributed.comm import Heard
 from .group import ShardGroup
 
 
@@ -20,7 +20,7 @@ class _Said:
     """A message that was begun: what this rank said, and how to hear all ranks."""
 
     own: torch.Tensor
-    hear: Callable[[], torch.Tensor]
+    hear: Heard
 
     def is_like(self, tensor: torch.Tensor) -> bool:
         return self.own.shape == tensor.shape and self.own.dtype is tensor.dtype
@@ -80,15 +80,14 @@ class DisplacedGroup(ShardGroup):
         self._call = self._calls.setdefault(key, _Call())
         self._call.place, self._lengths = 0, self._call.lengths
 
-    def start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Callable[[], list[torch.Tensor]]:
+    def start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Heard:
         self._is_displaced = False
         if not self._is_kept:
             return self._group.start_gather(tensor, shapes)
-        own = padded_to(tensor, max(shape.numel() for shape in shapes))
-        said = _Said(own, self._group.start_all_gather(own))
+        said = _Said(tensor, self._group.gather_in_background(tensor, shapes))
         before = self._put_down(said)
-        self._is_displaced = before is not None and before.is_like(own)
-        parts = unpadded((before if before is not None and self._is_displaced else said).hear(), shapes)
+        self._is_displaced = before is not None and before.is_like(tensor)
+        parts = (before if before is not None and self._is_displaced else said).hear()
         parts[self.index] = tensor
         return lambda: parts
 
@@ -125,7 +124,7 @@ class DisplacedGroup(ShardGroup):
     def _tell(self, number: int) -> list[int]:
         return self._group._tell(number)
 
-    def _start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Callable[[], list[torch.Tensor]]:
+    def _start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Heard:
         return self._group._start_gather(tensor, shapes)
 
     def _all_to_all(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 import torch
 
 from ..denoiser.through import left_to_others
-from ..distributed.comm import Comm
+from ..distributed.comm import Comm, Heard
 
 T = TypeVar("T")
 
-Gather = Callable[[torch.Tensor, Sequence[torch.Size]], Callable[[], list[torch.Tensor]]]
+Gather = Callable[[torch.Tensor, Sequence[torch.Size]], Heard]
 """See `ShardGroup.start_gather`."""
 
 _MOST_FORMS = 32
@@ -101,7 +101,7 @@ class ShardGroup(ABC):
         """What all ranks say at a place, of one form: (count, ...)."""
         return torch.stack(self.start_gather(tensor, [tensor.shape] * self.count)())
 
-    def start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Callable[[], list[torch.Tensor]]:
+    def start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Heard:
         """Begin to say something; nothing else may be said until what all ranks say is heard.
 
         Args:
@@ -111,17 +111,13 @@ class ShardGroup(ABC):
         Returns:
             Waits for what all ranks say, in order; it lasts until this rank speaks again.
         """
-        self.received += sum(shape.numel() for shape in shapes) * tensor.element_size() - tensor.nbytes
+        self._receive(tensor, shapes)
         return self._start_gather(tensor, shapes)
 
-    def start_all_gather(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
-        """Begin to say something of one form, (count, ...), which must not be changed, for as long as this rank likes.
-
-        Returns:
-            Waits for what all ranks say.
-        """
-        self.received += (self.count - 1) * tensor.nbytes
-        return self._start_all_gather(tensor.contiguous())
+    def gather_in_background(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Heard:
+        """The same, for as long as this rank likes, who must not change the tensor meanwhile; what is heard lasts."""
+        self._receive(tensor, shapes)
+        return self._gather_in_background(tensor, shapes)
 
     def changed_alike(self, said: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
         """Numbers in the latest message, as they should be now: where those of others are displaced, a guess.
@@ -159,12 +155,14 @@ class ShardGroup(ABC):
         )
         return lambda: torch.cat(hear(), dim)
 
-    def _start_all_gather(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
-        said = torch.stack(self._start_gather(tensor, [tensor.shape] * self.count)())
-        return lambda: said
+    def _receive(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> None:
+        self.received += sum(shape.numel() for shape in shapes) * tensor.element_size() - tensor.nbytes
+
+    def _gather_in_background(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Heard:
+        return self._start_gather(tensor, shapes)
 
     @abstractmethod
-    def _start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Callable[[], list[torch.Tensor]]:
+    def _start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Heard:
         """See `start_gather`."""
 
     @abstractmethod
@@ -187,19 +185,11 @@ class ProcessGroup(ShardGroup):
     def _tell(self, number: int) -> list[int]:
         return self._comm.all_gather_object(number)  # by way of the host: a GPU would be waited for without a deadline
 
-    def _start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Callable[[], list[torch.Tensor]]:
+    def _start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Heard:
         return self._comm.start_gather(tensor.to(self.device), shapes)
 
-    def _start_all_gather(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
-        mine = tensor.to(self.device)
-        out = mine.new_empty(self.count, mine.numel())
-        wait = self._comm.start_all_gather({self.index: mine.view(-1)}, out)
-
-        def hear() -> torch.Tensor:
-            wait()
-            return out.view(self.count, *tensor.shape)
-
-        return hear
+    def _gather_in_background(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Heard:
+        return self._comm.gather_in_background(tensor.to(self.device), shapes)
 
     def _all_to_all(self, tensor: torch.Tensor) -> torch.Tensor:
         mine = tensor.to(self.device)
@@ -241,7 +231,7 @@ class ThreadGroup(ShardGroup):
 
     table: _Table
 
-    def _start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Callable[[], list[torch.Tensor]]:
+    def _start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Heard:
         said = self.table.exchange(self.index, tensor, ...)
         return lambda: said
 

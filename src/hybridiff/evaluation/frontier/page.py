@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from ...numerics.interpolation import interpolate
 from ...utils.tables import align, markdown_table
+from ..metrics import MOST_DECIBELS
 from ..tables import Column, Row, tabulate
+from .beside import beside_tolerances
 from .rows import upper_envelope
 from .solvers import least_evaluations, solver_lines
 from .study import Study
@@ -28,6 +30,12 @@ _CONVERGED = "Converged: PSNR against the image that {scheduler} makes in {conve
 
 _PROMISES = """\
 What was promised, what runs estimated of themselves, and what is true, in dB; off: mean of the difference of these two.
+"""
+
+_BESIDE = f"""\
+Ideal speed-up beside that of one tolerance for all images (`cached`) where both keep the same, along straight lines
+between tolerances and all steps full. As calibrations measure, an image counts for {MOST_DECIBELS:g} dB at most, as those
+that are nearly untouched would outweigh all others in a mean.
 """
 
 _SOLVERS = """\
@@ -79,8 +87,12 @@ def _at_equal_speed(rows: Sequence[Row]) -> list[tuple[str, ...]]:
 def _promises(rows: Sequence[Row]) -> list[str]:
     """A section on what was promised of the reference's own images."""
     promised = [row for row in rows if "estimate_error" in row and "fidelity" in row["config"]]
+    if not promised:
+        return []
     lines = tabulate(sorted(promised, key=lambda row: row["ideal_speedup"]), _PROMISED)
-    return ["\n## Promises\n", _PROMISES, markdown_table(lines, words=0)] if promised else []
+    beside = beside_tolerances(rows)
+    compared = ["", _BESIDE, markdown_table(beside, words=0)] if beside else []
+    return ["\n## Promises\n", _PROMISES, markdown_table(lines, words=0), *compared]
 
 
 def _solvers(study: Study) -> list[str]:
