@@ -34,8 +34,8 @@ What was promised, what runs estimated of themselves, and what is true, in dB; o
 
 _BESIDE = f"""\
 Ideal speed-up beside that of one tolerance for all images (`cached`) where both keep the same, along straight lines
-between tolerances and all steps full. As calibrations measure, an image counts for {MOST_DECIBELS:g} dB at most: those that
-are nearly untouched would outweigh all others in a mean.
+between tolerances and all steps full. As calibrations measure, an image counts for {MOST_DECIBELS:g} dB at most:
+those that are nearly untouched would outweigh all others in a mean.
 """
 
 _SOLVERS = """\
