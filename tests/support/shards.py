@@ -21,10 +21,10 @@ Arguments = dict[str, Any]
 class CountingGroup(ThreadGroup):
     """Counts its messages."""
 
-    sent = 0
+    messages = 0
 
     def _start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Callable[[], list[torch.Tensor]]:
-        self.sent += 1
+        self.messages += 1
         return super()._start_gather(tensor, shapes)
 
 

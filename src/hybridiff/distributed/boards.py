@@ -1,4 +1,4 @@
-"""Memory that ranks of one machine share, for long messages: each writes to its own and reads that of the others."""
+"""Memory that ranks of one machine share for messages: each writes to its own and reads that of the others."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class Boards:
     """What each rank of a group has written, for the others to read.
 
     A board has two pages, which its rank uses in turns. Who writes to a page for the second time has, in between, heard
-    of the others' other page: by then they had read this one. That there is something to read is told by other means.
+    of the others' other page: they have no more use for this one once they speak again. That there is something to
+    read is told by other means.
 
     Args:
         own: This rank's memory, of two pages.

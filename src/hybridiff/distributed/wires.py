@@ -34,7 +34,7 @@ _SHORT = 2**14
 
 
 class Wires:
-    """A TCP connection to each other rank of a group, over which long messages within one machine are announced only.
+    """A TCP connection to each other rank of a group, over which messages within one machine are announced only.
 
     Args:
         sockets: By rank of the other.
@@ -45,7 +45,7 @@ class Wires:
     def __init__(self, sockets: Mapping[int, socket.socket], rank: int, timeout: float) -> None:
         self._wires = {other: _Wire(connection) for other, connection in sockets.items()}
         self._rank, self._timeout = rank, timeout
-        self._boards: Boards | None = None  # where ranks of one machine put long messages
+        self._boards: Boards | None = None  # where ranks of one machine put messages
 
     @classmethod
     def connect(cls, rank: int, tell: Tell, timeout: float) -> Wires | None:
@@ -83,6 +83,7 @@ class Wires:
         Raises:
             OSError: another rank left, or the deadline passed; what this returns raises it too.
         """
+        mine = mine.detach()
         if self._boards is not None and max(shape.numel() for shape in shapes) * mine.element_size() <= PAGE:
             return self._start_on(self._boards, mine, shapes)
         heard = [mine if rank == self._rank else mine.new_empty(shape) for rank, shape in enumerate(shapes)]
@@ -114,7 +115,7 @@ class Wires:
             OSError: another rank left, or the deadline passed.
         """
         ranks = len(self._wires) + 1
-        pieces, into = mine.view(ranks, -1), out.view(ranks, -1)
+        pieces, into = mine.detach().view(ranks, -1), out.view(ranks, -1)
         with uninterrupted():
             if self._boards is not None and mine.nbytes <= PAGE:
                 said = self._start_on(self._boards, pieces, [pieces.shape] * ranks)()
@@ -130,9 +131,9 @@ class Wires:
 
     def _start_on(self, boards: Boards, mine: torch.Tensor, shapes: Sequence[torch.Size]) -> Heard:
         """Write what ranks of one machine read where it is, and begin to tell them that it is there."""
-        boards.turn()
-        boards.own(mine.shape, mine.dtype).copy_(mine.detach())
         with self._whole():
+            boards.turn()
+            boards.own(mine.shape, mine.dtype).copy_(mine)
             for other, wire in self._wires.items():
                 wire.announce(mine.nbytes, shapes[other].numel() * mine.element_size())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -76,18 +76,18 @@ class _Patches(ShardGroup):
         self._own = slice(start, start + parts[self.index].shape[dim])
         return parts[self.index]
 
-    def concatenate(self, place: str, tensor: torch.Tensor, dim: int) -> torch.Tensor:
+    def start_concatenate(self, place: str, tensor: torch.Tensor, dim: int) -> Callable[[], torch.Tensor]:
         """Keys or values of the whole picture and of the text, of those of the patch and of the text."""
         if not place.startswith(self._names) or not place.endswith(" 1"):
-            return tensor  # nobody has these later, or they are those of an adapter
+            return lambda: tensor  # nobody has these later, or they are those of an adapter
         own = self._own.stop - self._own.start
         patch, text = tensor.tensor_split([own], dim)
         if self.count == 1:
             self._kept[place] = patch.clone()
-            return tensor
+            return lambda: tensor
         kept = self._kept[place]
         kept.narrow(dim, self._own.start, own).copy_(patch)
-        return torch.cat((kept, text), dim)
+        return lambda: torch.cat((kept, text), dim)
 
     def join(self, place: str, tensor: torch.Tensor, dim: int) -> torch.Tensor:
         self._tokens = [*(self._tokens if self.index else []), tensor]

@@ -44,8 +44,9 @@ class AttentionHook(ModelHook):
             return forward(*args, **kwargs)
         text = args[1] if len(args) > 1 else kwargs.get(_TEXT)
         is_whole = text is not None and not self.text_is_cut
-        is_known = len(args) == 1 and all(value is None for name, value in kwargs.items() if name != _TEXT)
-        if is_known and (is_whole or text is None) and attends_plainly(module, forward):
+        is_plain = len(args) == 1 and args[0].ndim == 3
+        is_plain &= all(value is None for name, value in kwargs.items() if name != _TEXT)
+        if is_plain and (is_whole or text is None) and attends_plainly(module, forward):
             return attend_plainly(group, self._name, module, args[0], text)
         if is_whole:
             return forward(*args, **kwargs)

@@ -83,7 +83,7 @@ class ShardCosts:
 
 
 class PartAlone(ShardGroup):
-    """One part by itself: what the others would say is what it says itself.
+    """One part by itself: what the others would say is what it says itself, or anything where lengths differ.
 
     Args:
         like: The rank whose part it is, which has taken part in an evaluation of the same form.
@@ -98,11 +98,11 @@ class PartAlone(ShardGroup):
         self.messages = 0
 
     def begin(self, form: object) -> None:
-        self.messages = self.received = 0
+        self.messages = self.sent = 0
 
     def _start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Heard:
         self.messages += 1
-        said = [tensor if shape == tensor.shape else tensor.new_zeros(shape) for shape in shapes]
+        said = [tensor if shape == tensor.shape else tensor.new_empty(shape) for shape in shapes]
         return lambda: said
 
     def _all_to_all(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch
 
 from ..denoiser.through import left_to_others
 from ..distributed.comm import Comm, Heard
+from ..distributed.wires import uninterrupted
 
 T = TypeVar("T")
 
@@ -34,16 +35,21 @@ class ShardGroup(ABC):
         count: Number of parts.
 
     Attributes:
-        received: Bytes that this rank received from the others so far, lengths left out.
+        sent: Bytes that all ranks sent each other so far, lengths left out.
         kept: What layers keep until the run ends, each under a key of its own.
     """
 
     def __init__(self, index: int, count: int) -> None:
         self.index, self.count = index, count
-        self.received = 0
+        self.sent = 0
         self.kept: dict[Hashable, Any] = {}
         self._lengths: dict[str, tuple[int, ...]] = {}
         self._lengths_of: dict[Hashable, dict[str, tuple[int, ...]]] = {}
+
+    @property
+    def received(self) -> int:
+        """Bytes that a rank received of the others so far, on average."""
+        return self.sent // self.count
 
     @property
     def may_exchange(self) -> bool:
@@ -99,7 +105,8 @@ class ShardGroup(ABC):
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """What all ranks say at a place, of one form: (count, ...)."""
-        return torch.stack(self.start_gather(tensor, [tensor.shape] * self.count)())
+        with uninterrupted():
+            return torch.stack(self.start_gather(tensor, [tensor.shape] * self.count)())
 
     def start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Heard:
         """Begin to say something; nothing else may be said until what all ranks say is heard.
@@ -111,12 +118,12 @@ class ShardGroup(ABC):
         Returns:
             Waits for what all ranks say, in order; it lasts until this rank speaks again.
         """
-        self._receive(tensor, shapes)
+        self._count(tensor, shapes)
         return self._start_gather(tensor, shapes)
 
     def gather_in_background(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Heard:
         """The same, for as long as this rank likes, who must not change the tensor meanwhile; what is heard lasts."""
-        self._receive(tensor, shapes)
+        self._count(tensor, shapes)
         return self._gather_in_background(tensor, shapes)
 
     def changed_alike(self, said: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
@@ -134,7 +141,7 @@ class ShardGroup(ABC):
         Args:
             tensor: What this rank says to each, (count, ...).
         """
-        self.received += (self.count - 1) * tensor[0].nbytes
+        self.sent += (self.count - 1) * tensor.nbytes
         return self._all_to_all(tensor.contiguous())
 
     def lengths(self, place: str, mine: int) -> tuple[int, ...]:
@@ -155,8 +162,8 @@ class ShardGroup(ABC):
         )
         return lambda: torch.cat(hear(), dim)
 
-    def _receive(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> None:
-        self.received += sum(shape.numel() for shape in shapes) * tensor.element_size() - tensor.nbytes
+    def _count(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> None:
+        self.sent += (self.count - 1) * sum(shape.numel() for shape in shapes) * tensor.element_size()
 
     def _gather_in_background(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Heard:
         return self._start_gather(tensor, shapes)

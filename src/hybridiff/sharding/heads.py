@@ -28,8 +28,8 @@ def can_be_by_heads(group: ShardGroup, query: torch.Tensor, key: torch.Tensor, v
 def is_cheaper_by_heads(key: torch.Tensor, lengths: Sequence[int]) -> bool:
     """Whether two exchanges of heads take less time than all keys and values, gathered by one message.
 
-    A rank receives two longest parts from each other rank for gathered ones, and otherwise four, of its heads only. So
-    two ranks always gather.
+    A rank receives up to two longest parts from each other rank for gathered ones, and otherwise four, of its heads
+    only. So two ranks always gather.
 
     Args:
         key: This rank's part, (batch, heads, tokens, channels).

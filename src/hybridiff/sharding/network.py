@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from .attention import ATTENTIONS, AttentionHook
 from .group import ShardGroup
 from .pairs import normalized_convolutions
 from .place import PartTensor, in_parts
-from .rows import ConvolutionHook, DownsampleHook, GroupNormHook, rows_of_part
+from .rows import ConvolutionHook, DownsampleHook, GroupNormHook, RowsHook, rows_of_part
 from .tokens import ModuleCuts, TokensHook, known_cuts
 from .traced import PlaceHook, TracedAttention
 
@@ -50,7 +49,8 @@ class ShardedNetwork(ABC):
         around, within = self._divided()
         hooked = {module for module, _ in around}
         self._exposed = [block for block in self._blocks.values() if block in hooked]
-        self.why_whole = _why_whole(network, within)
+        self._rows = [module for module, hook in around if isinstance(hook, RowsHook)]
+        self.why_whole = _why_whole(network, within) or _why_not_by_rows(network, self._rows)
         if not self.why_whole:
             self._traced = [TracedAttention(layer, hook.text_is_cut) for layer, hook in within]
             self._attached = AttachedHooks(
@@ -89,7 +89,9 @@ class ShardedNetwork(ABC):
 
     @property
     def is_outdated(self) -> bool:
-        """Whether modules were compiled since, maybe hooks and all."""
+        """Whether modules were compiled since, maybe hooks and all, or others hooked layers that ours pass by."""
+        if _why_not_by_rows(self.network, self._rows) and not self.why_whole:
+            return True
         is_again = any(block._compiled_call_impl is not None for block in self._exposed)
         return is_again or dict(compiled_blocks(self.network)) != self._blocks
 
@@ -144,11 +146,7 @@ class RowShards(ShardedNetwork):
         return max(1, int(self._picture(arguments).shape[2]) // self._unit)
 
     def run(self, group: ShardGroup, forward: Forward, arguments: dict[str, Any]) -> Any:
-        # Views and versions that nobody asks for cost more than a small operation. Graphs were made for either mode.
-        is_free = not (self._blocks or torch.is_grad_enabled() or torch.is_inference_mode_enabled())
-        with torch.inference_mode() if is_free else contextlib.nullcontext():
-            answer = forward(**self._part(group, arguments))
-        return _joined(answer, lambda output: group.join("output", output, 2))
+        return _joined(forward(**self._part(group, arguments)), lambda output: group.join("output", output, 2))
 
     def _part(self, group: ShardGroup, arguments: dict[str, Any]) -> dict[str, Any]:
         rows = int(self._picture(arguments).shape[2])
@@ -220,6 +218,16 @@ def _why_whole(network: nn.Module, within: Sequence[_Hook]) -> str:
     for module, hook in within:
         if not isinstance(hook, AttentionHook) or "forward" in vars(module):
             return f"{type(module).__name__} of {type(network).__name__} is compiled as a part of a larger module"
+    return ""
+
+
+def _why_not_by_rows(network: nn.Module, layers: Sequence[nn.Module]) -> str:
+    """Why convolutional layers cannot be cut, whose weights our hooks use themselves; empty where they can."""
+    for layer in layers:
+        registry = getattr(layer, "_diffusers_hook", None)
+        hooks = () if registry is None else registry.hooks
+        if hasattr(layer, "_hf_hook") or any(not name.startswith(_HOOK_NAME) for name in hooks):
+            return f"layers of {type(network).__name__} have hooks of others, which bring or cast weights one by one"
     return ""
 
 

@@ -12,6 +12,9 @@ from .group import ShardGroup
 from .heads import heads_to_tokens, is_cheaper_by_heads, tokens_to_heads
 from .text import made_of_text
 
+_STOCK: Any = AttnProcessor2_0.__call__
+"""What such layers run, unless somebody has put something else in its place."""
+
 
 def attends_plainly(attention: Any, forward: Any) -> bool:
     """Whether an attention layer does what `attend_plainly` knows, given tokens and maybe a text.
@@ -21,7 +24,7 @@ def attends_plainly(attention: Any, forward: Any) -> bool:
         forward: Its own, unhooked.
     """
     return (
-        type(attention.processor) is AttnProcessor2_0
+        type(attention.processor).__call__ is _STOCK
         and getattr(forward, "__func__", None) is Attention.forward
         and attention.spatial_norm is attention.group_norm is attention.norm_cross is None
         and attention.norm_q is attention.norm_k is None

@@ -109,10 +109,10 @@ class RankGroups:
             if members and own.stop > own.start:
                 work = self._work(evaluation, number * shards, own, forward)
                 group = self._of(shards, members)
-                before = group[0].received
+                before = group[0].sent
                 predictions |= dict(zip(members, self._run(group, work), strict=True))
                 # What is sent is in proportion to rows.
-                self._sent = (group[0].received - before) * shards * evaluation.rows // (own.stop - own.start)
+                self._sent = (group[0].sent - before) * evaluation.rows // (own.stop - own.start)
                 if self._measures:
                     self._measure(group, evaluation, own, number * shards, stage)
         return predictions

@@ -93,6 +93,24 @@ def test_everyone_hears_all_in_order_of_rank(count: int, dtype: torch.dtype) -> 
 
 
 @pytest.mark.parametrize("is_on_board", [True, False])
+def test_numbers_that_require_gradients_are_sent_without_them(is_on_board: bool, pair: list[Wires]) -> None:
+    said = torch.randn(4, requires_grad=True) * 2
+
+    def work(rank: int) -> list[torch.Tensor]:
+        if not is_on_board:
+            pair[rank]._boards = None
+        gathered_, exchanged = torch.zeros(2, 4), torch.zeros(4)
+        pair[rank].all_gather(said, gathered_)
+        pair[rank].all_to_all(said, exchanged)
+        return [gathered_, exchanged]
+
+    for rank, (heard, exchanged) in enumerate(in_threads(2, work)):
+        assert torch.equal(heard, said.detach().expand(2, -1))
+        assert torch.equal(exchanged, said.detach().chunk(2)[rank].repeat(2))
+        assert not heard.requires_grad
+
+
+@pytest.mark.parametrize("is_on_board", [True, False])
 def test_ranks_compute_between_the_ends_of_a_message(is_on_board: bool, pair: list[Wires]) -> None:
     said = [torch.randn(2, 1 + rank, 3).mT for rank in range(2)]  # of different lengths, and not contiguous
 

@@ -58,7 +58,7 @@ def test_a_part_alone_says_what_others_would_and_counts() -> None:
     part = PartAlone(first)
     part.begin("form")
     assert part.concatenate("here", torch.ones(2, 5), 0).shape == (7, 5)
-    assert (part.messages, part.received) == (1, (1 + 4) * 5 * 4)
+    assert (part.messages, part.sent) == (1, 2 * (2 + 1 + 4) * 5 * 4)
     part.begin("form")
     assert (part.messages, part.received) == (0, 0)
 

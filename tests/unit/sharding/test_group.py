@@ -48,7 +48,7 @@ def test_lengths_are_asked_for_once_a_form_and_place() -> None:
         made = play(group, lambda rank: evaluate(rank, form, length, *places))  # type: ignore[arg-type]  # noqa: B023
         whole = torch.cat([numbers(length + index, index) for index in range(3)], 1)
         assert all(torch.equal(one, torch.cat([whole] * len(places))) for one in made)
-        assert [rank.sent for rank in group] == [sent] * 3
+        assert [rank.messages for rank in group] == [sent] * 3
 
 
 def test_lengths_of_the_latest_forms_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +62,7 @@ def test_lengths_of_the_latest_forms_are_kept(monkeypatch: pytest.MonkeyPatch) -
     for forms, sent in (("ab", 4), ("a", 5), ("c", 7), ("a", 8), ("b", 10), ("c", 12)):
         for form in forms:
             play(group, lambda rank: evaluate(rank, form))  # type: ignore[arg-type]  # noqa: B023
-        assert [rank.sent for rank in group] == [sent] * 2
+        assert [rank.messages for rank in group] == [sent] * 2
 
 
 def test_lengths_travel_by_way_of_the_host() -> None:
@@ -75,6 +75,8 @@ def test_bytes_are_counted() -> None:
     group = ranks(4)
     play(group, lambda rank: rank.all_gather(torch.zeros(5, 2)))
     assert [rank.received for rank in group] == [3 * 10 * 4] * 4
+    play(group, lambda rank: rank.concatenate("here", torch.zeros(1 + rank.index), 0))  # all ranks tell the same
+    assert [rank.sent for rank in group] == [4 * 3 * 10 * 4 + 3 * (1 + 2 + 3 + 4) * 4] * 4
 
 
 def test_each_rank_hears_what_is_said_to_it() -> None:

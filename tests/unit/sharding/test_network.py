@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import cpu_offload
 from diffusers.models.attention_processor import AttnProcessor
 
 from hybridiff import UsageError
@@ -80,6 +82,34 @@ def test_attention_that_does_not_come_by_is_refused(name: str) -> None:
     network.set_attn_processor(AttnProcessor())
     with pytest.raises(UsageError, match=r"attn1 does not attend by scaled_dot_product_attention.*by 2 devices"):
         shared(sharded_network(network), arguments, 2)
+
+
+def offloaded(network: Any) -> None:
+    cpu_offload(network, torch.device("cpu"))
+
+
+def cast(network: Any) -> None:
+    network.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+
+
+@pytest.mark.parametrize("hook", [offloaded, cast])
+@pytest.mark.parametrize("is_later", [False, True])
+def test_layers_whose_weights_others_bring_are_not_cut(hook: Callable[[Any], None], is_later: bool) -> None:
+    network, arguments = network_and_call("sd1.x")
+    if not is_later:
+        hook(network)
+    sharded = sharded_network(network)
+    assert not sharded.is_outdated
+    if is_later:
+        assert sharded.why_whole == ""
+        hook(network)
+        assert sharded.is_outdated
+        sharded.remove()
+        sharded = sharded_network(network)
+    assert "layers of UNet2DConditionModel have hooks of others" in sharded.why_whole
+    torch.testing.assert_close(
+        whole(network, arguments), whole(network_and_call("sd1.x")[0], arguments), atol=0.2, rtol=0.2
+    )
 
 
 def test_causal_attention_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

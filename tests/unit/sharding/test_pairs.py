@@ -77,9 +77,9 @@ def test_messages_of_a_unet_once_lengths_are_known(name: str) -> None:
     assert sharded is not None
     arguments = evaluation_of(network, 1, 16, 11).calls[0].arguments
     shared(sharded, arguments, group)
-    before = group[0].sent
+    before = group[0].messages
     shared(sharded, arguments, group)
-    assert group[0].sent - before == expected
+    assert group[0].messages - before == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])

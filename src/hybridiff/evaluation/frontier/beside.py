@@ -20,19 +20,23 @@ MEASURES = {
 def beside_tolerances(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """For each promise of a study its ideal speed-up over that of a tolerance with the same fidelity; with a head.
 
-    A measure is left out where rows of an older study lack it, and a promise that keeps less than any tolerance.
+    Only what has the reference's scheduler and steps is compared. A measure is left out where rows of an older study
+    lack it, and an entry where a promise keeps less than any tolerance.
     """
     tolerances = [row for row in rows if row["method"] == "cached" and row["config"].get("devices") != 1]
     exact = [row for row in rows if row["config"].get("quality") == 1]
-    promised = sorted(
-        (row for row in rows if "fidelity" in row["config"]), key=lambda row: -float(row["config"]["fidelity"])
-    )
-    if not (tolerances and exact and promised):
+    promises = sorted((row for row in rows if row["method"] == "fidelity"), key=lambda row: -_promised(row))
+    if not (tolerances and exact and promises):
         return []
-    measures = {name: entry for name, entry in MEASURES.items() if all(entry in row for row in rows)}
+    compared = [*tolerances, *exact, *promises]
+    measures = {name: entry for name, entry in MEASURES.items() if all(entry in row for row in compared)}
     known = {entry: _speeds([*tolerances, *exact], entry) for entry in measures.values()}
-    table = [[f"{row['config']['fidelity']:g}", *(_faster(row, *one) for one in known.items())] for row in promised]
+    table = [[f"{_promised(row):g}", *(_faster(row, *one) for one in known.items())] for row in promises]
     return [("promised", *measures), *map(tuple, table)]
+
+
+def _promised(row: Row) -> float:
+    return float(row["config"]["fidelity"])
 
 
 def _speeds(rows: Sequence[Row], measure: str) -> list[tuple[float, float]]:
@@ -44,4 +48,5 @@ def _speeds(rows: Sequence[Row], measure: str) -> list[tuple[float, float]]:
 def _faster(row: Row, measure: str, speeds: Sequence[tuple[float, float]]) -> str:
     if row[measure] < speeds[0][0]:
         return "-"
-    return f"{row['ideal_speedup'] / interpolate(speeds, row[measure]) - 1:+.0%}"
+    faster = round(row["ideal_speedup"] / interpolate(speeds, row[measure]) - 1, 2)
+    return f"{faster + 0.0:+.0%}"  # not -0%

@@ -34,8 +34,9 @@ What was promised, what runs estimated of themselves, and what is true, in dB; o
 
 _BESIDE = f"""\
 Ideal speed-up beside that of one tolerance for all images (`cached`) where both keep the same, along straight lines
-between tolerances and all steps full. As calibrations measure, an image counts for {MOST_DECIBELS:g} dB at most:
-those that are nearly untouched would outweigh all others in a mean.
+between tolerances and all steps full; "-" where a promise keeps less than any of them. *As calibrated*: the mean by
+which tolerances are calibrated, in which an image counts for {MOST_DECIBELS:g} dB at most, as those that are nearly
+untouched would outweigh all others.
 """
 
 _SOLVERS = """\

@@ -35,7 +35,11 @@ def test_speeds_are_compared_where_both_keep_the_same() -> None:
 def test_measures_stand_where_all_rows_have_them() -> None:
     promise = row("fidelity", 4.0, 50.0, 50.0, fidelity=45.0)
     rows = [one | {"psnr_pooled": 50.0, "psnr_counted": 50.0} for one in (*TOLERANCES, EXACT, promise)]
-    assert beside_tolerances(rows)[0] == ("promised", *MEASURES)
+    # Other solvers are compared elsewhere.
+    other = row("solvers-hybrid", 4.0, 50.0, 50.0, fidelity=45.0)
+    table = beside_tolerances([*rows, other])
+    assert table[0] == ("promised", *MEASURES)
+    assert [line[0] for line in table[1:]] == ["45"]
 
 
 def test_without_tolerances_promises_or_all_steps_full_there_is_nothing_to_compare() -> None:
