@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..distributed.comm import Heard
+from ..distributed.wires import uninterrupted
 from ..utils.clock import timed
 from .group import ShardGroup, ThreadGroup
 
@@ -43,10 +44,14 @@ class Link:
                 matrix @ matrix
                 message()
 
+        def heard(tensor: torch.Tensor) -> object:  # what is joined of it is counted with the part
+            with uninterrupted():
+                return group.start_gather(tensor, [tensor.shape] * group.count)()
+
         apart = _seconds(lambda: in_turns(lambda: None), device)
-        latency = max(0.0, _seconds(lambda: in_turns(lambda: group.all_gather(short)), device) - apart) / _MESSAGES
+        latency = max(0.0, _seconds(lambda: in_turns(lambda: heard(short)), device) - apart) / _MESSAGES
         received = (group.count - 1) * long.nbytes
-        return cls(latency, received / max(1e-9, _seconds(lambda: group.all_gather(long), device) - latency))
+        return cls(latency, received / max(1e-9, _seconds(lambda: heard(long), device) - latency))
 
     def seconds(self, messages: int, received: int) -> float:
         """Of some messages, one after the other, in which a rank receives so many bytes."""
