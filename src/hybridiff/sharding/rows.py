@@ -81,11 +81,11 @@ class GroupNormHook(RowsHook):
         exact, around = _exact(picture), self._around
         own, shares = _statistics(exact, module.num_groups), self._shares(group, exact)
         if not around:
-            said = group.all_gather(own)
-            return _normalized(module, exact, *_of_all(group.changed_alike(said, own), shares)).to(picture.dtype)
+            scale, shift = _affine(module, picture, *_of_all(group.changed_alike(group.all_gather(own), own), shares))
+            return exact.mul(scale).add_(shift).to(picture.dtype)
         said, rows = _gathered(group, own, _rows_to_say(picture, around, around))
-        extended = _exact(_extended(group, picture, rows, (around, around)))
-        normal = _normalized(module, extended, *_of_all(group.changed_alike(said, own), shares)).to(picture.dtype)
+        scale, shift = _affine(module, picture, *_of_all(group.changed_alike(said, own), shares))
+        normal = _exact(_extended(group, picture, rows, (around, around))).mul_(scale).add_(shift).to(picture.dtype)
         for is_outside, begin in ((group.is_first, 0), (group.is_last, normal.shape[-2] - around)):
             if is_outside:
                 normal.narrow(-2, begin, around).zero_()
@@ -187,8 +187,10 @@ def _of_all(said: torch.Tensor, shares: torch.Tensor) -> tuple[torch.Tensor, tor
     return mean, torch.addcmul(variances, apart, apart).mul_(shares).sum(0)
 
 
-def _normalized(module: Any, picture: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor) -> torch.Tensor:
-    """A picture normalized by given statistics.
+def _affine(
+    module: Any, picture: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a picture is multiplied by, and what is added, so that it is normalized by given statistics.
 
     Args:
         module: The normalization.
@@ -196,11 +198,11 @@ def _normalized(module: Any, picture: torch.Tensor, mean: torch.Tensor, variance
         mean: (images, groups).
         variance: Likewise.
     """
-    groups = module.num_groups, -1
-    scale, mean = (variance + module.eps).rsqrt_()[..., None], mean[..., None]
+    images, channels = picture.shape[:2]
+    scale = (variance + module.eps).rsqrt_()[..., None].expand(-1, -1, channels // module.num_groups)
     if module.weight is not None:
-        scale = scale * module.weight.to(scale.dtype).view(groups)
-    shift = -mean * scale if module.bias is None else module.bias.to(scale.dtype).view(groups) - mean * scale
-    # Each group is one row, or each channel where there are weights.
-    rows = picture.reshape(*scale.shape, -1)
-    return rows.mul(scale[..., None]).add_(shift[..., None]).view(picture.shape)
+        scale = scale * module.weight.to(mean.dtype).view(scale.shape[1:])
+    shift = mean[..., None] * scale
+    shift = -shift if module.bias is None else module.bias.to(mean.dtype).view(scale.shape[1:]) - shift
+    form = images, channels, *(1 for _ in picture.shape[2:])
+    return scale.reshape(form), shift.reshape(form)
