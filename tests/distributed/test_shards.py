@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -232,16 +233,16 @@ def run_until_an_operator_fails() -> tuple[Outcome, Outcome]:
     pipe, graphs = build("sd3"), Graphs()
     compile_blocks(pipe, graphs)
     parallel = parallelize(pipe, ParallelConfig(outputs="all", shards=2, timeout=GROUP_TIMEOUT))
-    patch, gather, said = pytest.MonkeyPatch(), ShardGroup.concatenate, []
+    patch, gather, said = pytest.MonkeyPatch(), ShardGroup.start_concatenate, []
 
-    def leave(group: ShardGroup, place: str, *rest: Any) -> torch.Tensor:
+    def leave(group: ShardGroup, place: str, *rest: Any) -> Callable[[], torch.Tensor]:
         said.append(place)
         if rank() == 1 and place.startswith("transformer_blocks.1, attention 1") and len(said) > 12:
             patch.undo()
             raise Planted("in the middle")
         return gather(group, place, *rest)
 
-    patch.setattr(ShardGroup, "concatenate", leave)
+    patch.setattr(ShardGroup, "start_concatenate", leave)
     return attempt(lambda: generate(parallel, "sd3")), attempt(lambda: generate(parallel, "sd3"))
 
 

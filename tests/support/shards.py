@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from hybridiff.denoiser.call import bind_arguments
+from hybridiff.distributed.comm import Heard
 from hybridiff.sharding.group import ThreadGroup, play
 from hybridiff.sharding.network import ShardedNetwork, shard_network
 from support.pipelines import denoiser_of
@@ -23,7 +24,7 @@ class CountingGroup(ThreadGroup):
 
     messages = 0
 
-    def _start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Callable[[], list[torch.Tensor]]:
+    def _start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Heard:
         self.messages += 1
         return super()._start_gather(tensor, shapes)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from diffusers.hooks import ModelHook
 from diffusers.models.attention import AttentionModuleMixin
@@ -14,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import UsageError
 from .group import ShardGroup
-from .heads import can_be_by_heads, heads_to_tokens, is_cheaper_by_heads, tokens_to_heads
+from .heads import attend_by_heads, can_be_by_heads, is_cheaper_by_heads, start_keys_and_values
 from .place import current_group
 from .plain import attend_plainly, attends_plainly
 
@@ -44,9 +43,9 @@ class AttentionHook(ModelHook):
             return forward(*args, **kwargs)
         text = args[1] if len(args) > 1 else kwargs.get(_TEXT)
         is_whole = text is not None and not self.text_is_cut
-        is_plain = len(args) == 1 and args[0].ndim == 3
-        is_plain &= all(value is None for name, value in kwargs.items() if name != _TEXT)
-        if is_plain and (is_whole or text is None) and attends_plainly(module, forward):
+        further = [value for name, value in kwargs.items() if name != _TEXT and value is not None]
+        is_known = len(args) == 1 and args[0].ndim == 3 and not further and (is_whole or text is None)
+        if is_known and attends_plainly(module, forward):
             return attend_plainly(group, self._name, module, args[0], text)
         if is_whole:
             return forward(*args, **kwargs)
@@ -102,8 +101,7 @@ class WholeAttention(TorchFunctionMode):
         lengths = self._lengths_by_heads(named)
         if lengths is None:
             return func(**self._gathered(named))
-        tensors = tokens_to_heads(self._group, [named.pop(name) for name in _TENSORS], lengths)
-        return heads_to_tokens(self._group, func(*tensors, **named), lengths)
+        return attend_by_heads(self._group, lengths, [named.pop(name) for name in _TENSORS], **named)
 
     @property
     def _place(self) -> str:
@@ -125,8 +123,7 @@ class WholeAttention(TorchFunctionMode):
     def _gathered(self, named: dict[str, Any]) -> dict[str, Any]:
         """The arguments with keys, values and mask of all parts."""
         key, value, mask = named["key"], named["value"], named.get("attn_mask")
-        both = self._group.concatenate(self._place, torch.cat((key, value), -1), -2)  # one message
-        named["key"], named["value"] = both.tensor_split((key.shape[-1],), -1)
+        named["key"], named["value"] = start_keys_and_values(self._group, self._place, key, value)()
         if mask is not None and mask.shape[-1] == key.shape[-2]:
             named["attn_mask"] = self._group.concatenate(f"{self._place} mask", mask, -1)
         return named

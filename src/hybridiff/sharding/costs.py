@@ -148,7 +148,8 @@ def _told(member: ShardGroup, seconds: float, device: torch.device) -> list[floa
     """What each process of a group has measured."""
     if isinstance(member, ThreadGroup):
         return [seconds]
-    told: list[float] = member.all_gather(torch.tensor([seconds], device=device)).flatten().tolist()
+    with uninterrupted():
+        told: list[float] = member.all_gather(torch.tensor([seconds], device=device)).flatten().tolist()
     return told
 
 

@@ -13,7 +13,6 @@ import torch
 
 from ..denoiser.through import left_to_others
 from ..distributed.comm import Comm, Heard
-from ..distributed.wires import uninterrupted
 
 T = TypeVar("T")
 
@@ -105,8 +104,7 @@ class ShardGroup(ABC):
 
     def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """What all ranks say at a place, of one form: (count, ...)."""
-        with uninterrupted():
-            return torch.stack(self.start_gather(tensor, [tensor.shape] * self.count)())
+        return torch.stack(self.start_gather(tensor, [tensor.shape] * self.count)())
 
     def start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Heard:
         """Begin to say something; nothing else may be said until what all ranks say is heard.

@@ -1,10 +1,15 @@
-"""Attention by heads (Ulysses, Jacobs et al. 2023): ranks trade their tokens of all heads for all of some heads."""
+"""Attention over the tokens of all ranks: keys and values gathered, or heads exchanged.
+
+By heads (Ulysses, Jacobs et al. 2023) ranks trade their tokens of all heads for all of some heads.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from .group import ShardGroup
 
@@ -40,6 +45,39 @@ def is_cheaper_by_heads(key: torch.Tensor, lengths: Sequence[int]) -> bool:
     gathered = 2 * (ranks - 1) * part + LATENCY
     exchanged = 4 * (ranks - 1) * part // ranks + 2 * LATENCY
     return exchanged < gathered
+
+
+def start_keys_and_values(
+    group: ShardGroup, place: str, key: torch.Tensor, value: torch.Tensor
+) -> Callable[[], tuple[torch.Tensor, ...]]:
+    """Begin to gather those of all ranks, by one message.
+
+    Args:
+        group: The ranks.
+        place: Names the attention.
+        key: This rank's part, (..., tokens, channels); lengths may differ between ranks.
+        value: Likewise.
+
+    Returns:
+        Waits for keys and values of all tokens.
+    """
+    hear = group.start_concatenate(place, torch.cat((key, value), -1), -2)
+    return lambda: hear().tensor_split((key.shape[-1],), -1)
+
+
+def attend_by_heads(
+    group: ShardGroup, lengths: Sequence[int], tensors: Sequence[torch.Tensor], **options: Any
+) -> torch.Tensor:
+    """What this rank's queries make of all tokens, where heads are exchanged.
+
+    Args:
+        group: The ranks.
+        lengths: Tokens of each rank.
+        tensors: Queries, keys and values of this rank's part, (batch, heads, tokens, channels) each.
+        options: Of `scaled_dot_product_attention`.
+    """
+    query, key, value = tokens_to_heads(group, tensors, lengths)
+    return heads_to_tokens(group, F.scaled_dot_product_attention(query, key, value, **options), lengths)
 
 
 def tokens_to_heads(group: ShardGroup, tensors: Sequence[torch.Tensor], lengths: Sequence[int]) -> list[torch.Tensor]:

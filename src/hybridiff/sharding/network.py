@@ -223,12 +223,15 @@ def _why_whole(network: nn.Module, within: Sequence[_Hook]) -> str:
 
 def _why_not_by_rows(network: nn.Module, layers: Sequence[nn.Module]) -> str:
     """Why convolutional layers cannot be cut, whose weights our hooks use themselves; empty where they can."""
-    for layer in layers:
-        registry = getattr(layer, "_diffusers_hook", None)
-        hooks = () if registry is None else registry.hooks
-        if hasattr(layer, "_hf_hook") or any(not name.startswith(_HOOK_NAME) for name in hooks):
-            return f"layers of {type(network).__name__} have hooks of others, which bring or cast weights one by one"
+    if any(map(is_hooked_by_others, layers)):
+        return f"layers of {type(network).__name__} have hooks of others, which bring or cast weights one by one"
     return ""
+
+
+def is_hooked_by_others(layer: Any) -> bool:
+    """Whether somebody may bring a layer's weights, or cast them, when it is called: offload by layer, for instance."""
+    hooks = getattr(getattr(layer, "_diffusers_hook", None), "hooks", ())
+    return hasattr(layer, "_hf_hook") or any(not name.startswith(_HOOK_NAME) for name in hooks)
 
 
 def is_plain(network: nn.Module) -> bool:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 
 from .group import ShardGroup
-from .heads import heads_to_tokens, is_cheaper_by_heads, tokens_to_heads
+from .heads import attend_by_heads, can_be_by_heads, is_cheaper_by_heads, start_keys_and_values
 from .text import made_of_text
 
 _STOCK: Any = AttnProcessor2_0.__call__
@@ -59,15 +59,15 @@ def attend_plainly(
 
 def _attended_to_picture(group: ShardGroup, place: str, attention: Any, picture: torch.Tensor) -> torch.Tensor:
     key, value = attention.to_k(picture), attention.to_v(picture)
-    if group.may_exchange and attention.heads % group.count == 0:
+    by_heads = _by_heads(attention, key)
+    if can_be_by_heads(group, by_heads, by_heads, by_heads):  # queries and values are of the form of keys
         lengths = group.lengths(place, picture.shape[1])
         if is_cheaper_by_heads(key, lengths):
-            own = [_by_heads(attention, tensor) for tensor in (attention.to_q(picture), key, value)]
-            query, key, value = tokens_to_heads(group, own, lengths)
-            return heads_to_tokens(group, F.scaled_dot_product_attention(query, key, value), lengths)
-    hear = group.start_concatenate(place, torch.cat((key, value), -1), 1)
+            tensors = [_by_heads(attention, tensor) for tensor in (attention.to_q(picture), key, value)]
+            return attend_by_heads(group, lengths, tensors)
+    hear = start_keys_and_values(group, place, key, value)
     query = attention.to_q(picture)
-    return _attended(attention, query, *hear().tensor_split((key.shape[-1],), -1))
+    return _attended(attention, query, *hear())
 
 
 def _attended(attention: Any, *tensors: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from torch import nn
 from ..denoiser.attached import AttachedHook
 from ..distributed.comm import Comm
 from .encoders import Meet
-from .network import RowShards, is_plain
+from .network import RowShards, is_hooked_by_others, is_plain
 from .ranks import RankGroups
 
 LEAST_PIXELS = 512 * 512
@@ -133,19 +133,14 @@ def _is_untouched(network: Any) -> bool:
     return (
         is_plain(network)
         and isinstance(network.conv_norm_out, nn.GroupNorm)
-        and all(_is_free(module) for module in network.modules())
+        and not any(map(is_hooked_by_others, network.modules()))
+        and all(module._compiled_call_impl is None for module in network.modules())
         and all(
             type(module.processor).__name__ in _PROCESSORS
             for module in network.modules()
             if isinstance(module, Attention)
         )
     )
-
-
-def _is_free(module: Any) -> bool:
-    """Whether a layer's weights are where it runs: no offload by layer, no cast of stored weights, no graph."""
-    hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", None)
-    return not hooks and not hasattr(module, "_hf_hook") and module._compiled_call_impl is None
 
 
 def _count(network: nn.Module, kind: type[nn.Module]) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
 
+from hybridiff.distributed.comm import Heard
 from hybridiff.sharding.costs import Link, PartAlone, ShardCosts, measure_part, measure_shards
 from hybridiff.sharding.group import ShardGroup
 from support.shards import ranks
@@ -22,7 +23,7 @@ class Alone(ShardGroup):
         super().__init__(0, 2)
         self.seconds = seconds
 
-    def _start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Callable[[], list[torch.Tensor]]:
+    def _start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Heard:
         time.sleep(self.seconds)
         return lambda: [tensor] * 2
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from hybridiff.distributed.comm import Heard
 from hybridiff.sharding import heads
 from hybridiff.sharding.attention import WholeAttention
 from hybridiff.sharding.group import ThreadGroup, play
@@ -32,7 +33,7 @@ class CountingGroup(ThreadGroup):
 
     gathers, exchanges = 0, 0
 
-    def start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Callable[[], list[torch.Tensor]]:
+    def start_gather(self, tensor: torch.Tensor, shapes: Sequence[torch.Size]) -> Heard:
         self.gathers += 1
         return super().start_gather(tensor, shapes)
 

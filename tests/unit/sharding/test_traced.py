@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -95,15 +96,15 @@ def test_layers_that_attend_in_another_way_are_found_out(graphs: Graphs) -> None
 
 def test_a_rank_that_raises_within_a_graph_ends_them_all(graphs: Graphs, monkeypatch: pytest.MonkeyPatch) -> None:
     sharded, arguments = in_blocks("FluxPipeline")
-    expected, gather = shared(sharded, arguments, 2), ThreadGroup.concatenate
+    expected, gather = shared(sharded, arguments, 2), ThreadGroup.start_concatenate
 
-    def fail(group: ThreadGroup, place: str, *rest: Any) -> torch.Tensor:
+    def fail(group: ThreadGroup, place: str, *rest: Any) -> Callable[[], torch.Tensor]:
         if group.index and "single_transformer_blocks.0" in place:
             raise ArithmeticError("planted")
         return gather(group, place, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ThreadGroup, "concatenate", fail)
+        patch.setattr(ThreadGroup, "start_concatenate", fail)
         with pytest.raises(ArithmeticError, match="planted"):
             shared(sharded, arguments, 2)
     assert torch.equal(shared(sharded, arguments, 2), expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -87,13 +88,13 @@ def test_a_text_may_be_as_short_as_the_number_of_parts(name: str) -> None:
 
 @every
 def test_keys_that_are_not_gathered_are_found_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    gathered = ThreadGroup.concatenate
+    started = ThreadGroup.start_concatenate
 
-    def concatenate(group: ThreadGroup, place: str, tensor: torch.Tensor, dim: int) -> torch.Tensor:
+    def start(group: ThreadGroup, place: str, tensor: torch.Tensor, dim: int) -> Callable[[], torch.Tensor]:
         is_of_attention = dim <= 0
-        return tensor if is_of_attention else gathered(group, place, tensor, dim)
+        return (lambda: tensor) if is_of_attention else started(group, place, tensor, dim)
 
-    monkeypatch.setattr(ThreadGroup, "concatenate", concatenate)
+    monkeypatch.setattr(ThreadGroup, "start_concatenate", start)
     sharded, arguments = in_dtype(name, torch.float32)
     assert relative_difference(shared(sharded, arguments, 3), whole(sharded.network, arguments)) > 1e-2
 

@@ -53,13 +53,14 @@ class FrontierRow:
     def to_dict(self) -> dict[str, Any]:
         """What was measured as plain data, ready for JSON."""
         ssims = [result.ssim for result in self.results if result.ssim is not None]
+        psnrs = [result.psnr for result in self.results]
         schedules = [result.run.schedule for result in self.results]
         found = {
             "prompts": len(self.results),
             "ideal_speedup": round(self.ideal_speedup, 4),
-            **_mean_and_worst("psnr", [result.psnr for result in self.results]),
-            "psnr_pooled": round(pooled_psnr([result.psnr for result in self.results]), 3),
-            "psnr_counted": round(counted_psnr([result.psnr for result in self.results]), 3),
+            **_mean_and_worst("psnr", psnrs),
+            "psnr_pooled": round(pooled_psnr(psnrs), 3),
+            "psnr_counted": round(counted_psnr(psnrs), 3),
             **_mean_and_worst("psnr_converged", [result.psnr_converged for result in self.results]),
             "ssim": round(statistics.mean(ssims), 5) if ssims else None,
             "right": share_right(result.is_right for result in self.results),
