@@ -163,3 +163,6 @@ def _join_group(rank: int, ranks: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(str(Path(folder) / "store"), ranks)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=60))
+    # Who ends at once would close connections that others are still about to make.
+    store.set(f"joined {rank}", "")
+    store.wait([f"joined {other}" for other in range(ranks)])
