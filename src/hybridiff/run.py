@@ -200,7 +200,7 @@ class Run:
         """Have a strategy share this step and those to come."""
         assert self._beginning is not None
         if not self._steps:
-            self._current.started = time.perf_counter()
+            self._current.started = self._first_call
         self._strategy = self._beginning.strategy(evaluation, layout, self._current.index, bool(why_alone))
         self._notes = self._beginning.notes(evaluation, self._steps, why_alone, self._strategy.context.groups)
         return self._strategy

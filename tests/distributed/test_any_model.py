@@ -65,6 +65,10 @@ def test_a_lora_is_swapped_between_requests_of_one_engine(tmp_path: Path) -> Non
         with pytest.raises(UsageError, match="lora-wan does not fit StableDiffusion3Pipeline"):
             engine.set_loras([one, stranger])
         assert torch.equal(engine.generate(**call).images, second)
+        Path(other).rename(tmp_path / "elsewhere")
+        with pytest.raises(UsageError, match=r"lora-wan does not fit .*; nor can it .*, so it has no LoRA now"):
+            engine.set_loras([stranger])
+        without = engine.generate(**call).images
         engine.set_loras([])
         plain = engine.generate(**call).images
         engine.set_loras([f"{one}:0.8"])
@@ -74,6 +78,17 @@ def test_a_lora_is_swapped_between_requests_of_one_engine(tmp_path: Path) -> Non
         assert torch.equal(engine.generate(**call).images, first)  # ranks started anew have what was set
     assert not torch.equal(first, second)
     assert not torch.equal(first, plain)
+    assert torch.equal(without, plain)
+
+
+def test_pipelines_that_iterate_over_their_bar_tell_their_steps(tmp_path: Path) -> None:
+    specimen, told = ZOO["KandinskyV22Pipeline"], []
+    call = specimen.call() | {"num_inference_steps": 3, "output_type": "pt", "seed": 0}
+    with Engine(saved("KandinskyV22Pipeline", tmp_path), 2, ParallelConfig(strategy="cfg"), device="cpu") as engine:
+        call.pop("generator", None)
+        images = engine.generate(**call, on_step=lambda *step: told.append(step)).images
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert images.isfinite().all()
 
 
 @pytest.mark.slow

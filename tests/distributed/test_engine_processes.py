@@ -66,6 +66,21 @@ def test_ranks_end_with_their_parent(end: signal.Signals) -> None:
     assert wait_for_end(pids) == []
 
 
+def test_a_command_that_is_told_to_end_leaves_nothing(tmp_path: Path) -> None:
+    flags = ["--model", "tiny-sdxl", "--prompt", PROMPT, "--num-inference-steps", "1000", "--device", "cpu"]
+    command = [sys.executable, "-m", "hybridiff", "generate", *flags, "--output", str(tmp_path / "ring.png")]
+    environment = os.environ | {"PYTHONPATH": str(SOURCE), "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment) as ended:
+        assert ended.stderr is not None
+        said = b""
+        while b"/1000" not in said:  # into the generation
+            said += os.read(ended.stderr.fileno(), 1024) or pytest.fail(said.decode())
+        assert list(tmp_path.glob("hybridiff-*"))
+        ended.send_signal(signal.SIGTERM)
+        assert ended.wait(20.0) == 143
+    assert list(tmp_path.glob("hybridiff-*")) == []
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="ranks are forked on Linux only")
 def test_engines_of_a_process_share_a_fork_server_and_outlive_it() -> None:
     with start() as first, start() as second:

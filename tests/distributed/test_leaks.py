@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from hybridiff import ParallelConfig, parallelize
+from hybridiff import ParallelConfig, RankError, parallelize
+from hybridiff.sharding.place import current_group
 from support.engines import PROMPT, start
 from support.forking import server_pid
+from support.jobs import rank
 from support.pipelines import build, generate
 from support.ranks import Ranks
 
@@ -62,6 +66,35 @@ def held_after(cycles: int) -> dict[str, int]:
         after = {kind: min(after[kind], now[kind]) for kind in now}
         time.sleep(0.05)
     return after
+
+
+def held_after_failures(failures: int) -> dict[str, int]:
+    """What a rank holds once so many requests have failed in the middle of the network on rank 1, and one has not."""
+    pipe = build("sd3")
+    left = failures
+
+    def fail(*_: Any) -> None:
+        nonlocal left
+        if left and rank() == 1 and current_group() is not None:
+            left -= 1
+            raise MemoryError
+
+    pipe.transformer.transformer_blocks[1].register_forward_pre_hook(fail)
+    with parallelize(pipe, ParallelConfig(strategy="cfg", shards=2, outputs="all", timeout=60.0)) as parallel:
+        for _ in range(failures + 1):
+            with contextlib.suppress(MemoryError, RankError):
+                generate(parallel, "sd3", num_inference_steps=2)
+        gc.collect()
+        time.sleep(1.0)  # gloo closes its connections in the background
+        assert left == 0 or rank() == 0
+        return held(os.getpid())
+
+
+def test_requests_that_failed_leave_nothing_behind() -> None:
+    with Ranks(2) as started:
+        once, often = (started.run(held_after_failures, failures) for failures in (1, 6))
+    for before, after in zip(once, often, strict=True):
+        assert all(after[kind] <= before[kind] for kind in before)
 
 
 @pytest.mark.parametrize("ranks", [2, 4])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from support.oracles import generated_one_part_after_another, relative_differenc
 from support.pipelines import build, call_arguments, generate
 from support.schedules import capped, interrupt_after, split_at
 from support.simulated import report_of
+from zoo import ZOO, run
 
 NAME = "sdxl two levels"
 
@@ -44,6 +46,15 @@ def test_one_record_a_step(name: str) -> None:
     assert min(report.parts.values()) > 0
     assert report.notes == []
     assert json.loads(report.to_json())["steps"][4]["index"] == 4
+
+
+def test_a_first_step_whose_guidance_is_found_out_counts_whole() -> None:
+    specimen = ZOO["PixArtAlphaPipeline"]
+    pipe = specimen.build()
+    pipe.transformer.transformer_blocks[0].register_forward_pre_hook(lambda *_: time.sleep(0.05))
+    parallel = parallelize(pipe, ParallelConfig(simulate=True))
+    run(specimen, parallel)
+    assert report_of(parallel).steps[0].seconds >= 0.05
 
 
 def test_a_scheduler_that_evaluates_twice_a_step_has_a_record_for_each() -> None:

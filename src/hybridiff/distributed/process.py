@@ -126,7 +126,8 @@ class ProcessComm(Comm):
         self._cut_wires()
         if aborts:
             self._abort()
-        if self._group is not None and dist.is_initialized() and not self.broken:
+        # One that is left behind keeps its threads and connections. Of a broken one NCCL would wait for the others.
+        if self._group is not None and dist.is_initialized() and (self._on_host or not self.broken):
             if self._host_group is not self._group:
                 dist.destroy_process_group(self._host_group)
             dist.destroy_process_group(self._group)

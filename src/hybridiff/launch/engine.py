@@ -134,8 +134,8 @@ class Engine:
             ValueError: the stock pipeline refuses the request on all ranks alike; the cause holds their traceback.
             EngineError: a rank failed, died or was silent for too long; or the engine was closed.
         """
-        self.folder.check_call(arguments)
         call = _call(prompt, seed, arguments)
+        self.folder.check_call(call.arguments)
         with self._turns.wait():
             if self._is_closed:
                 raise EngineError("this engine was closed; make a new one")
@@ -148,7 +148,8 @@ class Engine:
             loras: `PATH_OR_ID[:SCALE]` each: a .safetensors file, a folder that holds one, or a hub id.
 
         Raises:
-            UsageError: one cannot be had, or does not fit; all ranks keep those that they had.
+            UsageError: one cannot be had, or does not fit; all ranks keep those that they had, or have none where
+                those cannot be loaded again, which it says.
             EngineError: a rank failed, died or was silent for too long; or the engine was closed.
         """
         found = find_loras(loras)

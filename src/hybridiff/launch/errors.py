@@ -16,7 +16,9 @@ class RemoteTraceback(Exception):
         return "\n" + str(self.args[0])
 
 
-def verdict(replies: Mapping[int, Any], ranks: int, silence: float, doing: str) -> Exception | None:
+def verdict(
+    replies: Mapping[int, Any], ranks: int, silence: float, doing: str, may_be_slow: bool = False
+) -> Exception | None:
     """The error to raise, with what is known of its cause; None where every rank did as asked.
 
     A death explains more than the errors it causes elsewhere, and a rank's own error more than the echo of it on
@@ -27,9 +29,10 @@ def verdict(replies: Mapping[int, Any], ranks: int, silence: float, doing: str) 
         ranks: Number of ranks.
         silence: Seconds that were waited for a sign of life.
         doing: What the ranks did: "generating after step 3 of 50".
+        may_be_slow: A rank that said nothing yet may not have come to where the others were.
 
     Returns:
-        A UsageError or another ValueError where all ranks refuse a request alike; else an EngineError.
+        A UsageError or another ValueError where all ranks that can refuse a request alike; else an EngineError.
     """
     failed = {rank: reply for rank, reply in replies.items() if isinstance(reply, Failed)}
     died = {rank: reply for rank, reply in replies.items() if isinstance(reply, Died)}
@@ -37,8 +40,10 @@ def verdict(replies: Mapping[int, Any], ranks: int, silence: float, doing: str) 
     if died:
         return _death(died, failed, doing)
     stories = {(failure.kind, failure.text) for failure in failed.values()}
-    if len(failed) == ranks and len(stories) == 1 and failed[0].is_bad_input:
-        return _refusal(failed[0])
+    if len(stories) == 1 and len(failed) == (len(replies) if may_be_slow else ranks):
+        failure = next(iter(failed.values()))
+        if failure.is_bad_input:
+            return _refusal(failure)
     if failed:
         return _failure(failed, silent, doing)
     if silent:

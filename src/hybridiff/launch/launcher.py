@@ -8,8 +8,9 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -44,11 +45,13 @@ class RankProcess:
     Args:
         spec: Sent to it as soon as it runs.
         log: File that takes its output.
+        timeout: Deadline of a message in seconds: a rank that stops within one is ended.
     """
 
-    def __init__(self, spec: RankSpec, log: Path) -> None:
+    def __init__(self, spec: RankSpec, log: Path, timeout: float) -> None:
         self.rank = spec.placement.rank
         self._log = log
+        self._timeout, self._has_stopped = timeout, False
         self.connection, theirs = Pipe()
         with theirs, log.open("wb") as output:
             self.process = start_rank(spec.placement.device, theirs.fileno(), output, spec.startup_timeout)
@@ -61,13 +64,14 @@ class RankProcess:
 
     def send(self, message: Any) -> None:
         """Send a message; a rank that is gone is noticed where its answer is read."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), self._in_time():
             send(self.connection, message)
 
     def receive(self, request: int) -> Any:
         """What it says next: None if that is not about this request, `Died` where the rank has ended."""
         try:
-            reply = receive(self.connection)
+            with self._in_time():
+                reply = receive(self.connection)
         except (EOFError, OSError):
             return Died(self._exit(), self._log_tail())
         return reply.content if reply.id == request else None
@@ -80,7 +84,24 @@ class RankProcess:
             self.process.kill()
             self.process.wait()
 
+    @contextlib.contextmanager
+    def _in_time(self) -> Iterator[None]:
+        """End the rank where a message takes longer than the deadline: whoever sends or hears it waits without one."""
+        watchdog = threading.Timer(self._timeout, self._stop)
+        watchdog.daemon = True
+        watchdog.start()
+        try:
+            yield
+        finally:
+            watchdog.cancel()
+
+    def _stop(self) -> None:
+        self._has_stopped = True
+        self.process.kill()
+
     def _exit(self) -> str:
+        if self._has_stopped:
+            return f"stopped for {self._timeout:g} s within a message, and was ended,"
         try:
             code = self.process.wait(GRACE)
         except subprocess.TimeoutExpired:
@@ -132,7 +153,8 @@ class RankGroup:
         group = cls(ranks, folder, spec.config.timeout + 2.0)
         try:
             for rank in range(spec.placement.world):
-                ranks.append(RankProcess(spec.of_rank(rank, str(folder / "meet")), folder / f"rank-{rank}.log"))
+                own, log = spec.of_rank(rank, str(folder / "meet")), folder / f"rank-{rank}.log"
+                ranks.append(RankProcess(own, log, group._timeout))
             group._answers("starting", spec.startup_timeout)
         except BaseException:
             group.end()
@@ -198,7 +220,8 @@ class RankGroup:
             if self._is_whole:
                 self._send(Cancel(self._request))
             raise
-        error = verdict(self._replies, len(self.ranks), silence, doing + self._progress)
+        may_be_slow = not self._request  # to load a model takes ranks unlike time
+        error = verdict(self._replies, len(self.ranks), silence, doing + self._progress, may_be_slow)
         if error is not None:
             raise error
         return [self._replies[rank] for rank in range(len(self.ranks))]

@@ -22,7 +22,7 @@ from ..distributed.placement import Placement, is_under_torchrun
 logger = logging.getLogger("hybridiff")
 
 GRACE = 2.0
-"""Seconds for a server that answers no more to have ended."""
+"""Seconds for a server that answers no more to have ended, and for one that answers to say that a rank has."""
 
 
 class Forked:
@@ -53,9 +53,11 @@ class Forked:
         return code
 
     def kill(self) -> None:
-        """End it now."""
+        """End it now; a server that then says nothing of it is stuck, and forks no further ranks."""
         if self.poll() is None:
             self._kill()
+            if self.poll(GRACE) is None:
+                self._server.is_stuck, self._code = True, -signal.SIGKILL
 
     def _hear(self) -> int:
         try:
@@ -74,9 +76,14 @@ class _EndedIdle(OSError):
 
 
 class ForkServer:
-    """A process that forks ranks (see `forkserver`); it ends idle, with the last reference to it or this process."""
+    """A process that forks ranks (see `forkserver`); it ends idle, with the last reference to it or this process.
+
+    Attributes:
+        is_stuck: It runs, and does nothing.
+    """
 
     def __init__(self, environment: dict[str, str]) -> None:
+        self.is_stuck = False
         self._requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
         with theirs:
@@ -85,8 +92,8 @@ class ForkServer:
 
     @property
     def is_alive(self) -> bool:
-        """Whether its process runs."""
-        return self._process.poll() is None
+        """Whether its process runs, and does as it is asked."""
+        return not self.is_stuck and self._process.poll() is None
 
     def fork(self, connection: int, log: IO[bytes], timeout: float) -> Forked:
         """Fork a rank.

@@ -6,7 +6,6 @@ it over the inherited socket FD.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import importlib
 import logging
@@ -17,7 +16,6 @@ import sys
 import textwrap
 import threading
 import traceback
-from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -39,6 +37,7 @@ from .protocol import (
     receive,
     send,
 )
+from .steps import steps_told_to
 
 IMPORTS = ("diffusers.pipelines.auto_pipeline", "transformers", "hybridiff.pipeline")
 """What ranks import whatever their model is; these import torch, and peft where it is installed."""
@@ -77,7 +76,7 @@ class PipelineRank:
 
         assert call.seed is not None
         generator = torch.Generator().manual_seed(call.seed)
-        with _steps_told_to(self.parallel.pipe, on_step):
+        with steps_told_to(self.parallel.pipe, on_step):
             output = self.parallel(**call.arguments, generator=generator)
         assert self.parallel.report is not None
         made = take_output(output)
@@ -99,8 +98,21 @@ class PipelineRank:
         """Let the pipeline have these LoRAs on all ranks, or those that it had where they do not fit one of them.
 
         Raises:
-            UsageError: they do not fit; on every rank.
+            UsageError: they do not fit; on every rank. It has none where those that it had are gone, too.
         """
+        try:
+            self._agree_on_loras(loras)
+        except Exception as refused:
+            try:
+                self._agree_on_loras(self._loras)
+            except UsageError as lost:
+                self._agree_on_loras(())
+                raise UsageError(
+                    f"{refused}; nor can it have again what it had, so it has no LoRA now: {lost}"
+                ) from lost
+            raise
+
+    def _agree_on_loras(self, loras: tuple[Lora, ...]) -> None:
         from ..distributed.consistency import require_same
         from ..models.loras import put_loras
 
@@ -109,40 +121,12 @@ class PipelineRank:
             put_loras(self.parallel.pipe, loras)
         except Exception as error:  # told to all ranks, raised by require_same
             description = error
-        try:
-            require_same(self.parallel.comm, description)
-        except Exception:
-            put_loras(self.parallel.pipe, self._loras)
-            raise
+        require_same(self.parallel.comm, description)
         self._loras = loras
 
     def close(self) -> None:
         """Restore the stock pipeline."""
         self.parallel.detach()
-
-
-class _StepTeller:
-    """Stands in for the tqdm bar of a stock pipeline."""
-
-    def __init__(self, total: int, on_step: OnStep) -> None:
-        self._total, self._done, self._on_step = total, 0, on_step
-
-    def update(self, steps: int = 1) -> None:
-        self._done += steps
-        self._on_step(self._done, self._total)
-
-
-@contextlib.contextmanager
-def _steps_told_to(pipe: Any, on_step: OnStep | None) -> Iterator[None]:
-    """Let a pipeline tell its steps; an attribute of this one object, gone afterwards."""
-    if on_step is None:
-        yield
-        return
-    pipe.progress_bar = lambda iterable=None, total=0: contextlib.nullcontext(_StepTeller(total, on_step))
-    try:
-        yield
-    finally:
-        del pipe.progress_bar
 
 
 class _Cancelled(Exception):

@@ -35,6 +35,14 @@ def test_a_mistake_of_the_user_is_one_sentence() -> None:
     assert (str(error), error.__cause__) == ("ranks disagree on prompt", None)
 
 
+def test_a_mistake_that_a_rank_finds_before_others_have_loaded_is_one() -> None:
+    mistake = Failed("UsageError", "no such LoRA", "trace", is_bad_input=True)
+    assert type(verdict({1: mistake}, 2, 10.0, "starting", may_be_slow=True)) is UsageError
+    for replies in ({1: mistake, 0: Started()}, {1: mistake, 0: bad_input("odd")}, {1: Failed("OSError", "disk", "")}):
+        assert type(verdict(replies, 2, 10.0, "starting", may_be_slow=True)) is EngineError
+    assert str(verdict({}, 2, 10.0, "starting", may_be_slow=True)).startswith("no sign of life from ranks 0, 1")
+
+
 @pytest.mark.parametrize(
     ("replies", "text"),
     [

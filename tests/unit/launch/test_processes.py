@@ -85,6 +85,20 @@ def test_the_parent_learns_how_a_rank_ended(log: Path, end: str, code: int, said
     assert other.process.wait(10.0) == -signal.SIGKILL
 
 
+def test_nobody_waits_for_a_server_that_does_nothing(log: Path) -> None:
+    rank, stopped = Rank(log), server_pid()
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        rank.process.kill()
+        assert rank.process.wait() == -signal.SIGKILL
+        other = Rank(log)
+        assert server_pid() != stopped
+        other.process.kill()
+        assert other.process.wait(10.0) == -signal.SIGKILL
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+
+
 def test_ranks_of_many_threads_come_from_one_server(tmp_path: Path) -> None:
     ranks: list[Rank] = []
 

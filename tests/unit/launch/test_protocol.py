@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator
 from multiprocessing import Pipe
 from pathlib import Path
@@ -37,22 +39,14 @@ CRASH = Failed("KeyError", "3", "trace")
 class PlayedRank(RankProcess):
     """A rank without a process: what it says is written to its end of the connection."""
 
-    class process:
-        pid = 1
-        returncode = None
-
-        @staticmethod
-        def poll() -> None:
-            return None
-
-        @staticmethod
-        def wait(timeout: float = 0.0) -> int:
-            return 1
-
     def __init__(self, rank: int, folder: Path) -> None:
         self.rank = rank
         self._log = folder / "log"
+        self._timeout, self._has_stopped = 0.3, False
         self.connection, self.theirs = Pipe()
+        self.process: Any = SimpleNamespace(
+            pid=1, returncode=None, poll=lambda: None, wait=lambda timeout=0.0: 1, kill=self.theirs.close
+        )
 
     def say(self, request: int, *messages: Any) -> None:
         for message in messages:
@@ -167,6 +161,22 @@ def test_silence_has_a_deadline_that_signs_of_life_put_off(
         group.generate(CALL, None)
     assert not group.is_usable
     assert caplog.messages == ["that is odd"]
+
+
+@pytest.mark.parametrize("way", ["sent", "heard"])
+def test_a_rank_that_stops_within_a_message_is_ended(way: str, group: RankGroup, ranks: list[PlayedRank]) -> None:
+    call = CALL
+    if way == "sent":
+        call = pack(Call({"image": b" " * 2**23}, 3))  # more than fits between them, and nobody takes it
+    else:
+        os.write(ranks[1].theirs.fileno(), (2**20).to_bytes(4, "big") + b"the first bytes of what was to be a million")
+    ranks[0].say(1, DONE)
+    heard = threading.Thread(target=lambda: [receive(ranks[0].theirs), ranks[0].say(1, DONE)], daemon=True)
+    heard.start()
+    with pytest.raises(EngineError, match=r"rank 1 stopped for 0.3 s within a message, and was ended, while"):
+        group.generate(call, None)
+    assert not group.is_usable
+    heard.join(10.0)
 
 
 def test_a_rank_that_hung_up_is_dead(group: RankGroup, ranks: list[PlayedRank]) -> None:
