@@ -52,8 +52,12 @@ def check_arguments(arguments: Mapping[str, Any], sizes: SizeLimits) -> None:
         _check_size(name, arguments.get(name), sizes)
     for name in _NOT_NEGATIVE:
         value = arguments.get(name)
+        if isinstance(value, str):
+            raise UsageError(f"{name} must be a number, got {value!r}")
         if isinstance(value, Real):  # numpy's too
             check_limits(name, float(value), least=0, most=1e6)
+    if isinstance(prompts := arguments.get("prompt"), list) and not prompts:
+        raise UsageError("prompt must be one or several, got an empty list")
 
 
 def _check_integer(name: str, value: Any, most: int) -> None:

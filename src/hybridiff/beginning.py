@@ -139,6 +139,8 @@ class Beginning:
     def _unguided_note(self, evaluation: Evaluation) -> str:
         scale = getattr(self.setup.pipe, "guidance_scale", None)
         remedy = "the images of the batch are split instead" if evaluation.rows > 1 else "every rank computes the image"
+        if self.setup.comm.size == 1:
+            remedy = "nor is there anybody to share it with"
         if self.setup.groups.count(evaluation) > 1:
             remedy = "ranks share the image instead"
         return f"guidance is off (guidance_scale {scale}): there is one branch only, nothing to partition; {remedy}"

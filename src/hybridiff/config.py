@@ -25,6 +25,8 @@ _LEAST_FIDELITY, _FIDELITY_RANGE = 25.0, 40.0
 """In dB: quality 0 means the first, each quality below 1 a part of the second more."""
 BRANCHES = 2
 """Guidance branches of a pipeline: unconditional and conditional."""
+OF_HYBRID = ("fidelity", "quality", "tolerance", "step_kind", "full_steps")
+"""Settings of the strategy `hybrid` alone."""
 LONGEST_TIMEOUT = 7 * 24 * 3600.0
 """Seconds; longer deadlines are typing errors, and overflow the clocks of process groups."""
 LEAST_STEPS = 3
@@ -172,12 +174,13 @@ class ParallelConfig:
             require_known("step_kind", self.step_kind, STEP_KINDS)
         quality_value(self.quality)
         check_fields(self)
+        if self.full_steps is not None:
+            parse_steps(self.full_steps)
         _check_fidelity(self)
+        _check_hybrid(self)
         _check_displaced(self)
         if self.settings and self.strategy in STRATEGIES:
             raise UsageError(f"strategy {self.strategy!r} has no settings of its own, got {', '.join(self.settings)}")
-        if self.full_steps is not None:
-            parse_steps(self.full_steps)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain data, ready for JSON; a calibration in memory stands as its text."""
@@ -197,6 +200,14 @@ def require_strategy(name: object) -> None:
         require_known("strategy", name, (*STRATEGIES, *offered(STRATEGY_GROUP)))
 
 
+def _check_hybrid(config: ParallelConfig) -> None:
+    for name in OF_HYBRID:
+        # A strategy of another package may have a use for any but the promise.
+        is_others = config.strategy not in STRATEGIES and name != "fidelity"
+        if getattr(config, name) is not None and config.strategy != "hybrid" and not is_others:
+            raise UsageError(f"{name} is for strategy 'hybrid', got {config.strategy!r}")
+
+
 def _check_fidelity(config: ParallelConfig) -> None:
     if config.fidelity is None:
         return
@@ -205,8 +216,6 @@ def _check_fidelity(config: ParallelConfig) -> None:
             raise UsageError(f"give either fidelity or {name}: both decide which steps are full")
     if config.step_kind not in (None, "cached"):
         raise UsageError(f"fidelity is promised for cached steps only, got step_kind {config.step_kind!r}")
-    if config.strategy != "hybrid":
-        raise UsageError(f"fidelity is a promise of strategy 'hybrid', got {config.strategy!r}")
 
 
 def _check_displaced(config: ParallelConfig) -> None:

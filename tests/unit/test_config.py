@@ -162,12 +162,12 @@ def test_numeric_fields_cannot_be_forgotten() -> None:
 
 
 def test_an_integer_will_do_for_any_number() -> None:
-    assert ParallelConfig(timeout=60, tolerance=1, quality=1).timeout == 60
+    assert ParallelConfig("hybrid", timeout=60, tolerance=1, quality=1).timeout == 60
     assert PublishedSettings(slope_threshold=1).slope_threshold == 1
 
 
 def test_the_limits_themselves_are_allowed() -> None:
-    assert ParallelConfig(timeout=LONGEST_TIMEOUT, tolerance=0.0, devices=4096, quality=0.0).devices == 4096
+    assert ParallelConfig("hybrid", timeout=LONGEST_TIMEOUT, tolerance=0.0, devices=4096, quality=0.0).devices == 4096
     check_limits("x", 1.0, least=1.0, most=1.0)
     with pytest.raises(UsageError, match="x must be above 1, got 1"):
         check_limits("x", 1.0, above=1.0)
@@ -190,9 +190,8 @@ def test_it_is_frozen_plain_data() -> None:
         ("published", {2, 4, 6}),
     ],
 )
-@pytest.mark.parametrize("step_kind", [None, "cached", "reuse"])
-def test_numbers_of_ranks(strategy: str, step_kind: str | None, allowed: set[int]) -> None:
-    config = ParallelConfig(strategy=strategy, step_kind=step_kind)
+def test_numbers_of_ranks(strategy: str, allowed: set[int]) -> None:
+    config = ParallelConfig(strategy=strategy)
     for ranks in range(1, 7):
         if ranks in allowed:
             check_ranks(config, ranks)
@@ -242,7 +241,7 @@ def test_a_promise_of_cached_steps_only() -> None:
 
 @pytest.mark.parametrize("strategy", sorted({*STRATEGIES} - {"hybrid"}))
 def test_a_promise_of_hybrid_only(strategy: str) -> None:
-    with pytest.raises(UsageError, match=f"^fidelity is a promise of strategy 'hybrid', got '{strategy}'$"):
+    with pytest.raises(UsageError, match=f"^fidelity is for strategy 'hybrid', got '{strategy}'$"):
         ParallelConfig(strategy, fidelity=50)
 
 
@@ -254,6 +253,15 @@ def test_promises_that_can_be_made(fidelity: float) -> None:
     assert ParallelConfig(**read | {"published": PublishedSettings(**read["published"])}) == config
 
 
+@pytest.mark.parametrize("strategy", ["serial", "cfg", "published"])
+@pytest.mark.parametrize(
+    ("name", "value"), [("quality", "high"), ("tolerance", 0.1), ("step_kind", "reuse"), ("full_steps", "0")]
+)
+def test_settings_of_hybrid_are_refused_elsewhere(strategy: str, name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"^{name} is for strategy 'hybrid', got '{strategy}'$"):
+        ParallelConfig(strategy, **{name: value})
+
+
 def test_no_quality_is_balanced() -> None:
     assert ParallelConfig().quality is None
     assert quality_value(None) == quality_value("balanced") == 0.5
@@ -263,7 +271,7 @@ def test_no_quality_is_balanced() -> None:
     ("quality", "value"), [("draft", 0.25), ("balanced", 0.5), ("high", 0.75), ("exact", 1.0), (0, 0.0), ("0.9", 0.9)]
 )
 def test_qualities_by_name_and_number(quality: str | float, value: float) -> None:
-    assert quality_value(ParallelConfig(quality=quality).quality) == value
+    assert quality_value(ParallelConfig("hybrid", quality=quality).quality) == value
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ..arguments import MOST_IMAGES
-from ..config import QUALITIES, STRATEGIES, ParallelConfig, PublishedSettings, check_ranks, require_strategy
+from ..config import OF_HYBRID, QUALITIES, STRATEGIES, ParallelConfig, PublishedSettings, check_ranks, require_strategy
 from ..distributed.placement import Placement, is_under_torchrun
 from ..errors import UsageError
 from ..models.offload import OFFLOADS, check_offload
@@ -34,6 +34,7 @@ from .options import (
 if TYPE_CHECKING:
     from ..launch.engine import Engine
     from ..launch.protocol import Generation
+    from .output import Output
 
 TOGETHER = "How the ranks work together"
 STRATEGY = (
@@ -52,8 +53,6 @@ CONFIG = "these options from a JSON or TOML file, set and arg as tables; flags b
 OFFLOAD = "where networks wait that do not run: none (on the GPU), model or sequential (whole or by layer, on the CPU)"
 PICTURES = ("image", "mask_image", "control_image")
 TASK = "text-to-image"
-OF_HYBRID = ("fidelity", "quality", "calibration", "step_kind", "tolerance", "full_steps")
-"""Settings that mean the strategy `hybrid`."""
 
 
 def _known_strategy(_: str, name: object) -> None:
@@ -110,6 +109,7 @@ class Generate(CallOptions):
         folder = find_model(self.model, self.variant, self.model_config)
         target = Target.choose(folder, self.output, call, self.fps, self.num_images)
         output, call = target.output, target.call
+        _require_apart(trace, output)
         folder.check_call(call)
         given = self.given(*PICTURES)
         task = choose_task(folder, given, bool(self.controlnet))
@@ -121,7 +121,8 @@ class Generate(CallOptions):
         with Engine(folder, config=config, **options) as engine:
             for number, prompt in enumerate(prompts, start=1):
                 own = call | prompt.arguments
-                generation = _generate(engine, prompt, own | images, f"{number}/{len(prompts)}")
+                words = {"prompt": prompt.prompt} if self._words else {}
+                generation = _generate(engine, prompt.seed, words | own | images, f"{number}/{len(prompts)}")
                 if engine.is_leader:
                     facts = self._facts(engine, prompt, own)
                     paths = output.numbered(number, len(prompts)).write(generation, facts, target.fps)
@@ -135,7 +136,7 @@ class Generate(CallOptions):
         Raises:
             UsageError: there is none, or both a prompt and a file of prompts, or the file is malformed.
         """
-        given = self.given("prompt", "prompts") or (self.config.entries if self.config else {})
+        given = self._words
         if self.image and not given:  # some pipelines take no words
             given = {"prompt": ""}
         if len(given.keys() & {"prompt", "prompts"}) != 1:
@@ -143,6 +144,10 @@ class Generate(CallOptions):
         file = given.get("prompts")
         prompts = [Prompt(given["prompt"])] if file is None else read_prompts(Path(file).expanduser())
         return [replace(prompt, seed=self.seed if prompt.seed is None else prompt.seed) for prompt in prompts]
+
+    @property
+    def _words(self) -> dict[str, Any]:
+        return self.given("prompt", "prompts") or (self.config.entries if self.config else {})
 
     def parallel_config(self) -> ParallelConfig:
         """What the options say about the ranks.
@@ -159,7 +164,7 @@ class Generate(CallOptions):
         if devices is None and not is_under_torchrun():
             devices = 1 if self.strategy == "serial" else 2
         # Who gives a setting means the strategy that has it; serial and cfg have none.
-        implied = "published" if published else "hybrid" if settings.keys() & OF_HYBRID else None
+        implied = "published" if published else "hybrid" if settings.keys() & {*OF_HYBRID, "calibration"} else None
         return ParallelConfig(
             strategy=self.strategy or implied or ("serial" if devices == 1 else "cfg"),
             devices=devices,
@@ -194,11 +199,16 @@ class Generate(CallOptions):
         return {name: fact for name, fact in facts.items() if fact is not None} | {"settings": settings}
 
 
-def _generate(engine: "Engine", prompt: Prompt, call: dict[str, Any], what: str) -> "Generation":
+def _require_apart(trace: "Output | None", output: "Output") -> None:
+    if trace is not None and trace.path.resolve() == output.report.resolve():
+        raise UsageError(f"--trace {trace.path} is the file of the report; give another one")
+
+
+def _generate(engine: "Engine", seed: int | None, call: dict[str, Any], what: str) -> "Generation":
     from .output import progress_bar
 
     with progress_bar(engine.is_leader, smoothing=0.3) as show:
-        return engine.generate(prompt.prompt or None, seed=prompt.seed, on_step=partial(show, what), **call)
+        return engine.generate(seed=seed, on_step=partial(show, what), **call)
 
 
 def _tell(generation: "Generation", paths: Sequence[Path]) -> None:

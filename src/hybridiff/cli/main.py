@@ -1,15 +1,18 @@
 """The command `hybridiff`: its commands, what it says of errors, its exit codes."""
 
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 if TYPE_CHECKING:
     import typer
 
 TRACEBACK = "show where an error came from; HYBRIDIFF_TRACEBACK=1 does so too"
-FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,15 +20,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0; 2 for bad input (nothing was started), 1 for a failure while running, 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: 143, after SIGTERM.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = _run(arguments)
+        with _left_at_sigterm():
+            code = _run(arguments)
     except KeyboardInterrupt:
         code = INTERRUPTED
     if code == INTERRUPTED:
         print("hybridiff: interrupted; all ranks have been ended", file=sys.stderr)
     return code
+
+
+@contextlib.contextmanager
+def _left_at_sigterm() -> Iterator[None]:
+    """SIGTERM, too, ends ranks and removes their files; of ranks that torchrun started it sees to that itself."""
+    from ..distributed.placement import is_under_torchrun
+
+    is_ours = threading.current_thread() is threading.main_thread()
+    if not is_ours or is_under_torchrun() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _run(arguments: list[str]) -> int:

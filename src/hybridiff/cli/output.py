@@ -90,6 +90,11 @@ class Output:
         """The file itself, or the first image."""
         return self._path("")
 
+    @property
+    def report(self) -> Path:
+        """Where the report goes."""
+        return self.folder / f"{self.stem}.json"
+
     def numbered(self, number: int, of: int) -> Output:
         """The output of one prompt of several, counted from 1."""
         return self if of == 1 else Output(self.folder, f"{self.stem}-{number:0{max(3, len(str(of)))}}", self.suffix)
@@ -122,10 +127,9 @@ class Output:
         plot_discrepancy(generation.report, curve, title=str(facts.get("prompt", "")))
         if generation.report.parts:
             generation.report.parts["saving"] = time.perf_counter() - started
-        report = self.folder / f"{self.stem}.json"
         content = generation.report.to_dict() | names | facts
-        report.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        return [*paths, report, curve]
+        self.report.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        return [*paths, self.report, curve]
 
     def _write_made(
         self, generation: Generation, facts: dict[str, Any], fps: float

@@ -106,7 +106,10 @@ def with_steps(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     parameters = inspect.signature(pipe.__call__).parameters
     call = {name: parameters[name].default for name in ("num_inference_steps", "guidance_scale")} | dict(arguments)
     if call["num_inference_steps"] < LEAST_STEPS:
-        raise UsageError(f"num_inference_steps must be at least {LEAST_STEPS}, got {call['num_inference_steps']}")
+        raise UsageError(
+            f"num_inference_steps must be at least {LEAST_STEPS}, got {call['num_inference_steps']}: with fewer all "
+            "are full, and there is nothing to compare"
+        )
     return call
 
 

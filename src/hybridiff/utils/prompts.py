@@ -58,7 +58,7 @@ def _listed(text: str, path: str | Path) -> list[Any] | None:
     try:
         items: list[Any] = json.loads(text)
     except json.JSONDecodeError as error:
-        if first == "[":
+        if first == "[" or first.startswith(("[{", '["')):
             raise UsageError(f"{path}, line {error.lineno}: not a JSON list ({error.msg})") from error
         return None
     return items
@@ -85,8 +85,8 @@ def _checked(fields: Any, where: str) -> Prompt:
             raise UsageError(f"{where}: {name} must be {_kind(FIELDS[name])}, got {value!r}")
     if not fields.get("prompt"):
         raise UsageError(f"{where}: there is no prompt")
-    if fields.get("seed", 0) < 0:
-        raise UsageError(f"{where}: seed must be at least 0, got {fields['seed']}")
+    if not 0 <= fields.get("seed", 0) < 2**64:
+        raise UsageError(f"{where}: seed must be from 0 to 2**64 - 1, got {fields['seed']}")
     return Prompt(**fields)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hybridiff import ParallelConfig
+from hybridiff import ParallelConfig, UsageError
 from hybridiff.cli.main import main, parse
 from hybridiff.config import PublishedSettings
 
@@ -34,7 +34,6 @@ def test_tables_hold_settings_and_arguments_which_flags_beat_one_by_one(tmp_path
         [set]
         tolerance = 0.2
         full-steps = "0-4,8"
-        published.tau_cap = 7
         [arg]
         guidance_rescale = 0.5
         eta = 0.1
@@ -43,7 +42,7 @@ def test_tables_hold_settings_and_arguments_which_flags_beat_one_by_one(tmp_path
     command = generate(tmp_path, content, *flags)
     config = command.parallel_config()
     assert (config.quality, config.tolerance, config.full_steps) == ("0.3", 0.1, "0-4,8")
-    assert (config.strategy, config.published) == ("published", PublishedSettings(tau_cap=7))
+    assert (config.strategy, config.published) == ("hybrid", PublishedSettings())
     arguments = command.call_arguments(command.config.tables["arg"])
     assert arguments == {"guidance_scale": 3.0, "guidance_rescale": 0.5, "eta": 0.9, "clip_skip": 1}
 
@@ -51,6 +50,14 @@ def test_tables_hold_settings_and_arguments_which_flags_beat_one_by_one(tmp_path
 def test_a_setting_in_the_file_means_its_strategy_too(tmp_path: Path) -> None:
     for content in ('{"model": "m", "quality": "balanced"}', '{"model": "m", "set": {"step_kind": "reuse"}}'):
         assert generate(tmp_path, content, name="ring.json").parallel_config().strategy == "hybrid"
+
+
+def test_a_strategy_with_the_settings_of_another_is_refused(tmp_path: Path) -> None:
+    content = 'model = "m"\nquality = 0.3\nset.published.tau_cap = 7'
+    with pytest.raises(UsageError, match="quality is for strategy 'hybrid', got 'published'"):
+        generate(tmp_path, content).parallel_config()
+    config = generate(tmp_path, 'model = "m"\nset.published.tau_cap = 7').parallel_config()
+    assert (config.strategy, config.published) == ("published", PublishedSettings(tau_cap=7))
 
 
 def test_a_switch_may_be_off(tmp_path: Path) -> None:

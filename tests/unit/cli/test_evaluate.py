@@ -43,7 +43,7 @@ def no_ranks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             [*TINY, "--strategies", "published", "--devices", "3"],
             "strategy 'published' needs an even number of ranks",
         ),
-        ([*TINY, "--reference", "/nowhere"], "--reference /nowhere holds 0 images; FID needs two or more"),
+        ([*TINY, "--reference", "/nowhere"], "--reference /nowhere is no folder"),
         ([*TINY, "--lpips", "/nowhere"], "--lpips /nowhere cannot be used: its weights are not on this disk"),
         ([*TINY, "--inception", "/nowhere"], "--inception /nowhere cannot be used: its weights are not on this disk"),
         ([*TINY, "--limit", "0"], "--limit must be at least 1, got 0"),

@@ -32,7 +32,11 @@ def test_one_json_list_is_as_good(tmp_path: Path) -> None:
         (b'{"prompt": "x", "sed": 1}', "line 1: unknown key 'sed'; known are prompt, seed, negative_prompt"),
         (b'\n\n{"prompt": "x", "seed": "1"}', "line 3: seed must be an integer, got '1'"),
         (b'{"prompt": "x", "seed": true}', "line 1: seed must be an integer, got True"),
-        (b'{"prompt": "x", "seed": -1}', "line 1: seed must be at least 0, got -1"),
+        (b'{"prompt": "x", "seed": -1}', "line 1: seed must be from 0 to 2\\*\\*64 - 1, got -1"),
+        (
+            b'{"prompt": "x", "seed": 18446744073709551616}',
+            "line 1: seed must be from 0 to .*, got 18446744073709551616",
+        ),
         (b'{"seed": 1}', "line 1: there is no prompt"),
         (b'{"prompt": 3}', "line 1: prompt must be text, got 3"),
         (b"[]", "holds no prompt"),

@@ -68,6 +68,8 @@ def find_pictures(folder: str) -> list[Path]:
     Raises:
         UsageError: there are less than two.
     """
+    if not Path(folder).expanduser().is_dir():
+        raise UsageError(f"--reference {folder} is no folder")
     found = sorted(path for path in Path(folder).expanduser().rglob("*") if path.suffix.lower() in _SUFFIXES)
     if len(found) < 2:
         raise UsageError(f"--reference {folder} holds {len(found)} images; FID needs two or more")
