@@ -3,7 +3,8 @@
 Two ranks, each pinned to a core, evaluate one branch of one picture together, and each the whole of it, in turns: the
 medians are compared. For more ranks times are reckoned as for reports (`hybridiff.sharding.costs`): what the slowest
 part takes by itself, and for each message its latency and its bytes at the rate seen between the two. The same
-reckoning for two is held against what was measured.
+reckoning for two is held against what was measured. So is what the network takes for half of the picture by itself,
+which knows nothing of the other half: what cutting the picture can give where nothing else is saved.
 """
 
 from __future__ import annotations
@@ -64,7 +65,10 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     forward = sharded.network.forward
     together = sharded.shared_by(group, forward)
-    whole, shared = _in_turns(lambda: forward(**call), lambda: together(**call), repeats)
+    half = _halved(call)
+    whole, shared, halved = _in_turns(
+        [lambda: forward(**call), lambda: together(**call), lambda: forward(**half)], repeats
+    )
     link = Link.measure(group, group.device)
     for ranks in RANKS:
         costs = replace(_costs(sharded, call, ranks), whole=whole, link=link)
@@ -73,6 +77,7 @@ def _rows(
             "pixels": pixels,
             "ranks": ranks,
             "seconds_measured": shared if ranks == group.count else None,
+            "seconds_half": halved,
             "speedup": whole / shared if ranks == group.count else None,
             "speedup_reckoned": 1 / costs.share,
             **costs.to_dict(),
@@ -93,20 +98,27 @@ def _costs(sharded: ShardedNetwork, call: dict[str, Any], ranks: int) -> ShardCo
     )
 
 
-def _in_turns(one: Callable[[], Any], other: Callable[[], Any], repeats: int) -> tuple[float, float]:
-    """Medians of two things that both ranks do in turns, in seconds.
+def _halved(call: dict[str, Any]) -> dict[str, Any]:
+    """The call for the upper half of its picture."""
+    name = next(iter(call))
+    picture = call[name]
+    return call | {name: picture[:, :, : picture.shape[2] // 2].contiguous()}
+
+
+def _in_turns(works: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
+    """Medians of things that both ranks do in turns, in seconds.
 
     A turn is two evaluations, of which the second is timed: it finds the memory of one like it, as steps of a run do.
     """
-    times: tuple[list[float], list[float]] = ([], [])
+    times: list[list[float]] = [[] for _ in works]
     for turn in range(repeats + 1):
-        for work, seconds in zip((one, other), times, strict=True):
+        for work, seconds in zip(works, times, strict=True):
             work()
             dist.barrier()
             taken = timed(work, torch.device("cpu"))
             if turn:  # the first one warms up
                 seconds.append(taken)
-    return median(times[0]), median(times[1])
+    return [median(seconds) for seconds in times]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -136,6 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "pixels",
             "ranks",
             f"whole{how}",
+            "half by itself",
             "part alone",
             "reckoned",
             "measured",
@@ -153,6 +166,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         str(row["pixels"]),
         str(row["ranks"]),
         f"{row['whole']:.3f} s",
+        f"{row['seconds_half']:.3f} s",
         f"{row['part']:.3f} s",
         f"{row['speedup_reckoned']:.2f}x",
         measured,
