@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
 from .errors import UsageError
 from .utils.checked import check_limits
+from .utils.names import require_known
 
 MOST_STEPS = 10_000
 MOST_IMAGES = 1024
@@ -58,6 +60,17 @@ def check_arguments(arguments: Mapping[str, Any], sizes: SizeLimits) -> None:
             check_limits(name, float(value), least=0, most=1e6)
     if isinstance(prompts := arguments.get("prompt"), list) and not prompts:
         raise UsageError("prompt must be one or several, got an empty list")
+
+
+def check_known(pipeline: type, arguments: Iterable[str]) -> None:
+    """Refuse arguments that a pipeline does not have: some take any, and ignore what they do not know.
+
+    Raises:
+        UsageError: with the arguments that it has.
+    """
+    known = [name for name in inspect.signature(pipeline.__call__).parameters if name not in ("self", "kwargs")]
+    for name in arguments:
+        require_known(f"argument of {pipeline.__name__}", name, known)
 
 
 def _check_integer(name: str, value: Any, most: int) -> None:

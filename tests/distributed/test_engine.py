@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hybridiff import Engine, load_pipeline
+from hybridiff import Engine, UsageError, load_pipeline
 from hybridiff.evaluation.metrics import psnr
 from support.engines import PROMPT, start
 
@@ -60,6 +60,12 @@ def test_bad_input_on_all_ranks_is_one_value_error_and_the_engine_goes_on(engine
         engine.generate(PROMPT, height=100)
     assert engine.generate(PROMPT, num_inference_steps=2).images
     assert engine.pids == before
+
+
+def test_a_misspelt_argument_is_refused_where_stock_ignores_it(engine: Engine) -> None:
+    message = r"unknown argument of StableDiffusionXLPipeline 'guidence_scale'; choose one of .*guidance_scale"
+    with pytest.raises(UsageError, match=message):
+        engine.generate(PROMPT, guidence_scale=7.0, num_inference_steps=2)
 
 
 def test_each_of_many_threads_gets_its_own_answer(engine: Engine) -> None:

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from ..arguments import MOST_IMAGES
+from ..arguments import MOST_IMAGES, check_known
 from ..config import ParallelConfig, parse_steps
 from ..distributed.placement import Placement, is_under_torchrun
 from ..errors import UsageError
 from ..models.bench import BENCH, FULL
 from .flags import choice, flag, number, setting
-from .options import PROMPTS, WHAT, WHERE, CallOptions, Compile, check_known, command_line
+from .options import PROMPTS, WHAT, WHERE, CallOptions, Compile, command_line
 
 if TYPE_CHECKING:
     from ..evaluation.timing.comparison import Comparison

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from ..arguments import MOST_IMAGES
+from ..arguments import MOST_IMAGES, check_known
 from ..config import ParallelConfig
 from ..distributed.placement import DEFAULT_RANKS, Placement, is_under_torchrun
 from ..errors import UsageError
@@ -15,7 +15,7 @@ from ..utils.prompts import Prompt
 from ..utils.tables import align
 from .flags import flag, number, setting
 from .generate import TOGETHER
-from .options import WHAT, CallOptions, check_known, command_line
+from .options import WHAT, CallOptions, command_line
 
 CAPTIONS = "COCO's captions (.json; one for each image), or one prompt per line; the embedded models bring theirs"
 STRATEGIES = "strategies to set beside serial, each NAME or NAME:SETTING=VALUE:..., such as hybrid:fidelity=50"

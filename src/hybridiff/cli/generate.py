@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from ..arguments import MOST_IMAGES
+from ..arguments import MOST_IMAGES, check_known
 from ..config import OF_HYBRID, QUALITIES, STRATEGIES, ParallelConfig, PublishedSettings, check_ranks, require_strategy
 from ..distributed.placement import Placement, is_under_torchrun
 from ..errors import UsageError
@@ -27,7 +27,6 @@ from .options import (
     Compile,
     ConfigFile,
     apply_config,
-    check_known,
     read_settings,
 )
 

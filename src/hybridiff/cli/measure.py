@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from ..arguments import MOST_IMAGES
+from ..arguments import MOST_IMAGES, check_known
 from ..distributed.placement import Placement
 from ..models.tiny import EMBEDDED
 from .flags import flag, number
-from .options import PROMPTS, WHAT, CallOptions, check_known, command_line
+from .options import PROMPTS, WHAT, CallOptions, command_line
 
 BATCH = "prompts at once where the schedule does not depend on them"
 METHODS = "methods to compare (default: all but solvers, or none with --settings)"

@@ -1,12 +1,11 @@
 """Options that commands share, and what is given as NAME=VALUE or in a file."""
 
 # Annotations are evaluated at once here and wherever commands are: typer reads them off the class that inherits them.
-import inspect
 import json
 import shlex
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -96,17 +95,6 @@ class CallOptions(ModelOptions):
 def command_line() -> str:
     """The command that runs, as a shell takes it; files and pages tell by what they were made."""
     return shlex.join(["hybridiff", *sys.argv[1:]])
-
-
-def check_known(pipeline: type, arguments: Iterable[str]) -> None:
-    """Refuse arguments that a pipeline does not have: some take any, and ignore what they do not know.
-
-    Raises:
-        UsageError: with the arguments that it has.
-    """
-    known = [name for name in inspect.signature(pipeline.__call__).parameters if name not in ("self", "kwargs")]
-    for name in arguments:
-        require_known(f"argument of {pipeline.__name__}", name, known)
 
 
 def read_settings(texts: list[str] | None, table: dict[str, Any], strategy: str | None = None) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import traceback
 from multiprocessing.connection import Connection
 from typing import Any
 
+from ..arguments import check_known
 from ..errors import RankError, UsageError
 from ..models.loras import Lora
 from .protocol import (
@@ -74,6 +75,7 @@ class PipelineRank:
 
         from ..models.outputs import sampling_rate, take_output
 
+        check_known(type(self.parallel.pipe), call.arguments)
         assert call.seed is not None
         generator = torch.Generator().manual_seed(call.seed)
         with steps_told_to(self.parallel.pipe, on_step):
