@@ -128,10 +128,10 @@ def agree_on_call(setup: Setup, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     try:
         arguments = _bind_call(setup.pipe, args, kwargs)
         check_arguments(arguments, _size_limits(setup))
+        _check_networks(setup)
         _check_steps(setup, arguments)
         compiled = _check_compiled(setup.pipe, setup.networks, setup.strategy, setup.config, setup.comm)
-        if compiled != "none":
-            _unhook(setup, compiled)
+        _unhook(setup, compiled)
         description = describe_call(setup.pipe, setup.networks, arguments) | {"torch.compile": compiled}
         mine = setup.vae.is_known(), random_state_digest()
     except Exception as error:  # told to all ranks, raised by require_same
@@ -140,6 +140,23 @@ def agree_on_call(setup: Setup, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     setup.vae.is_shared = all(known)
     setup.groups.forget()
     return _with_shared_randomness(setup.comm, digests, arguments)
+
+
+def _check_networks(setup: Setup) -> None:
+    """Refuse other denoisers than those that are hooked, and such as keep a state from call to call."""
+    if [*map(id, find_denoisers(setup.pipe)[1])] != [*map(id, setup.networks)]:
+        raise UsageError(
+            f"{type(setup.pipe).__name__} has another denoiser than when it became parallel; detach() it before, and "
+            "have it parallel again"
+        )
+    for network in setup.networks:
+        hooks = (getattr(getattr(module, "_diffusers_hook", None), "hooks", {}) for module in network.modules())
+        cache = next((type(hook).__name__ for of in hooks for hook in of.values() if hook._is_stateful), None)
+        if cache is not None:
+            raise UsageError(
+                f"{type(network).__name__} has a cache ({cache}), which would mix what it keeps of branches and rows; "
+                "take it off (disable_cache), strategy 'hybrid' has cached steps of its own"
+            )
 
 
 def _check_compiled(pipe: Any, networks: tuple[Any, ...], strategy: str, config: ParallelConfig, comm: Comm) -> str:
@@ -155,9 +172,9 @@ def _check_compiled(pipe: Any, networks: tuple[Any, ...], strategy: str, config:
 
 
 def _unhook(setup: Setup, compiled: str) -> None:
-    """Take off what an earlier call left on modules that have been compiled since."""
+    """Take off what an earlier call left on networks of which modules have been compiled, or changed, since."""
     is_unhooked = setup.groups.networks.unhook(compiled == "whole")
-    if setup.staged is not None:
+    if setup.staged is not None and (is_unhooked or compiled != "none"):
         setup.staged.relink()
         if is_unhooked:
             setup.staged.remove()  # its hooks lie around those, and come after them

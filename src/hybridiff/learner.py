@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from numbers import Number
 from typing import Any
 
 from .agreement import Setup
@@ -117,5 +118,11 @@ class LayoutLearner:
 
     def _kind_of_call(self, rows: int) -> str:
         """What decides how the pipeline stacks branches, as text: its numbers, and how many rows it evaluates."""
-        numbers = {name: value for name, value in self._arguments.items() if isinstance(value, (int, float))}
+        scalars = {name: _scalar(value) for name, value in self._arguments.items()}
+        numbers = {name: value for name, value in scalars.items() if isinstance(value, Number)}
         return f"{rows} rows, {sorted(numbers.items())}"
+
+
+def _scalar(value: Any) -> Any:
+    """The number that an array or a tensor without dimensions holds; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value

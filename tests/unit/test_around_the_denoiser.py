@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 
-from hybridiff import RunReport
+from hybridiff import RunReport, UsageError
 from support.oracles import relative_difference
 from support.simulated import report_of, simulate
 from zoo import ZOO, run
@@ -244,3 +245,39 @@ def test_checkpoints_of_one_file(tmp_path: Path) -> None:
     loaded = type(pipe.unet).from_single_file(str(weights), config=str(tmp_path / "unet"))
     pipe.unet = loaded
     assert relative_difference(run(ZOO[name], simulate(pipe)), run(ZOO[name], ZOO[name].build())) < ROUNDING
+
+
+@pytest.mark.parametrize("strategy", ["serial", "cfg"])
+def test_caches_of_diffusers_are_refused(strategy: str) -> None:
+    pipe = ZOO["FluxPipeline"].build()
+    with simulate(pipe, strategy, 1 if strategy == "serial" else 2) as parallel:
+        plain = run(ZOO["FluxPipeline"], parallel)
+        pipe.transformer.enable_cache(diffusers.FirstBlockCacheConfig(threshold=0.3))
+        with pytest.raises(UsageError, match=r"FluxTransformer2DModel has a cache \(FBC\w+\), .* take it off"):
+            run(ZOO["FluxPipeline"], parallel)
+        pipe.transformer.disable_cache()
+        assert torch.equal(run(ZOO["FluxPipeline"], parallel), plain)
+
+
+def test_another_denoiser_needs_another_parallel_pipeline() -> None:
+    specimen = ZOO["StableDiffusionPipeline"]
+    pipe = specimen.build()
+    with simulate(pipe) as parallel:
+        first = pipe.unet
+        pipe.unet = specimen.build().unet
+        with pytest.raises(
+            UsageError, match=r"has another denoiser than when it became parallel; detach\(\) it before"
+        ):
+            run(specimen, parallel)
+        pipe.unet = first
+        assert run(specimen, parallel).isfinite().all()
+
+
+@pytest.mark.parametrize("number", [float, np.float32, torch.tensor, np.array])
+def test_what_one_guidance_scale_showed_is_not_taken_for_another(number: Callable[[float], Any]) -> None:
+    """Two rows may be two branches, or two images without guidance."""
+    with simulate(ZOO["SanaPipeline"].build()) as parallel:
+        run(ZOO["SanaPipeline"], parallel, guidance_scale=number(5.0))
+        assert report_of(parallel).branches == 2
+        run(ZOO["SanaPipeline"], parallel, guidance_scale=number(1.0), num_images_per_prompt=2)
+        assert report_of(parallel).branches == 1

@@ -40,6 +40,26 @@ def add_lora(pipe: Any, name: str, seed: int) -> None:
                 weight.copy_(0.3 * torch.randn(weight.shape, generator=random))
 
 
+@pytest.mark.parametrize("layer", ["conv_in", "conv1", "conv2", "downsamplers.0.conv", "proj_in"])
+def test_convolutions_of_a_lora_that_came_later_are_cut_too(layer: str) -> None:
+    specimen = ZOO["StableDiffusionPipeline"]
+
+    def adapt(pipe: Any) -> None:
+        torch.manual_seed(0)
+        pipe.unet.add_adapter(peft.LoraConfig(r=4, lora_alpha=4, init_lora_weights=False, target_modules=[layer]), "a")
+
+    stock, pipe = specimen.build(), specimen.build()
+    plain = run(specimen, stock)
+    adapt(stock)
+    adapted = run(specimen, stock)
+    with simulate(pipe, shards=2) as parallel:
+        require_alike(run(specimen, parallel), plain, adapted)
+        adapt(pipe)
+        require_alike(run(specimen, parallel), adapted, plain)
+        pipe.unload_lora_weights()
+        require_alike(run(specimen, parallel), plain, adapted)
+
+
 def with_lora(name: str, seed: int) -> Any:
     pipe = ZOO[name].build()
     add_lora(pipe, "a", seed)

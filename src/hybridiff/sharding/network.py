@@ -24,6 +24,7 @@ from .place import PartTensor, in_parts
 from .rows import ConvolutionHook, DownsampleHook, GroupNormHook, RowsHook, rows_of_part
 from .tokens import ModuleCuts, TokensHook, known_cuts
 from .traced import PlaceHook, TracedAttention
+from .whole import needs_whole_picture
 
 _HOOK_NAME = "hybridiff shards"
 
@@ -49,6 +50,7 @@ class ShardedNetwork(ABC):
         around, within = self._divided()
         hooked = {module for module, _ in around}
         self._exposed = [block for block in self._blocks.values() if block in hooked]
+        self._hooked = self._to_be_hooked()
         self._rows = [module for module, hook in around if isinstance(hook, RowsHook)]
         self.why_whole = _why_whole(network, within) or _why_not_by_rows(network, self._rows)
         if not self.why_whole:
@@ -89,8 +91,9 @@ class ShardedNetwork(ABC):
 
     @property
     def is_outdated(self) -> bool:
-        """Whether modules were compiled since, maybe hooks and all, or others hooked layers that ours pass by."""
-        if _why_not_by_rows(self.network, self._rows) and not self.why_whole:
+        """Whether layers came or went since, as with a LoRA, others hooked some that ours pass by, or compiled some."""
+        is_others = bool(_why_not_by_rows(self.network, self._rows)) and not self.why_whole
+        if is_others or self._to_be_hooked() != self._hooked:
             return True
         is_again = any(block._compiled_call_impl is not None for block in self._exposed)
         return is_again or dict(compiled_blocks(self.network)) != self._blocks
@@ -101,6 +104,9 @@ class ShardedNetwork(ABC):
         for traced in self._traced:
             traced.remove()
         self._traced = []
+
+    def _to_be_hooked(self) -> set[nn.Module]:
+        return {module for module, _ in self._hooks()}
 
     def _divided(self) -> tuple[list[_Hook], list[_Hook]]:
         """Hooks around compiled blocks or elsewhere, and those within compiled blocks."""
@@ -143,7 +149,8 @@ class RowShards(ShardedNetwork):
         self._unit = unit
 
     def most_parts(self, arguments: Mapping[str, Any]) -> int:
-        return max(1, int(self._picture(arguments).shape[2]) // self._unit)
+        whole = needs_whole_picture(self.network, arguments)
+        return 1 if whole else max(1, int(self._picture(arguments).shape[2]) // self._unit)
 
     def run(self, group: ShardGroup, forward: Forward, arguments: dict[str, Any]) -> Any:
         return _joined(forward(**self._part(group, arguments)), lambda output: group.join("output", output, 2))
@@ -189,7 +196,7 @@ class TokenShards(ShardedNetwork):
         # Networks reshape streams in ways that do not work with an empty part.
         cuts = [(name, cut) for cuts in self._cuts.values() for name, cut in cuts.arguments.items()]
         lengths = [arguments[name].shape[cut.dim] for name, cut in cuts if cut.fits(arguments.get(name))]
-        return min(lengths, default=_MANY)
+        return 1 if needs_whole_picture(self.network, arguments) else min(lengths, default=_MANY)
 
     def run(self, group: ShardGroup, forward: Forward, arguments: dict[str, Any]) -> Any:
         whole = self._cuts.get("", ModuleCuts())

@@ -11,6 +11,7 @@ from ..denoiser.evaluation import Evaluation
 from ..denoiser.through import is_compiled
 from ..errors import UsageError
 from .network import ShardedNetwork, shard_network
+from .whole import needs_whole_picture
 
 
 class SharedNetworks:
@@ -53,6 +54,11 @@ class SharedNetworks:
             raise UsageError(f"{hidden}: ranks cannot share images; use shards=1")
         if any(self.of(call.network) is None for call in evaluation.calls):
             raise UsageError(f"it is not known how {name} can be cut into parts of an image; use shards=1")
+        if any(needs_whole_picture(call.network, call.arguments) for call in evaluation.calls):
+            raise UsageError(
+                "masks of IP-Adapters, IP-Adapters of SD3, GLIGEN and FreeU look at the whole image: ranks cannot "
+                "share it; use shards=1"
+            )
         most = self.most_parts(evaluation)
         if wanted > most:
             raise UsageError(f"shards {wanted} requested, this image can be cut into {most} at most")
