@@ -273,7 +273,7 @@ def test_another_denoiser_needs_another_parallel_pipeline() -> None:
         assert run(specimen, parallel).isfinite().all()
 
 
-@pytest.mark.parametrize("number", [float, np.float32, torch.tensor, np.array])
+@pytest.mark.parametrize("number", [float, np.float32, torch.tensor])
 def test_what_one_guidance_scale_showed_is_not_taken_for_another(number: Callable[[float], Any]) -> None:
     """Two rows may be two branches, or two images without guidance."""
     with simulate(ZOO["SanaPipeline"].build()) as parallel:

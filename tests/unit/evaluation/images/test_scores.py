@@ -106,9 +106,10 @@ def test_what_the_fid_lacks_is_named(tmp_path: Path) -> None:
 
 
 def test_a_ground_truth_of_less_than_two_images_is_refused(tmp_path: Path) -> None:
-    for folder in ("/nowhere", str(tmp_path)):
-        with pytest.raises(UsageError, match=f"--reference {folder} holds 0 images; FID needs two or more"):
-            find_pictures(folder)
+    with pytest.raises(UsageError, match=f"--reference {tmp_path} holds 0 images; FID needs two or more"):
+        find_pictures(str(tmp_path))
+    with pytest.raises(UsageError, match="--reference /nowhere is no folder"):
+        find_pictures("/nowhere")
 
 
 def test_tables_name_what_is_skipped(tmp_path: Path) -> None:
