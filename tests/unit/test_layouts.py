@@ -14,6 +14,7 @@ from support.simulated import report_of
 from zoo import ZOO, Specimen, run
 
 ROUNDING = 1e-4
+EXACT: dict[str, dict[str, Any]] = {"cfg": {}, "hybrid": {"quality": "exact"}}
 """Of batches of other sizes; calls that are whole are the stock ones bit by bit."""
 
 
@@ -110,7 +111,7 @@ def test_a_callback_may_replace_a_text_midway(name: str, callback: Any, asked: s
 @pytest.mark.parametrize("strategy", ["cfg", "hybrid"])
 def test_guidance_on_and_off_and_on_again(strategy: str, devices: int) -> None:
     specimen = ZOO["PixArtAlphaPipeline"]
-    parallel = simulate(specimen, strategy, devices, quality="exact")
+    parallel = simulate(specimen, strategy, devices, **EXACT[strategy])
     for scale in (5.0, 1.0, 5.0, 3.0):
         stock = run(specimen, specimen.build(), guidance_scale=scale)
         assert relative_difference(run(specimen, parallel, guidance_scale=scale), stock) < ROUNDING
@@ -130,7 +131,7 @@ def test_a_layout_is_remembered_for_calls_of_the_same_numbers() -> None:
 def test_guidance_that_a_negative_prompt_brings(strategy: str) -> None:
     """The numbers of both calls are the same: that there was one branch is not remembered."""
     specimen = ZOO["FluxPipeline"]
-    parallel = simulate(specimen, strategy, quality="exact")
+    parallel = simulate(specimen, strategy, **EXACT[strategy])
     for is_guided in (False, True, False):
         changes: dict[str, Any] = {} if is_guided else {"negative_prompt": None}
         assert torch.equal(run(specimen, parallel, **changes), run(specimen, specimen.build(), **changes))

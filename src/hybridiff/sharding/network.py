@@ -26,7 +26,9 @@ from .tokens import ModuleCuts, TokensHook, known_cuts
 from .traced import PlaceHook, TracedAttention
 from .whole import needs_whole_picture
 
-_HOOK_NAME = "hybridiff shards"
+_OURS = "hybridiff"
+"""What names of our hooks begin with."""
+_HOOK_NAME = f"{_OURS} shards"
 
 Forward = Callable[..., Any]
 _Hook = tuple[nn.Module, Any]
@@ -238,7 +240,7 @@ def _why_not_by_rows(network: nn.Module, layers: Sequence[nn.Module]) -> str:
 def is_hooked_by_others(layer: Any) -> bool:
     """Whether somebody may bring a layer's weights, or cast them, when it is called: offload by layer, for instance."""
     hooks = getattr(getattr(layer, "_diffusers_hook", None), "hooks", ())
-    return hasattr(layer, "_hf_hook") or any(not name.startswith(_HOOK_NAME) for name in hooks)
+    return hasattr(layer, "_hf_hook") or any(not name.startswith(_OURS) for name in hooks)
 
 
 def is_plain(network: nn.Module) -> bool:
