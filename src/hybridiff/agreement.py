@@ -15,6 +15,7 @@ import torch
 from .arguments import MOST_PIXELS, SizeLimits, check_arguments
 from .config import ParallelConfig, check_ranks
 from .denoiser.adapters import ADAPTERS, DenoiserAdapter, find_denoisers
+from .denoiser.attached import hooks_of
 from .denoiser.compiled import how_compiled
 from .denoiser.decoder import decoder_gain
 from .denoiser.stages import StagedDenoiser
@@ -150,12 +151,12 @@ def _check_networks(setup: Setup) -> None:
             "have it parallel again"
         )
     for network in setup.networks:
-        hooks = (getattr(getattr(module, "_diffusers_hook", None), "hooks", {}) for module in network.modules())
-        cache = next((type(hook).__name__ for of in hooks for hook in of.values() if hook._is_stateful), None)
+        hooks = (hook for module in network.modules() for hook in hooks_of(module).values())
+        cache = next((hook for hook in hooks if hook._is_stateful), None)
         if cache is not None:
             raise UsageError(
-                f"{type(network).__name__} has a cache ({cache}), which would mix what it keeps of branches and rows; "
-                "take it off (disable_cache), strategy 'hybrid' has cached steps of its own"
+                f"{type(network).__name__} has a cache ({type(cache).__name__}), which would mix what it keeps of "
+                "branches and rows; take it off (disable_cache), strategy 'hybrid' has cached steps of its own"
             )
 
 

@@ -124,3 +124,9 @@ class AttachedHooks:
         for undo in reversed(self._undo):
             undo()
         self._undo, self._modules = [], []
+
+
+def hooks_of(module: torch.nn.Module) -> dict[str, ModelHook]:
+    """The diffusers hooks of a module, ours and those of others, by name."""
+    hooks: dict[str, ModelHook] = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
+    return hooks

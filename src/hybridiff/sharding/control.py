@@ -58,11 +58,11 @@ class ControlShards(RowShards):
         super().__init__(network, 2 ** (len(nets[0].config.block_out_channels) - 1))
         self._scales = {2 ** (len(net.config.conditioning_embedding_out_channels) - 1) for net in nets}
 
-    def most_parts(self, arguments: Mapping[str, Any]) -> int:
+    def _most_parts(self, arguments: Mapping[str, Any]) -> int:
         heights = {one.shape[2] for one in tensors_in(arguments["controlnet_cond"])}
         fits = heights == {self._picture(arguments).shape[2] * scale for scale in self._scales}
         # In guess mode pipelines put zeros, of the whole picture, before the residuals.
-        return super().most_parts(arguments) if fits and not arguments.get("guess_mode") else 1
+        return super()._most_parts(arguments) if fits and not arguments.get("guess_mode") else 1
 
     def run(self, group: ShardGroup, forward: Forward, arguments: dict[str, Any]) -> Any:
         return forward(**self._part(group, arguments))

@@ -13,7 +13,7 @@ from diffusers.models.downsampling import Downsample2D, KDownsample2D
 from diffusers.models.upsampling import KUpsample2D
 from torch import nn
 
-from ..denoiser.attached import AttachedHooks
+from ..denoiser.attached import AttachedHooks, hooks_of
 from ..denoiser.signature import signature_of
 from ..denoiser.through import compiled_blocks
 from ..distributed.wires import uninterrupted
@@ -52,7 +52,7 @@ class ShardedNetwork(ABC):
         around, within = self._divided()
         hooked = {module for module, _ in around}
         self._exposed = [block for block in self._blocks.values() if block in hooked]
-        self._hooked = self._to_be_hooked()
+        self._modules = set(network.modules())
         self._rows = [module for module, hook in around if isinstance(hook, RowsHook)]
         self.why_whole = _why_whole(network, within) or _why_not_by_rows(network, self._rows)
         if not self.why_whole:
@@ -61,9 +61,13 @@ class ShardedNetwork(ABC):
                 (module, hook, f"{_HOOK_NAME} {type(hook).__name__}") for module, hook in around
             )
 
-    @abstractmethod
     def most_parts(self, arguments: Mapping[str, Any]) -> int:
         """Into how many parts a call can be cut."""
+        return 1 if needs_whole_picture(self.network, arguments) else self._most_parts(arguments)
+
+    @abstractmethod
+    def _most_parts(self, arguments: Mapping[str, Any]) -> int:
+        """The same where nothing looks at the whole picture."""
 
     @abstractmethod
     def run(self, group: ShardGroup, forward: Forward, arguments: dict[str, Any]) -> Any:
@@ -95,7 +99,7 @@ class ShardedNetwork(ABC):
     def is_outdated(self) -> bool:
         """Whether layers came or went since, as with a LoRA, others hooked some that ours pass by, or compiled some."""
         is_others = bool(_why_not_by_rows(self.network, self._rows)) and not self.why_whole
-        if is_others or self._to_be_hooked() != self._hooked:
+        if is_others or set(self.network.modules()) != self._modules:
             return True
         is_again = any(block._compiled_call_impl is not None for block in self._exposed)
         return is_again or dict(compiled_blocks(self.network)) != self._blocks
@@ -106,9 +110,6 @@ class ShardedNetwork(ABC):
         for traced in self._traced:
             traced.remove()
         self._traced = []
-
-    def _to_be_hooked(self) -> set[nn.Module]:
-        return {module for module, _ in self._hooks()}
 
     def _divided(self) -> tuple[list[_Hook], list[_Hook]]:
         """Hooks around compiled blocks or elsewhere, and those within compiled blocks."""
@@ -150,9 +151,8 @@ class RowShards(ShardedNetwork):
         super().__init__(network)
         self._unit = unit
 
-    def most_parts(self, arguments: Mapping[str, Any]) -> int:
-        whole = needs_whole_picture(self.network, arguments)
-        return 1 if whole else max(1, int(self._picture(arguments).shape[2]) // self._unit)
+    def _most_parts(self, arguments: Mapping[str, Any]) -> int:
+        return max(1, int(self._picture(arguments).shape[2]) // self._unit)
 
     def run(self, group: ShardGroup, forward: Forward, arguments: dict[str, Any]) -> Any:
         return _joined(forward(**self._part(group, arguments)), lambda output: group.join("output", output, 2))
@@ -194,11 +194,11 @@ class TokenShards(ShardedNetwork):
         self._cuts = cuts
         super().__init__(network)
 
-    def most_parts(self, arguments: Mapping[str, Any]) -> int:
+    def _most_parts(self, arguments: Mapping[str, Any]) -> int:
         # Networks reshape streams in ways that do not work with an empty part.
         cuts = [(name, cut) for cuts in self._cuts.values() for name, cut in cuts.arguments.items()]
         lengths = [arguments[name].shape[cut.dim] for name, cut in cuts if cut.fits(arguments.get(name))]
-        return 1 if needs_whole_picture(self.network, arguments) else min(lengths, default=_MANY)
+        return min(lengths, default=_MANY)
 
     def run(self, group: ShardGroup, forward: Forward, arguments: dict[str, Any]) -> Any:
         whole = self._cuts.get("", ModuleCuts())
@@ -239,8 +239,7 @@ def _why_not_by_rows(network: nn.Module, layers: Sequence[nn.Module]) -> str:
 
 def is_hooked_by_others(layer: Any) -> bool:
     """Whether somebody may bring a layer's weights, or cast them, when it is called: offload by layer, for instance."""
-    hooks = getattr(getattr(layer, "_diffusers_hook", None), "hooks", ())
-    return hasattr(layer, "_hf_hook") or any(not name.startswith(_OURS) for name in hooks)
+    return hasattr(layer, "_hf_hook") or any(not name.startswith(_OURS) for name in hooks_of(layer))
 
 
 def is_plain(network: nn.Module) -> bool:
