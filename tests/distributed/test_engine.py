@@ -39,9 +39,10 @@ def test_generates_what_the_stock_pipeline_generates(engine: Engine) -> None:
 
 def test_seed_decides_the_image_and_is_told(engine: Engine) -> None:
     generated = engine.generate(PROMPT, num_inference_steps=2)
-    again = engine.generate(PROMPT, seed=generated.seed, num_inference_steps=2)
+    again = engine.generate(PROMPT, seed=np.int64(generated.seed), num_inference_steps=2)
     other = engine.generate(PROMPT, seed=generated.seed + 1, num_inference_steps=2)
     assert np.array_equal(generated.images[0], again.images[0])
+    assert type(again.seed) is int
     assert not np.array_equal(generated.images[0], other.images[0])
 
 

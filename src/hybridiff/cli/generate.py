@@ -12,7 +12,7 @@ from ..config import OF_HYBRID, QUALITIES, STRATEGIES, ParallelConfig, Published
 from ..distributed.placement import Placement, is_under_torchrun
 from ..errors import UsageError
 from ..models.offload import OFFLOADS, check_offload
-from ..utils.prompts import Prompt, read_prompts
+from ..utils.prompts import SEEDS, Prompt, read_prompts
 from .flags import choice, flag, number, setting
 from .options import (
     HELP,
@@ -68,7 +68,7 @@ class Generate(CallOptions):
     mask_image: Annotated[str | None, flag(WHAT, "white where that image is to be painted anew", "PATH")] = None
     control_image: Annotated[list[str] | None, flag(WHAT, "what a ControlNet follows; repeatable", "PATH")] = None
     num_images: Annotated[int, number(WHAT, "images per prompt", least=1, most=MOST_IMAGES)] = 1
-    seed: Annotated[int, number(WHAT, "of the noise", least=0, most=2**64 - 1)] = 0
+    seed: Annotated[int, number(WHAT, "of the noise", least=0, most=SEEDS[-1])] = 0
     output: Annotated[str, flag(WHAT, OUTPUT, "PATH")] = "out/"
     fps: Annotated[int | None, number(WHAT, FPS, least=1, most=1000)] = None
     trace: Annotated[str | None, flag(WHAT, f"{HELP['trace']}; for ui.perfetto.dev", "FILE.json")] = None

@@ -9,6 +9,7 @@ import random
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from numbers import Integral
 from types import TracebackType
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ from ..models.loras import Lora, find_loras
 from ..models.offload import check_offload
 from ..models.schedulers import check_scheduler
 from ..utils.names import require_known
+from ..utils.prompts import SEEDS
 from .launcher import RankGroup
 from .processes import find_placement
 from .protocol import Call, Generation, OnStep, RankSpec, Swap, pack
@@ -274,9 +276,9 @@ def _call(prompt: Any, seed: int | None, arguments: dict[str, Any]) -> Call:
     for name, remedy in refused.items():
         if name in arguments:
             raise UsageError(f"{name} is not an argument of Engine.generate: {remedy}")
-    if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**64):
+    if seed is not None and not (isinstance(seed, Integral) and int(seed) in SEEDS):  # numpy's too
         raise UsageError(f"seed must be an integer from 0 to 2**64 - 1, got {seed!r}")
-    return Call(({} if prompt is None else {"prompt": prompt}) | arguments, seed)
+    return Call(({} if prompt is None else {"prompt": prompt}) | arguments, None if seed is None else int(seed))
 
 
 def _draw_seed() -> int:

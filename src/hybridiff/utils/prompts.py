@@ -11,6 +11,9 @@ from ..errors import UsageError
 
 FIELDS: dict[str, type] = {"prompt": str, "seed": int, "negative_prompt": str}
 
+SEEDS = range(2**64)
+"""Those that torch's generators take."""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -85,7 +88,7 @@ def _checked(fields: Any, where: str) -> Prompt:
             raise UsageError(f"{where}: {name} must be {_kind(FIELDS[name])}, got {value!r}")
     if not fields.get("prompt"):
         raise UsageError(f"{where}: there is no prompt")
-    if not 0 <= fields.get("seed", 0) < 2**64:
+    if fields.get("seed", 0) not in SEEDS:
         raise UsageError(f"{where}: seed must be from 0 to 2**64 - 1, got {fields['seed']}")
     return Prompt(**fields)
 

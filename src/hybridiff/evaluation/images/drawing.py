@@ -8,7 +8,7 @@ from typing import Any
 
 from ...launch.engine import Engine
 from ...models.folder import ModelFolder
-from ...utils.prompts import Prompt
+from ...utils.prompts import SEEDS, Prompt
 from .gallery import Gallery, PictureRecord
 
 
@@ -17,7 +17,7 @@ def each_picture(prompts: Sequence[Prompt], images_per_prompt: int = 1) -> list[
     found: list[Prompt] = []
     for prompt in prompts:
         first = len(found) if prompt.seed is None else prompt.seed
-        found += [replace(prompt, seed=(first + image) % 2**64) for image in range(images_per_prompt)]
+        found += [replace(prompt, seed=(first + image) % SEEDS.stop) for image in range(images_per_prompt)]
     return found
 
 
