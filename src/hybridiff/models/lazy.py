@@ -32,7 +32,6 @@ class _Unread:
         path: Its folder.
         options: How they are read.
         device: Where they belong.
-        dtype: What they were cast to since; None if they were not.
         handles: The hooks on its layers.
     """
 
@@ -40,7 +39,6 @@ class _Unread:
     path: Path
     options: dict[str, Any]
     device: Any = "cpu"
-    dtype: Any = None
     handles: list[Any] = field(default_factory=list)
 
 
@@ -94,7 +92,9 @@ def _read(encoder: Any) -> None:
 
     unread: _Unread = encoder._unread
     whole = unread.kind.from_pretrained(unread.path, **unread.options)  # type: ignore[attr-defined]
-    whole.to(device=unread.device, dtype=unread.dtype)
+    whole.to(device=unread.device)
+    if encoder.dtype != unread.options["dtype"]:  # cast since: by `to`, `half` or their like
+        whole.to(dtype=encoder.dtype)
     for layer, read in zip(encoder.modules(), whole.modules(), strict=True):
         layer._parameters, layer._buffers = read._parameters, read._buffers
         vars(layer).update({name: value for name, value in vars(read).items() if isinstance(value, torch.Tensor)})
@@ -115,12 +115,11 @@ def _reading_first(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _to(encoder: Any, *args: Any, **kwargs: Any) -> Any:
-    """Where weights belong, and what they are cast to, once they are read."""
+    """Where weights belong once they are read; what they are cast to, those without content are at once."""
     import torch
 
     for value in (*args, *kwargs.values()):
         if isinstance(value, torch.dtype):
-            encoder._unread.dtype = value
             super(encoder.__class__, encoder).to(dtype=value)
         elif isinstance(value, (str, torch.device)) or type(value) is int:
             encoder._unread.device = torch.device(value)

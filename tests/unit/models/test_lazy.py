@@ -77,8 +77,12 @@ def test_weights_are_read_by_whatever_needs_them(use: Callable[[Any], Any]) -> N
     assert not layer.weight.is_meta
 
 
-def test_weights_are_of_the_dtype_that_the_pipeline_was_cast_to() -> None:
-    pipe = load_pipeline("tiny-sdxl", encodes=False).to(torch.float64)
+@pytest.mark.parametrize(
+    "cast", [lambda pipe: pipe.to(torch.float64), lambda pipe: pipe.text_encoder.half().double()], ids=["to", "double"]
+)
+def test_weights_are_of_the_dtype_that_they_were_cast_to(cast: Callable[[Any], Any]) -> None:
+    pipe = load_pipeline("tiny-sdxl", encodes=False)
+    cast(pipe)
     encoder = pipe.text_encoder.to("cpu")
     assert is_unread(encoder)
     assert encoder.dtype == torch.float64
