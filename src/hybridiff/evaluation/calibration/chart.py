@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -51,16 +52,23 @@ def _draw_curve(axes: Any, entry: Entry, name: str, label: str, first: int) -> N
 
 
 def _draw_sweeps(axes: Any, entry: Entry) -> None:
-    for kind in dict.fromkeys(point["step_kind"] for point in entry.measured):
+    kinds, chosen = {point["step_kind"] for point in entry.measured}, {band.step_kind for band in entry.bands}
+    for kind in sorted(kinds):
         points = sorted((p["ideal_speedup"], p["psnr"]) for p in entry.measured if p["step_kind"] == kind)
-        is_chosen = any(band.step_kind == kind for band in entry.bands)
-        style = {"linewidth": 1.8} if is_chosen else {"linewidth": 1.2, "linestyle": "--"}
-        label = f"{kind} (chosen)" if is_chosen else kind
+        style = {"linewidth": 1.8} if kind in chosen else {"linewidth": 1.2, "linestyle": "--"}
+        label = f"{kind} (chosen)" if kind in chosen and kinds - chosen else kind
         axes.plot(*zip(*points, strict=True), color=COLORS[kind], marker="o", markersize=4, label=label, **style)
+    marks: list[tuple[float, float, str]] = []
     for quality, point in expectations(entry).items():
-        at = (point.ideal_speedup, point.psnr)
-        axes.plot(*at, marker="D", color=MARK_COLOR, markersize=6)
-        axes.annotate(f"quality {quality:g}", at, xytext=(7, 4), textcoords="offset points", fontsize=9)
+        speedup, psnr, names = marks[-1] if marks else (math.inf, math.inf, "")
+        axes.plot(point.ideal_speedup, point.psnr, marker="D", color=MARK_COLOR, markersize=6)
+        is_near = abs(speedup - point.ideal_speedup) < 0.3 and abs(psnr - point.psnr) < 1  # labels would overlap
+        name = f"{names}, {quality:g}" if is_near else f"quality {quality:g}"
+        marks[len(marks) - is_near :] = [(point.ideal_speedup, point.psnr, name)]
+    for speedup, psnr, name in marks:
+        left = {"xytext": (-9, -3), "ha": "right", "va": "center"}  # the longer ones would leave the plane
+        place = left if "," in name else {"xytext": (7, 4)}
+        axes.annotate(name, (speedup, psnr), textcoords="offset points", fontsize=9, **place)
     axes.margins(x=0.12)
     finish_plane(axes)
     axes.legend(frameon=False, fontsize=9)
