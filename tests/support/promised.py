@@ -144,7 +144,7 @@ def run_policy(policy: PromisedPolicy, steps: int, speeds: Speeds, left: Left) -
                 gap = left(latest, step, before)
                 spent = [math.hypot(one, other) for one, other in zip(spent, gap, strict=True)]
         shown.append((step, now, list(spent)))
-        policy.observe(step, 0.5, 0.1, [*now, *spent])
+        policy.observe(step, 0.5, 0.1, [*now, *spent, *[0.0] * len(spent)])
     return shown
 
 

@@ -3,10 +3,12 @@
 A full step corrects the cached steps before it in hindsight. Two things are left: what the interpolation gets wrong,
 about the difference of two interpolations of neighbouring degree (an embedded pair, as in Runge-Kutta methods), and
 what the network made of the displaced sample beyond the pull that is taken out, about a share of the correction itself.
+A third comes with half types: a sample that is another one in its last bit is rounded otherwise from then on.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +24,9 @@ PAIR = 1.0
 
 FADING = 5.0
 """Decibels by which the network reduces an error of the first step until the last one; of later ones in proportion."""
+
+ROUNDING = 1.25
+"""Rounding of a network's predictions in a half type, in units of the type's machine epsilon times their size."""
 
 _TURNED = -0.8
 """Cosine between two changes in a row from which on the second one takes the first one back."""
@@ -48,6 +53,7 @@ class ErrorEstimate:
 
     def __init__(self, sensitivity: Sensitivity, coefficients: Sequence[float]) -> None:
         self._final = sensitivity.influence
+        self._rounding = math.hypot(*(value * fading(step, len(self._final)) for step, value in enumerate(self._final)))
         self._coefficients, self._is_noisy = coefficients, sensitivity.is_stochastic
         self._squares: torch.Tensor | None = None
         self._change: torch.Tensor | None = None
@@ -73,7 +79,7 @@ class ErrorEstimate:
             if self._change is not None:
                 self._turned.append(torch.cosine_similarity(change, self._change) < _TURNED)
             self._change = change
-        return change.square().mean(1).sqrt() / distance
+        return _squares(change).sqrt() / distance
 
     @property
     def oscillates(self) -> bool:
@@ -84,7 +90,20 @@ class ErrorEstimate:
         """The estimate so far, (B,); zeros like a tensor where there was no gap."""
         return torch.zeros_like(like) if self._squares is None else self._squares.sqrt()
 
+    def rounding(self, now: torch.Tensor) -> torch.Tensor:
+        """What rounding of predictions like these will have done by the end, (B,); 0 if they are of no half type."""
+        kind = torch.finfo(now.dtype)
+        unit = ROUNDING * kind.eps * self._rounding if kind.bits < 32 else 0.0
+        branches = now.float().chunk(len(self._coefficients))
+        sizes = [_squares(weight * rows) for weight, rows in zip(self._coefficients, branches, strict=True)]
+        return unit * torch.stack(sizes).sum(0).sqrt()
+
     def _moved(self, steps: Sequence[int], changes: Sequence[torch.Tensor]) -> torch.Tensor:
         """How far changes of some predictions move the final sample, (B,)."""
         moved = [self._final[step] * change for step, change in zip(steps, changes, strict=True)]
-        return guided(torch.stack(moved).sum(0), self._coefficients).flatten(1).square().mean(1).sqrt()
+        return _squares(guided(torch.stack(moved).sum(0), self._coefficients)).sqrt()
+
+
+def _squares(rows: torch.Tensor) -> torch.Tensor:
+    """The mean square of each row."""
+    return rows.flatten(1).square().mean(1)

@@ -61,6 +61,9 @@ class Policy(ABC):
             estimates: See `StepExecutor.measure`.
         """
 
+    def end_guidance(self, step: int) -> None:  # noqa: B027 - most promise nothing
+        """Guidance ends with a step: what cached steps before it got wrong of the other branches, nothing will show."""
+
     @abstractmethod
     def is_full(self, step: int) -> bool:
         """Whether a step of the parallel phase is full."""

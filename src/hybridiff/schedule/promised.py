@@ -14,6 +14,15 @@ from .kinds import Policy, StepKind
 MOST_DECIBELS = 100.0
 """An estimate says no more: float32 itself is not nearer."""
 
+ROUNDS = (
+    "the network computes in a type so coarse that rounding alone breaks the promise: promise less, or load the model "
+    "in float32"
+)
+"""What is to be said where a half type leaves no room for what is promised."""
+
+_BESIDE_ROUNDING = 0.5
+"""Of the square of what rounding does, what gaps may spend in any case: less of it would not be seen."""
+
 _LEAST_FULL = 3
 """Full steps before the first gap: a speed needs two, and the very first step is unlike all others."""
 
@@ -57,15 +66,23 @@ class PromisedPolicy(Policy):
         self._latest, self._next = 0, 1
         self._speeds: Sequence[float] = ()  # at the latest full step, per image
         self._spent: list[float] = []
+        self._rounded: list[float] = []  # what rounding will have done by the end
         self._factor: list[float] = []
 
     @property
     def estimated(self) -> float:
         """The estimated error of the worst image so far."""
-        return math.hypot(self.spent_before, max(self._spent, default=0.0))
+        if self.tau1 is None:  # where no step was cached the same is rounded in the same way
+            return self.spent_before
+        return math.hypot(self.spent_before, max(map(math.hypot, self._spent, self._rounded), default=0.0))
+
+    def notes(self) -> list[str]:
+        is_broken = (1 + _BESIDE_ROUNDING) * max(self._rounded, default=0.0) ** 2 > self.bound**2
+        return [ROUNDS] if is_broken and self.tau1 is not None else []
 
     def observe(self, step: int, discrepancy: float, drift: float, estimates: Sequence[float] = ()) -> None:
-        speeds, spent = estimates[: len(estimates) // 2], list(estimates[len(estimates) // 2 :])
+        images = len(estimates) // 3
+        speeds, spent, self._rounded = (list(estimates[first : first + images]) for first in (0, images, 2 * images))
         self._learn(spent, step)
         distance, self._latest, self._speeds = max(1, step - self._latest), step, self._smoothed(speeds)
         self._full_steps += 1
@@ -76,6 +93,11 @@ class PromisedPolicy(Policy):
             self.tau1 = step
         if step >= last and self.tau1 is not None and self.tau2 is None:
             self.tau2 = step
+
+    def end_guidance(self, step: int) -> None:
+        """Take it that all which was expected of the gap before a step is left, not a share of it."""
+        left = [self._expect(speed, self._latest, step - self._latest) / REACTION for speed in self._speeds]
+        self.spent_before = math.hypot(self.spent_before, max(left, default=0.0))
 
     def is_full(self, step: int) -> bool:
         return not self._latest < step < self._next
@@ -105,7 +127,9 @@ class PromisedPolicy(Policy):
 
     def _room_of(self, row: int, step: int, limit: int) -> int:
         """The same as far as one image decides."""
-        left = max(0.0, self.bound**2 - self.spent_before**2 - self._spent[row] ** 2)
+        rounded = self._rounded[row] ** 2
+        whole = max(self.bound**2 - rounded, _BESIDE_ROUNDING * rounded)
+        left = max(0.0, whole - self.spent_before**2 - self._spent[row] ** 2)
         scale = self._factor[row] * self._speeds[row]
         room = min(limit, self._plan.room(step, scale, left))
         while room > 1 and (scale * self._expect(1.0, step, room)) ** 2 > left * self._stake(step, room):

@@ -107,6 +107,8 @@ class SwitchingStrategy(CfgStrategy):
 
     def _predict_unguided(self, evaluation: Evaluation, step: int) -> Answer:
         """Guidance is off, or has ended early, and the parallel phase with it."""
+        if not self._has_ended:
+            self.policy.end_guidance(step)
         self._has_ended = True
         if self.phase(step) is Phase.PARALLEL:
             if self._scheduled(step) is not StepKind.FULL:

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hybridiff.numerics.estimate import FADING, PAIR, REACTION, ErrorEstimate, fading
+from hybridiff.numerics.estimate import FADING, PAIR, REACTION, ROUNDING, ErrorEstimate, fading
 from hybridiff.numerics.guidance import classifier_free
 from hybridiff.numerics.sensitivity import Sensitivity
 
@@ -153,3 +153,13 @@ def test_errors_fade_in_proportion_to_the_steps_to_come() -> None:
     assert fading(49, 50) == 1.0
     assert 20 * math.log10(fading(24, 50)) == pytest.approx(-FADING / 2)
     assert [fading(step, 9) for step in range(9)] == sorted(fading(step, 9) for step in range(9))
+
+
+@pytest.mark.parametrize(("dtype", "eps"), [(torch.bfloat16, 2**-7), (torch.float16, 2**-10), (torch.float32, 0.0)])
+def test_rounding_by_hand(dtype: torch.dtype, eps: float) -> None:
+    """That of all steps, each of the size of the latest prediction; the branches' do not cancel."""
+    now = torch.cat([torch.full((2, 1, 2, 2), 2.0), torch.full((2, 1, 2, 2), -1.0)]).to(dtype)
+    found = ErrorEstimate(SENSITIVITY, classifier_free(3.0)).rounding(now)
+    size = math.sqrt((2 * 2.0) ** 2 + (3 * 1.0) ** 2)
+    steps = math.sqrt(sum((value * fading(step, 8)) ** 2 for step, value in enumerate(FINAL)))
+    assert found.tolist() == pytest.approx([ROUNDING * eps * size * steps] * 2, rel=1e-5)

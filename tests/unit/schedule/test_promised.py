@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hybridiff import StepKind
+from hybridiff.numerics.estimate import REACTION
 from hybridiff.numerics.sensitivity import Sensitivity
 from hybridiff.schedule.fixed import FixedPolicy
-from hybridiff.schedule.promised import MOST_DECIBELS, PromisedPolicy, error_bound, estimated_fidelity
+from hybridiff.schedule.promised import MOST_DECIBELS, ROUNDS, PromisedPolicy, error_bound, estimated_fidelity
 from support.promised import PromisedByHand, Shown, gaps, run_policy
 
 
@@ -157,9 +158,9 @@ def after_a_gap(share: float) -> int:
     """How far the next full step lies after a gap, from step 2 to 4, that left a multiple of what was expected."""
     policy, by_hand = promised(0.4, [1.0] * 40)
     policy.observe(0, 0.5, 0.1)
-    policy.observe(1, 0.5, 0.1, [0.12, 0.0])
-    policy.observe(2, 0.5, 0.1, [0.12, 0.0])
-    policy.observe(4, 0.5, 0.1, [0.12, share * by_hand.expected(0.12, 2, 2)])
+    policy.observe(1, 0.5, 0.1, [0.12, 0.0, 0.0])
+    policy.observe(2, 0.5, 0.1, [0.12, 0.0, 0.0])
+    policy.observe(4, 0.5, 0.1, [0.12, share * by_hand.expected(0.12, 2, 2), 0.0])
     return next(step for step in range(5, 40) if policy.is_full(step)) - 4
 
 
@@ -175,9 +176,9 @@ def test_what_one_gap_left_counts_no_further_than_the_clip(beyond: float, limit:
     for share in (beyond, limit):
         policy, by_hand = promised(5.0, [1.0] * 40)
         policy.observe(0, 0.5, 0.1)
-        policy.observe(1, 0.5, 0.1, [0.1, 0.0])
-        policy.observe(2, 0.5, 0.1, [0.1, 0.0])
-        policy.observe(4, 0.5, 0.1, [0.1, share * by_hand.expected(0.1, 2, 2)])
+        policy.observe(1, 0.5, 0.1, [0.1, 0.0, 0.0])
+        policy.observe(2, 0.5, 0.1, [0.1, 0.0, 0.0])
+        policy.observe(4, 0.5, 0.1, [0.1, share * by_hand.expected(0.1, 2, 2), 0.0])
         policies.append(policy)
     assert policies[0]._factor == pytest.approx(policies[1]._factor)
     assert policies[0]._factor == [pytest.approx(math.sqrt(limit))]
@@ -186,13 +187,13 @@ def test_what_one_gap_left_counts_no_further_than_the_clip(beyond: float, limit:
 def test_what_was_learned_is_forgotten() -> None:
     policy, by_hand = promised(5.0, [1.0] * 40)
     policy.observe(0, 0.5, 0.1)
-    policy.observe(1, 0.5, 0.1, [0.1, 0.0])
-    policy.observe(2, 0.5, 0.1, [0.1, 0.0])
+    policy.observe(1, 0.5, 0.1, [0.1, 0.0, 0.0])
+    policy.observe(2, 0.5, 0.1, [0.1, 0.0, 0.0])
     spent = 4 * by_hand.expected(0.1, 2, 2)
-    policy.observe(4, 0.5, 0.1, [0.1, spent])
+    policy.observe(4, 0.5, 0.1, [0.1, spent, 0.0])
     factors = [policy._factor[0]]
     for step in range(5, 12):
-        policy.observe(step, 0.5, 0.1, [0.1, spent])
+        policy.observe(step, 0.5, 0.1, [0.1, spent, 0.0])
         factors.append(policy._factor[0])
     assert factors == pytest.approx([2 ** (0.5**power) for power in range(8)])
 
@@ -238,22 +239,35 @@ def test_a_full_step_before_its_time_does_not_teach_that_gaps_cost_little() -> N
     """Some steps are full whatever the policy says, as those of skip-layer guidance are."""
     policy, by_hand = promised(9.0, [1.0] * 40)
     policy.observe(0, 0.5, 0.1)
-    policy.observe(1, 0.5, 0.1, [0.1, 0.0])
-    policy.observe(2, 0.5, 0.1, [0.1, 0.0])
-    policy.observe(4, 0.5, 0.1, [0.1, 0.0])
+    policy.observe(1, 0.5, 0.1, [0.1, 0.0, 0.0])
+    policy.observe(2, 0.5, 0.1, [0.1, 0.0, 0.0])
+    policy.observe(4, 0.5, 0.1, [0.1, 0.0, 0.0])
     assert not policy.is_full(7)
-    policy.observe(6, 0.5, 0.1, [0.1, by_hand.expected(0.1, 4, 2)])
+    policy.observe(6, 0.5, 0.1, [0.1, by_hand.expected(0.1, 4, 2), 0.0])
     assert policy._factor == [pytest.approx(1.0)]
 
 
 def test_an_end_that_guidance_has_set_stays() -> None:
     policy, _ = promised(1e9, [1.0] * 12)
     for step in range(3):
-        policy.observe(step, 0.5, 0.1, [0.1, 0.0])
+        policy.observe(step, 0.5, 0.1, [0.1, 0.0, 0.0])
     policy.tau2 = 6
     for step in range(9, 12):
-        policy.observe(step, 0.5, 0.1, [0.1, 0.0])
+        policy.observe(step, 0.5, 0.1, [0.1, 0.0, 0.0])
     assert policy.tau2 == 6
+
+
+def test_a_gap_in_which_guidance_ends_is_left_whole() -> None:
+    policy, by_hand = promised(9.0, [1.0] * 12)
+    for step in range(3):
+        policy.observe(step, 0.5, 0.1, [0.1, 0.2, 0.0, 0.3, 0.0, 0.0])
+    assert policy.estimated == 0.3
+    assert not policy.is_full(3)
+    policy.end_guidance(5)
+    left = by_hand.expected(policy._speeds[1], 2, 3) / REACTION
+    assert policy.estimated == pytest.approx(math.hypot(0.3, left))
+    policy.end_guidance(3)
+    assert policy.estimated == pytest.approx(math.hypot(0.3, left)), "there was no gap"
 
 
 def test_it_is_the_same_from_run_to_run() -> None:
@@ -271,7 +285,8 @@ def test_bounds_are_decibels_of_pixels(fidelity: float, gain: float) -> None:
 
 def spending(error: float) -> PromisedPolicy:
     policy, _ = promised(1.0, [1.0] * 9)
-    policy.observe(1, 0.5, 0.1, [0.1, 0.2, 0.0, error])
+    policy.observe(1, 0.5, 0.1, [0.1, 0.2, 0.0, error, 0.0, 0.0])
+    policy.tau1 = 0
     return policy
 
 
@@ -282,3 +297,27 @@ def test_what_is_estimated_is_told_in_decibels_of_the_worst_image(gain: float) -
     assert estimated_fidelity(spending(0.0), gain) == MOST_DECIBELS
     assert estimated_fidelity(spending(1e-9), gain) == MOST_DECIBELS
     assert estimated_fidelity(FixedPolicy.all_full(9), gain) == MOST_DECIBELS
+
+
+@pytest.mark.parametrize("rounded", [0.0, 0.3, 0.7, 0.9, 2.0])
+def test_what_rounding_does_counts_and_leaves_gaps_some_room(rounded: float) -> None:
+    """Part of the bound where that allows it, else half as much again, and it is said that the promise is broken."""
+    policy, _ = promised(1.0, [0.02] * 40)
+    whole = math.sqrt(max(1 - rounded**2, rounded**2 / 2))
+    same, _ = promised(whole, [0.02] * 40)
+    for step in range(40):
+        for one, told in ((policy, rounded), (same, 0.0)):
+            assert one.is_full(step) == policy.is_full(step)
+            if one.is_full(step):
+                one.observe(step, 0.5, 0.1, [2.0, 0.01 * step, told] if step else [])
+    assert policy.tau1 is not None
+    assert policy.estimated == pytest.approx(math.hypot(rounded, 0.39))
+    assert policy.notes() == ([ROUNDS] if rounded > math.sqrt(2 / 3) else [])
+
+
+def test_where_no_step_is_cached_all_is_rounded_in_the_same_way() -> None:
+    policy, _ = promised(1e-9, [1.0] * 9)
+    for step in range(9):
+        assert policy.is_full(step)
+        policy.observe(step, 0.5, 0.1, [0.1, 0.0, 1e-12] if step else [])
+    assert (policy.estimated, policy.notes()) == (0.0, [])

@@ -73,10 +73,10 @@ class CachedStep(StepExecutor):
             estimate.close_gap(list(errors), list(errors.values()), self._hindsight.pairs(self._repeats))
         speeds = estimate.speeds(self._latest, before, distance)
         speeds = self._repeats.observe(self._latest, before, distance, speeds)
-        self._measured = (speeds, estimate.errors(speeds))
+        self._measured = (speeds, estimate.errors(speeds), estimate.rounding(self._latest))
 
     def measure(self) -> Sequence[torch.Tensor]:
-        """How fast the guided predictions change, and the estimated error so far: (B,) each."""
+        """How fast the guided predictions change, the estimated error so far, and what rounding does: (B,) each."""
         return self._measured
 
     def notes(self) -> list[str]:
