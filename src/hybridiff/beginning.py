@@ -9,7 +9,7 @@ from typing import Any
 
 from .agreement import Setup
 from .config import parse_steps
-from .denoiser.adapters.base import argument
+from .denoiser.adapters.base import argument, guiding_scale
 from .denoiser.evaluation import Evaluation
 from .denoiser.layout import GuidanceLayout
 from .denoiser.reader import count_steps
@@ -73,6 +73,7 @@ class Beginning:
             heterogeneous=self.heterogeneous,
             extra_steps=frozenset(later - step for later in extra),
             eta=argument(setup.pipe, self.arguments, "eta"),
+            guidance_scale=guiding_scale(setup.pipe, self.arguments),
             coefficients=self._coefficients(evaluation, layout),
             scheduler=self.scheduler,
             first_timestep=self.first_timestep,
@@ -137,13 +138,16 @@ class Beginning:
         ]
 
     def _unguided_note(self, evaluation: Evaluation) -> str:
-        scale = getattr(self.setup.pipe, "guidance_scale", None)
+        scale, name = guiding_scale(self.setup.pipe, self.arguments), "guidance_scale"
+        why = " adds no branch here" if scale is not None and scale > 1 else ""
+        if argument(self.setup.pipe, self.arguments, "true_cfg_scale") is not None:
+            name, why = "true_cfg_scale", "; it takes more than 1, and a negative prompt"
         remedy = "the images of the batch are split instead" if evaluation.rows > 1 else "every rank computes the image"
         if self.setup.comm.size == 1:
             remedy = "nor is there anybody to share it with"
         if self.setup.groups.count(evaluation) > 1:
             remedy = "ranks share the image instead"
-        return f"guidance is off (guidance_scale {scale}): there is one branch only, nothing to partition; {remedy}"
+        return f"guidance is off ({name} {scale}{why}): there is one branch only, nothing to partition; {remedy}"
 
     def _coefficients(self, evaluation: Evaluation, layout: GuidanceLayout) -> tuple[float, ...]:
         """By which guidance multiplies the branches: as seen, or as its scale says."""
@@ -151,12 +155,8 @@ class Beginning:
             return (1.0,)
         if layout.coefficients is not None:
             return layout.coefficients
-        scales = (
-            getattr(self.setup.pipe, "guidance_scale", None),
-            *map(self.arguments.get, ("true_cfg_scale", "guidance_scale")),
-        )
-        scale = next((float(scale) for scale in scales if isinstance(scale, (int, float))), 1.0)
-        return (*classifier_free(scale)[:1], *[0.0] * (evaluation.branches - 2), classifier_free(scale)[1])
+        first, last = classifier_free(guiding_scale(self.setup.pipe, self.arguments) or 1.0)
+        return (first, *[0.0] * (evaluation.branches - 2), last)
 
 
 def late_notes(branches: int, before: Sequence[RunningStep]) -> list[str]:

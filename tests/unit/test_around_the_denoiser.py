@@ -281,3 +281,16 @@ def test_what_one_guidance_scale_showed_is_not_taken_for_another(number: Callabl
         assert report_of(parallel).branches == 2
         run(ZOO["SanaPipeline"], parallel, guidance_scale=number(1.0), num_images_per_prompt=2)
         assert report_of(parallel).branches == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "why"),
+    [
+        ("FluxPipeline:distilled", {}, "(true_cfg_scale 1.0; it takes more than 1, and a negative prompt)"),
+        ("Flux2Pipeline", {"guidance_scale": 4.0}, "(guidance_scale 4.0 adds no branch here)"),
+    ],
+)
+def test_why_guidance_is_off_names_the_scale_that_would_turn_it_on(name: str, changes: Any, why: str) -> None:
+    with simulate(ZOO[name].build()) as parallel:
+        run(ZOO[name], parallel, **changes)
+        assert f"guidance is off {why}: there is one branch only" in report_of(parallel).notes[0]

@@ -1,5 +1,6 @@
 """The commands that measure a model on one device: `inspect`, `calibrate`, `simulate` and `study`."""
 
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,8 @@ class Calibrate(_ManyPrompts):
             entry = calibrate(workload.pipe, prompts, workload.call, kinds, show)
         # Opened again: another calibration may have been added to the file since.
         Calibration.open(output.path, self.model).with_entry(entry).write(output.path)
-        chart = output.path.with_name(f"{output.stem}-{entry.scheduler}-{entry.num_inference_steps}.png")
+        words = "-".join(re.findall(r"\w+", f"{entry.scheduler} {entry.num_inference_steps}"))
+        chart = output.path.with_name(f"{output.stem}-{words}.png")
         calibration_figure(self.model, entry).savefig(chart)
         print(f"{self.model}, {entry.scheduler}, {entry.num_inference_steps} steps, {entry.prompts} prompts\n")
         print(f"{format_expectations(entry)}\n")

@@ -12,6 +12,7 @@ from ..distributed.placement import Placement
 from ..errors import UsageError
 from ..models.bench import GUIDED
 from ..models.loading import find_model, load_pipeline
+from ..models.schedulers import scheduler_name
 from ..models.tiny import EMBEDDED, GUIDANCE
 from ..utils.prompts import Prompt, read_prompts
 
@@ -74,7 +75,7 @@ class Workload:
         return {
             "model": self.model,
             "pipeline": type(self.pipe).__name__,
-            "scheduler": type(self.pipe.scheduler).__name__,
+            "scheduler": scheduler_name(self.pipe.scheduler),
             "dtype": str(self.pipe.dtype).removeprefix("torch."),
             "device": self.pipe.device.type,
             **self.call,

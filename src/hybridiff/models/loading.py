@@ -127,6 +127,8 @@ def _load(
     networks = {} if encodes else lazy_encoders(folder, **options)
     networks |= folder.read_networks(options["dtype"]) | load_controlnets(controlnets, options["dtype"])
     pipe = _read_pipeline(folder, task, **options, **networks)
+    if folder.name not in tiny.EMBEDDED:  # else known by the folder of the hub's cache, or of a checkpoint's settings
+        pipe.register_to_config(_name_or_path=folder.name)
     if scheduler is not None:
         pipe.scheduler = build_scheduler(scheduler, pipe.scheduler)
     if loras:

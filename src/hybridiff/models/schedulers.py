@@ -1,14 +1,28 @@
-"""Schedulers by name, built from the pipeline's own one so that its noise schedule and prediction type are kept."""
+"""Schedulers by name, built from the pipeline's own one so that its noise schedule and prediction type are kept.
+
+As far as their class knows them; where it does not, a warning says so.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import UsageError
 from ..utils.names import require_known
+
+logger = logging.getLogger("hybridiff")
+
+
+_OF_SOLVER = (
+    *("algorithm_type", "solver_order", "solver_type", "stochastic_sampling"),
+    *("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"),
+)
+"""Settings of a scheduler that make it another one, whatever the model."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +33,8 @@ class _Choice:
     kind: str
     changes: dict[str, Any] = field(default_factory=dict)
 
+
+_ZERO_SNR = "rescale_betas_zero_snr"
 
 _FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 
@@ -37,6 +53,14 @@ SCHEDULERS: dict[str, _Choice] = {
     "flow-dpmsolver++": _Choice("DPMSolverMultistepScheduler", "flow", {**_FLOW, "algorithm_type": "dpmsolver++"}),
     "flow-unipc": _Choice("UniPCMultistepScheduler", "flow", _FLOW),
 }
+
+
+def scheduler_name(scheduler: Any) -> str:
+    """A scheduler's class, and in brackets those settings of its solver that are not the class's defaults."""
+    defaults = inspect.signature(type(scheduler).__init__).parameters
+    config = {name: scheduler.config[name] for name in _OF_SOLVER if name in defaults}
+    changed = [f"{name}={value}" for name, value in config.items() if value != defaults[name].default]
+    return type(scheduler).__name__ + (f" ({', '.join(changed)})" if changed else "")
 
 
 def scheduler_kind(config: Mapping[str, Any]) -> str:
@@ -79,7 +103,10 @@ def build_scheduler(name: str, own: Any) -> Any:
     choice = SCHEDULERS[name]
     if choice.kind == "flow":  # one thing, which classes call by two names
         config["shift"] = config["flow_shift"] = config.get("shift", config.get("flow_shift", 1.0))
-    return getattr(diffusers, choice.class_name).from_config(config, **choice.changes)
+    kind = getattr(diffusers, choice.class_name)
+    if config.get(_ZERO_SNR) and _ZERO_SNR not in inspect.signature(kind.__init__).parameters:
+        logger.warning("%s has no %s, which the model was trained with: its images differ", kind.__name__, _ZERO_SNR)
+    return kind.from_config(config, **choice.changes)
 
 
 @contextlib.contextmanager

@@ -48,7 +48,7 @@ class Entry:
     """What was measured for one scheduler and number of steps.
 
     Attributes:
-        scheduler: Class of the scheduler.
+        scheduler: Its name, see `models.schedulers.scheduler_name`.
         num_inference_steps: Number of denoising steps.
         guidance_scale: At which it was measured.
         prompts: From how many prompts.
@@ -155,7 +155,11 @@ class Calibration:
         """The entry for a scheduler and number of steps, or the one that is nearest to them."""
         return min(
             self.entries,
-            key=lambda entry: (entry.scheduler != scheduler, abs(entry.num_inference_steps - steps)),
+            key=lambda entry: (
+                entry.scheduler != scheduler,
+                entry.scheduler.split()[0] != scheduler.split()[0],  # the same class with other settings comes next
+                abs(entry.num_inference_steps - steps),
+            ),
         )
 
     def describe(self) -> str:

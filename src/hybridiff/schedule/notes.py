@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ParallelConfig, quality_value
+from ..models.schedulers import scheduler_name
 from ..numerics.sensitivity import Sensitivity
 from .calibration import Entry
 from .kinds import StepKind
@@ -48,20 +49,28 @@ def scheduler_notes(
         refusal: See `refusal_of_promises`.
     """
     name = type(scheduler).__name__
-    if guided.fidelity is not None:
-        if refusal is not None:
-            return [f"{refusal}; a tolerance can be set by hand"]
-        if sensitivity.is_stochastic and kind is StepKind.CACHED:
-            return [f"{name} adds noise: a promise holds for most images, but a few become others altogether"]
-    elif kind is StepKind.CACHED and not sensitivity.on_sample:
+    if guided.fidelity is not None and refusal is not None:
+        return [f"{refusal}; a tolerance can be set by hand"]
+    if kind is not StepKind.CACHED:
+        return []
+    if sensitivity.is_stochastic:
+        promise = "a promise holds for most images, but" if guided.fidelity is not None else "with cached steps"
+        return [f"{name} adds noise: {promise} a few become others altogether"]
+    if guided.fidelity is None and not sensitivity.on_sample:
         return [f"{name} {sensitivity.unknown_why}: nothing makes up for the errors of cached steps"]
-    elif kind is StepKind.CACHED and name in _AMPLIFIES:
+    if guided.fidelity is None and name in _AMPLIFIES:
         return [f"{name} {_AMPLIFIES[name]}: cached steps may leave more than they are known to"]
     return []
 
 
 def plan_notes(
-    config: ParallelConfig, settings: ModelSettings, entry: Entry | None, pipe: Any, grid: int, guided: GuidedSettings
+    config: ParallelConfig,
+    settings: ModelSettings,
+    entry: Entry | None,
+    scheduler: Any,
+    grid: int,
+    guided: GuidedSettings,
+    guidance_scale: float | None,
 ) -> list[str]:
     """What the thresholds of a call rest on.
 
@@ -69,9 +78,10 @@ def plan_notes(
         config: What the user asked for.
         settings: What holds for the model.
         entry: The calibration in force, None where there is none.
-        pipe: The pipeline, called.
+        scheduler: Of the call.
         grid: Number of steps of the whole way from noise to image.
         guided: The thresholds.
+        guidance_scale: By which guidance combines the branches; None where that is not known.
     """
     if config.full_steps is not None or config.tolerance is not None or config.fidelity is not None:
         return []
@@ -81,17 +91,19 @@ def plan_notes(
         return []  # kept by measuring, as the report says
     if entry is None:
         return ["reuse steps of this model are not calibrated: general thresholds hold; use hybridiff calibrate"]
-    notes = _notes_on_origin(settings, entry, pipe, grid)
+    notes = _notes_on_origin(settings, entry, scheduler_name(scheduler), grid, guidance_scale)
     measured = entry.band(quality_value(config.quality), guided.step_kind.value).step_kind
     if measured != guided.step_kind.value:
         notes.append(f"{guided.step_kind.value} steps were not calibrated: the tolerances of {measured} steps hold")
     return notes
 
 
-def _notes_on_origin(settings: ModelSettings, entry: Entry, pipe: Any, grid: int) -> list[str]:
+def _notes_on_origin(
+    settings: ModelSettings, entry: Entry, scheduler: str, grid: int, scale: float | None
+) -> list[str]:
     """What was calibrated, as far as it is not what runs."""
     assert settings.calibration is not None
-    notes, scheduler, model = [], type(pipe.scheduler).__name__, settings.model
+    notes, model = [], settings.model
     if entry.key != (scheduler, grid):
         notes.append(
             f"calibrated for {entry.scheduler} with {entry.num_inference_steps} steps, the nearest to {scheduler} "
@@ -100,7 +112,6 @@ def _notes_on_origin(settings: ModelSettings, entry: Entry, pipe: Any, grid: int
     calibrated = Path(settings.calibration.model).name
     if model and not _SNAPSHOT.fullmatch(model) and calibrated != model:
         notes.append(f"calibrated for {calibrated}, this is {model}")
-    guidance = getattr(pipe, "_guidance_scale", None)  # the pipeline's property, known once it is called
-    if None not in (guidance, entry.guidance_scale) and guidance != entry.guidance_scale:
-        notes.append(f"calibrated at guidance scale {entry.guidance_scale:g}, this is {guidance:g}")
+    if scale is not None and entry.guidance_scale is not None and scale != entry.guidance_scale:
+        notes.append(f"calibrated at guidance scale {entry.guidance_scale:g}, this is {scale:g}")
     return notes

@@ -39,7 +39,14 @@ class RunPlan:
         return cls(FixedPolicy.all_full(steps), StepKind.FULL, Sensitivity.unknown(steps), fidelity, notes)
 
     @classmethod
-    def make(cls, config: ParallelConfig, settings: ModelSettings, pipe: Any, sensitivity: Sensitivity) -> RunPlan:
+    def make(
+        cls,
+        config: ParallelConfig,
+        settings: ModelSettings,
+        pipe: Any,
+        sensitivity: Sensitivity,
+        guidance_scale: float | None = None,
+    ) -> RunPlan:
         """The plan of a call whose first step is about to run.
 
         Args:
@@ -47,13 +54,14 @@ class RunPlan:
             settings: What holds for the model.
             pipe: The pipeline, its scheduler's timesteps set; to be read only.
             sensitivity: Of the scheduler, one per step, the same on all ranks.
+            guidance_scale: By which guidance combines the branches; None where that is not known.
         """
         scheduler, steps = pipe.scheduler, len(sensitivity.weights)
         # Image to image takes the last steps of a longer way, which decides how far apart they are.
         grid = getattr(scheduler, "num_inference_steps", None) or steps
         entry = settings.entry(scheduler, grid)
         guided = GuidedSettings.choose(config, entry, grid * getattr(scheduler, "order", 1))  # evaluations
-        notes = plan_notes(config, settings, entry, pipe, grid, guided)
+        notes = plan_notes(config, settings, entry, scheduler, grid, guided, guidance_scale)
         refusal = refusal_of_promises(scheduler, sensitivity)
         policy = _policy(config, guided, settings.decoder_gain, sensitivity, refusal)
         is_all_full = isinstance(policy, FixedPolicy) and policy.tau1 is None

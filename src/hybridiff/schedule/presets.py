@@ -10,6 +10,7 @@ from ..config import REFERENCE_STEPS, ParallelConfig, PublishedSettings, quality
 from ..denoiser.adapters import DenoiserAdapter
 from ..errors import UsageError
 from ..models import tiny
+from ..models.schedulers import scheduler_name
 from ..numerics.interpolation import interpolate
 from .calibration import Calibration, Entry
 from .kinds import StepKind
@@ -51,8 +52,7 @@ class ModelSettings:
         Raises:
             UsageError: the calibration cannot be read.
         """
-        model = model_name(pipe)
-        return cls(model, _calibration(model, calibration), adapter.published, adapter.reuse_share)
+        return cls(model_name(pipe), _calibration(pipe, calibration), adapter.published, adapter.reuse_share)
 
     def describe(self) -> str:
         """All of it that decides images, as text: ranks must have the same."""
@@ -63,7 +63,7 @@ class ModelSettings:
         """The calibration for a scheduler and a number of steps, or the nearest one; None where there is none."""
         if self.calibration is None or not self.calibration.entries:
             return None
-        return self.calibration.nearest(type(scheduler).__name__, steps)
+        return self.calibration.nearest(scheduler_name(scheduler), steps)
 
     def split_point(self, kind: StepKind) -> int | None:
         """Index of the split point for a kind of steps, where a calibration says so."""
@@ -142,7 +142,7 @@ class GuidedSettings:
 
 def model_name(pipe: Any) -> str:
     """The last part of the path or hub id that a pipeline was loaded from; empty where it does not know."""
-    return Path(str(pipe.config.get("_name_or_path") or "")).name
+    return _path(pipe).name
 
 
 def scaled_steps(steps_of_reference: int, steps: int, least: int = 1) -> int:
@@ -150,11 +150,16 @@ def scaled_steps(steps_of_reference: int, steps: int, least: int = 1) -> int:
     return max(least, round(steps_of_reference * steps / REFERENCE_STEPS))
 
 
-def _calibration(model: str, given: Any) -> Calibration | None:
+def _path(pipe: Any) -> Path:
+    return Path(str(pipe.config.get("_name_or_path") or ""))
+
+
+def _calibration(pipe: Any, given: Any) -> Calibration | None:
     if isinstance(given, Calibration):
         return given
     if isinstance(given, (str, Path)):
         return Calibration.read(Path(given).expanduser())
     if given is not None:
         raise UsageError(f"calibration must be the path of a file or a Calibration, got {given!r}")
-    return Calibration.read(tiny.folder(model) / "calibration.json") if model in tiny.EMBEDDED else None
+    is_embedded = _path(pipe) in map(tiny.folder, tiny.EMBEDDED)  # another folder may be called alike
+    return Calibration.read(_path(pipe) / "calibration.json") if is_embedded else None

@@ -51,6 +51,7 @@ class RunContext:
         heterogeneous: The ranks' devices are not alike, and may differ in the last bit of what they compute.
         extra_steps: Steps in which the pipeline evaluates the network once more (skip-layer guidance).
         eta: How much noise the pipeline has schedulers add that ask for it; None where it does not say.
+        guidance_scale: By which guidance combines the branches; None where the pipeline does not say.
         coefficients: By which guidance multiplies the branches; as in the first step.
         scheduler: The pipeline's, before the first step of the run; to be copied only.
         first_timestep: That of the first step; None where it is not known.
@@ -69,6 +70,7 @@ class RunContext:
     heterogeneous: bool = False
     extra_steps: frozenset[int] = frozenset()
     eta: float | None = None
+    guidance_scale: float | None = None
     coefficients: tuple[float, ...] = (1.0,)
     scheduler: Any = None
     first_timestep: float | None = None

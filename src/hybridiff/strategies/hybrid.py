@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..config import ParallelConfig, parse_steps
+from ..denoiser.adapters.base import argument
 from ..denoiser.evaluation import Evaluation
 from ..denoiser.split import choose_outer
 from ..numerics.sensitivity import Sensitivity, measure_sensitivity
@@ -40,7 +41,7 @@ class HybridStrategy(SwitchingStrategy):
 
     @classmethod
     def check_steps(cls, config: ParallelConfig, settings: ModelSettings, scheduler: Any, steps: int) -> None:
-        if config.full_steps is not None:
+        if config.full_steps is not None and not hasattr(scheduler, "prk_timesteps"):  # PNDM's are known in its run
             order = getattr(scheduler, "order", 1)  # each step but the last one takes so many evaluations
             FixedPolicy(parse_steps(config.full_steps), order * (steps - 1) + 1)
 
@@ -59,7 +60,8 @@ class HybridStrategy(SwitchingStrategy):
         steps = context.first_step + context.steps
         measured = measure_sensitivity(context.scheduler, steps, context.first_timestep, context.eta)
         rest = measured.rest(context.first_step)
-        return RunPlan.make(context.config, context.settings, context.pipe, self._leaders(rest))
+        scale = context.guidance_scale
+        return RunPlan.make(context.config, context.settings, context.pipe, self._leaders(rest), scale)
 
     def fidelity(self) -> dict[str, float]:
         promised, gain = self._plan.fidelity, self.context.settings.decoder_gain
@@ -83,6 +85,7 @@ class HybridStrategy(SwitchingStrategy):
 
 
 def _scale(pipe: Any) -> float:
-    """The pipeline's guidance scale now; 0 where it does not say, or has one for each frame."""
+    """The pipeline's guidance scale now; 0 where it does not say, has one for each frame, or one that stays."""
     scale = getattr(pipe, "guidance_scale", None)
-    return float(scale) if isinstance(scale, (int, float)) else 0.0
+    is_input = argument(pipe, {}, "true_cfg_scale") is not None
+    return float(scale) if isinstance(scale, (int, float)) and not is_input else 0.0

@@ -10,6 +10,8 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
 from hybridiff import UsageError
+from hybridiff.denoiser.adapters.unet import UNetAdapter
+from hybridiff.models.folder import open_folder
 from hybridiff.models.loading import choose_dtype, find_model, load_pipeline
 from hybridiff.models.schedulers import (
     SCHEDULERS,
@@ -17,8 +19,10 @@ from hybridiff.models.schedulers import (
     check_scheduler,
     exchanged_scheduler,
     scheduler_kind,
+    scheduler_name,
 )
 from hybridiff.models.tiny import EMBEDDED
+from hybridiff.schedule.presets import ModelSettings, model_name
 from zoo import ZOO
 
 CLASSES = {"tiny-sdxl": "StableDiffusionXLPipeline", "tiny-sd3": "StableDiffusion3Pipeline"}
@@ -61,6 +65,37 @@ def test_every_scheduler_is_built_for_its_kind_of_model_and_refused_for_the_othe
         other = owners["flow" if choice.kind == "diffusion" else "diffusion"]
         with pytest.raises(UsageError, match="choose one of"):
             build_scheduler(name, other)
+
+
+def test_what_a_scheduler_cannot_keep_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    own = DDIMScheduler(rescale_betas_zero_snr=True)
+    for name in ("ddim", "euler", "dpmsolver++", "unipc"):
+        build_scheduler(name, own)
+    build_scheduler("heun", DDIMScheduler())
+    assert caplog.messages == []
+    build_scheduler("heun", own)
+    (message,) = caplog.messages
+    assert message.startswith("HeunDiscreteScheduler has no rescale_betas_zero_snr, which the model was trained with")
+
+
+def test_a_scheduler_is_called_by_its_class_and_what_makes_its_solver_another() -> None:
+    own = DDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing", prediction_type="v_prediction")
+    names = {name: scheduler_name(build_scheduler(name, own)) for name in ("ddim", "dpmsolver++", "dpmsolver++-sde")}
+    assert names == {
+        "ddim": "DDIMScheduler",
+        "dpmsolver++": "DPMSolverMultistepScheduler",
+        "dpmsolver++-sde": "DPMSolverMultistepScheduler (algorithm_type=sde-dpmsolver++)",
+    }
+    karras = EulerDiscreteScheduler(use_karras_sigmas=True)
+    assert scheduler_name(karras) == "EulerDiscreteScheduler (use_karras_sigmas=True)"
+
+
+def test_a_pipeline_is_called_what_the_user_called_it(tmp_path: Path) -> None:
+    path = tmp_path / "snapshots" / ("0123456789" * 4)
+    shutil.copytree(find_model("tiny-sdxl").path, path)
+    assert model_name(load_pipeline(open_folder("somebody/a-model", path))) == "a-model"
+    assert ModelSettings.find(load_pipeline(open_folder("mine/tiny-sdxl", path)), UNetAdapter()).calibration is None
+    assert ModelSettings.find(load_pipeline("tiny-sdxl"), UNetAdapter()).calibration is not None
 
 
 @pytest.mark.parametrize("name", ["flow-dpmsolver++", "flow-unipc"])

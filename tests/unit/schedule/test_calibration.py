@@ -16,6 +16,7 @@ from support.calibrations import ENTRY, REUSE_ABOVE
 
 DDIM_20 = replace(ENTRY, scheduler="DDIMScheduler", num_inference_steps=20)
 DDIM_50 = replace(ENTRY, scheduler="DDIMScheduler", num_inference_steps=50)
+SDE_50 = replace(ENTRY, scheduler="DDIMScheduler (eta=1.0)", num_inference_steps=50)
 EULER_30 = replace(ENTRY, scheduler="EulerDiscreteScheduler", num_inference_steps=30)
 
 
@@ -57,6 +58,13 @@ def test_an_entry_takes_the_place_of_one_for_the_same_scheduler_and_steps() -> N
 )
 def test_the_nearest_entry(scheduler: str, steps: int, expected: Any) -> None:
     assert Calibration("a model", (DDIM_20, DDIM_50, EULER_30)).nearest(scheduler, steps) is expected
+
+
+def test_the_same_class_with_other_settings_comes_before_another_class() -> None:
+    calibration = Calibration("a model", (SDE_50, EULER_30))
+    assert calibration.nearest("DDIMScheduler", 30) is SDE_50
+    both = calibration.with_entry(DDIM_50)
+    assert (both.nearest("DDIMScheduler", 30), both.nearest(SDE_50.scheduler, 30)) == (DDIM_50, SDE_50)
 
 
 @pytest.mark.parametrize(

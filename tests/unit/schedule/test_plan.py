@@ -33,14 +33,19 @@ def pipeline(scheduler: Any = None, name: str = "someone/a-model", grid: int = 2
 
 
 def make(
-    steps: int = 20, pipe: Any = None, first: int = 0, sensitivity: Sensitivity | None = None, **config: Any
+    steps: int = 20,
+    pipe: Any = None,
+    first: int = 0,
+    sensitivity: Sensitivity | None = None,
+    guidance_scale: float | None = None,
+    **config: Any,
 ) -> RunPlan:
     """The plan of a call that begins with one of the scheduler's timesteps."""
     pipe = pipe or pipeline(grid=steps)
     wishes = ParallelConfig(**{"strategy": "hybrid", **config})
     settings = ModelSettings.find(pipe, UNetAdapter(), wishes.calibration)
     measured = measure_sensitivity(pipe.scheduler, steps, float(pipe.scheduler.timesteps[first]))
-    return RunPlan.make(wishes, settings, pipe, sensitivity or measured)
+    return RunPlan.make(wishes, settings, pipe, sensitivity or measured, guidance_scale)
 
 
 def guided(plan: RunPlan) -> GuidedPolicy:
@@ -205,9 +210,12 @@ def test_a_calibration_of_something_else_is_noted(tmp_path: Path) -> None:
     assert make(20, pipeline(name="/data/another"), **file).notes == ("calibrated for a-model, this is another",)
     assert make(20, pipeline(name=""), **file).notes == ()
     assert make(20, pipeline(name=f"/cache/snapshots/{'0123456789' * 4}"), **file).notes == ()
-    pipe = pipeline()
-    pipe._guidance_scale = 7.5
-    assert make(20, pipe, **file).notes == ("calibrated at guidance scale 5, this is 7.5",)
+    assert make(20, guidance_scale=7.5, **file).notes == ("calibrated at guidance scale 5, this is 7.5",)
+    assert make(20, guidance_scale=5.0, **file).notes == ()
+    sde = diffusers.DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++")
+    origin, noise = make(20, pipeline(sde), **file).notes
+    assert origin.endswith("nearest to DPMSolverMultistepScheduler (algorithm_type=sde-dpmsolver++) with 20")
+    assert noise.endswith("adds noise: with cached steps a few become others altogether")
     assert make(20, step_kind="reuse", **file).notes == (
         "reuse steps were not calibrated: the tolerances of cached steps hold",
     )
@@ -272,7 +280,9 @@ def test_a_promise_on_a_scheduler_that_adds_noise() -> None:
     pipe = pipeline(diffusers.DDPMScheduler(**BETAS))
     (note,) = make(pipe=pipe, fidelity=30).notes
     assert note == ("DDPMScheduler adds noise: a promise holds for most images, but a few become others altogether")
-    assert make(pipe=pipe, tolerance=0.1).notes == ()
+    (note,) = make(pipe=pipe, tolerance=0.1).notes
+    assert note == "DDPMScheduler adds noise: with cached steps a few become others altogether"
+    assert make(pipe=pipe, quality="exact").notes == ("quality exact: every step is a full one",)
 
 
 def test_a_promise_on_a_scheduler_that_is_barely_stable() -> None:

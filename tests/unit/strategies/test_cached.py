@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import PNDMScheduler
 
 from hybridiff import ParallelConfig, UsageError, parallelize
 from hybridiff.denoiser.stages import StagedDenoiser
@@ -126,6 +127,21 @@ def test_a_run_that_turns_out_too_short_is_refused_at_its_first_step() -> None:
         with pytest.raises(UsageError, match=r"full step 9 lies beyond the last of 8 steps \(7\)"):
             generate(parallel, "sd15 img2img", **STEPS)
         assert generate(parallel, "sd15 img2img", num_inference_steps=13).isfinite().all()
+
+
+@pytest.mark.parametrize(("full", "last"), [("0-10", 10), ("0-3,6,10", 10), ("0-11", None)])
+def test_full_steps_of_pndm_are_counted_as_it_evaluates(full: str, last: int | None) -> None:
+    """It evaluates the network once more than it is given steps."""
+    pipe = build("sd15")
+    pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)
+    with parallelize(pipe, ParallelConfig("hybrid", full_steps=full, simulate=True)) as parallel:
+        if last is None:
+            with pytest.raises(UsageError, match=r"full step 11 lies beyond the last of 11 steps \(10\)"):
+                generate(parallel, "sd15", **STEPS)
+        else:
+            generate(parallel, "sd15", **STEPS)
+            assert parallel.report is not None
+            assert parallel.report.schedule[last:] == "f"
 
 
 def test_what_a_pipeline_does_to_an_answer_changes_no_other_one() -> None:

@@ -81,6 +81,16 @@ def argument(pipe: Any, arguments: Mapping[str, Any], name: str) -> Any:
     return arguments.get(name, parameter and parameter.default)
 
 
+def guiding_scale(pipe: Any, arguments: Mapping[str, Any]) -> float | None:
+    """The scale by which guidance combines a call's branches; None where the pipeline does not say.
+
+    `true_cfg_scale` where there is one: there `guidance_scale` is an input of the network.
+    """
+    now = getattr(pipe, "guidance_scale", None)  # during a call, which callbacks may change
+    scales = argument(pipe, arguments, "true_cfg_scale"), now, argument(pipe, arguments, "guidance_scale")
+    return next((float(scale) for scale in scales if isinstance(scale, (int, float))), None)
+
+
 def execution_device(pipe: Any) -> torch.device:
     """Where a pipeline's networks run, though offload may keep them elsewhere between calls."""
     device: torch.device | None = getattr(pipe, "_execution_device", None)

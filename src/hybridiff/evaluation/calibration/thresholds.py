@@ -9,7 +9,9 @@ from typing import Any
 
 from ...config import STEP_KINDS
 from ...denoiser.adapters import find_denoiser
+from ...denoiser.adapters.base import guiding_scale
 from ...errors import UsageError
+from ...models.schedulers import scheduler_name
 from ...schedule.calibration import Entry
 from ...utils.names import require_known
 from ...utils.prompts import Prompt
@@ -59,9 +61,9 @@ def calibrate(
         rows = simulate(pipe, references, settings, call, splits, lambda setting: progress.advance(setting.method))
         sweeps[kind] = _sweep(kind, rows)
     return Entry(
-        scheduler=type(pipe.scheduler).__name__,
+        scheduler=scheduler_name(pipe.scheduler),
         num_inference_steps=steps,
-        guidance_scale=call.get("guidance_scale"),
+        guidance_scale=guiding_scale(pipe, call),
         prompts=len(prompts),
         bands=choose_bands(sweeps),
         published=fit_published(curves["discrepancy"], find_denoiser(pipe)[0].published.scaled(steps)),
