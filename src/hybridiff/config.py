@@ -190,6 +190,15 @@ class ParallelConfig:
         return content | {"calibration": calibration} | further
 
 
+def checked_config(config: Any) -> ParallelConfig:
+    """A config as given, or the default where there is none; raises UsageError where it is something else."""
+    if config is None or isinstance(config, ParallelConfig):
+        return config or ParallelConfig()
+    kind = type(config)
+    given = f"{kind.__module__.partition('.')[0]}.{kind.__name__}".removeprefix("builtins.")  # diffusers has one, too
+    raise UsageError(f"config must be a hybridiff.ParallelConfig, got {given}; try ParallelConfig(strategy='hybrid')")
+
+
 def require_strategy(name: object) -> None:
     """Refuse what is no strategy, neither built in nor offered by an installed package; imports none.
 

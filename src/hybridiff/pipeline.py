@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from .agreement import agree_on_call, agree_on_setup, returns_output
-from .config import ParallelConfig
+from .config import ParallelConfig, checked_config
 from .denoiser import DENOISERS
 from .denoiser.adapters.base import execution_device
 from .denoiser.attached import AttachedHook
@@ -51,7 +51,7 @@ def parallelize(pipe: Any, config: ParallelConfig | None = None, *, comm: Comm |
             configs; on every rank.
         RankError: a rank did not answer.
     """
-    config = config or ParallelConfig()
+    config = checked_config(config)
     if not hasattr(pipe, "device"):
         raise UsageError(f"a loaded diffusers pipeline is needed, got {type(pipe).__name__}")
     _detach_earlier(pipe)

@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 
-from hybridiff import ParallelConfig, ParallelPipeline, RankError, UsageError, parallelize
+from hybridiff import Engine, ParallelConfig, ParallelPipeline, RankError, UsageError, parallelize
 from hybridiff.distributed.comm import LocalComm
 from hybridiff.schedule.calibration import Calibration
 from support.calibrations import ENTRY, calibration_file, entry_with
@@ -237,6 +238,16 @@ def test_the_stock_pipeline_called_directly_runs_alone() -> None:
 def test_what_is_no_pipeline_is_refused(thing: Any) -> None:
     with pytest.raises(UsageError, match="a loaded diffusers pipeline is needed, got"):
         parallelize(thing)
+
+
+@pytest.mark.parametrize(
+    ("config", "given"),
+    [(diffusers.ParallelConfig(), "diffusers.ParallelConfig"), ({"strategy": "cfg"}, "dict")],
+)
+def test_what_is_no_config_is_refused(config: Any, given: str) -> None:
+    for use in (lambda: parallelize(build(NAME), config), lambda: Engine("tiny-sdxl", devices=1, config=config)):
+        with pytest.raises(UsageError, match=f"config must be a hybridiff.ParallelConfig, got {given}"):
+            use()
 
 
 def test_ranks_that_were_handed_in_stay_open() -> None:

@@ -13,7 +13,7 @@ from numbers import Integral
 from types import TracebackType
 from typing import Any, ClassVar
 
-from ..config import ParallelConfig, check_ranks
+from ..config import ParallelConfig, check_ranks, checked_config
 from ..distributed.placement import DEFAULT_RANKS, leave_process_group
 from ..errors import EngineError, RankError, UsageError
 from ..models.controlnets import find_controlnets
@@ -86,7 +86,7 @@ class Engine:
         timeout: float | None = None,
         startup_timeout: float = 600.0,
     ) -> None:
-        config = config or ParallelConfig()
+        config = checked_config(config)
         devices = config.devices if devices is None else devices
         placement = find_placement(devices, device, config.simulate)
         if devices is None:
