@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -60,6 +62,38 @@ def run_without_guidance_on_one_rank(config: dict[str, Any], faulty: int) -> Out
     parallel = parallelize(build("sd3"), ParallelConfig(timeout=GROUP_TIMEOUT, **config))
     own = guidance_until("sd3", 6) if rank() == faulty else {}
     return attempt(lambda: generate(parallel, "sd3", num_inference_steps=10, **own))
+
+
+@pytest.mark.parametrize("config", [{}, {"strategy": "serial"}, CACHED], ids=["cfg", "serial", "cached"])
+@pytest.mark.parametrize("change", ["latents on one rank", "noise of each rank's own", "guidance on one rank"])
+def test_a_callback_that_does_not_do_the_same_everywhere(config: dict[str, Any], change: str) -> None:
+    for outcome, again in run_ranks(run_with_other_callback, 2, config, change):
+        assert outcome.error == "RankError", outcome
+        other, remedy = "rank 1 was given another sample than rank 0", "a callback must do the same on every rank"
+        assert re.fullmatch(rf"{other} in (warm-up|parallel), step [234]: {remedy}", outcome.message), outcome
+        assert outcome.seconds < QUICK
+        assert again.error is None
+
+
+def run_with_other_callback(config: dict[str, Any], change: str) -> tuple[Outcome, Outcome]:
+    """How a run ends in which a callback does something else on each rank, and the next one without."""
+    noise = np.random.default_rng(rank())
+
+    def callback(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        latents = tensors["latents"]
+        if step == 1 and change == "noise of each rank's own":
+            return {"latents": latents + torch.from_numpy(noise.standard_normal(latents.shape)).to(latents)}
+        if step == 1 and rank() == 1:
+            if change == "latents on one rank":
+                return {"latents": latents.roll(4, -1)}
+            pipe._guidance_scale = 9.0
+        return {}
+
+    parallel = parallelize(build("sd3"), ParallelConfig(outputs="all", timeout=GROUP_TIMEOUT, **config))
+    return (
+        attempt(lambda: generate(parallel, "sd3", **STEPS, callback_on_step_end=callback)),
+        attempt(lambda: generate(parallel, "sd3", **STEPS)),
+    )
 
 
 def test_a_cached_last_step_on_one_rank_alone() -> None:

@@ -20,7 +20,7 @@ from .comm import Comm
 from .messages import Messages
 from .readback import Readback
 from .reading import Reading
-from .status import SLOT, Slot, SlotTable, Status
+from .status import SLOT, Slot, SlotTable, Status, digest
 
 T = TypeVar("T")
 
@@ -53,6 +53,7 @@ class Channel:
         self.step, self.kind, self.is_guided = -1, StepKind.FULL, True
         self._timeline = timeline
         self._slots: SlotTable | None = None
+        self._sample: torch.Tensor | None = None  # its digest
         self._unfinished: Messages | None = None  # of the step that runs
         self._unread: Reading | None = None  # of the latest message
 
@@ -115,7 +116,11 @@ class Channel:
     def write_slot(self, buffer: torch.Tensor) -> None:
         """Put this rank's status, and what its step is, at the end of a buffer."""
         assert self._slots is not None
-        self._slots.write(buffer, Slot(self.status, self.kind, self.first + self.step, self.is_guided))
+        self._slots.write(buffer, Slot(self.status, self.kind, self.first + self.step, self.is_guided), self._sample)
+
+    def show(self, sample: torch.Tensor) -> None:
+        """Take in what the denoiser is given in this step, which has to be the same on every rank."""
+        self._sample = digest(sample)
 
     def count(self, purpose: str, elements: int, element_size: int, copies: int) -> None:
         """Count a message, without its status slot and with it."""

@@ -62,6 +62,12 @@ class Reading:
         if len({slot.place for slot in slots}) > 1:
             places = [f"rank {rank} at {slot.place}" for rank, slot in zip(self._ranks, slots, strict=True)]
             return f"ranks are at different steps: {', '.join(places)}; make the same call on every rank"
+        others = [rank for rank, slot in zip(self._ranks, slots, strict=True) if not slot.has_sample_of(slots[0])]
+        if others and not any(slot.status for slot in slots):  # who is interrupted may not have come to the next sample
+            return (
+                f"rank {others[0]} was given another sample than rank {self._ranks[0]} in {self._where}: a callback "
+                "must do the same on every rank"
+            )
         flags = self._values[len(self._ranks) * SLOT :][: self._flags]
         if not all(flags):
             return (

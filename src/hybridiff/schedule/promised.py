@@ -15,8 +15,8 @@ MOST_DECIBELS = 100.0
 """An estimate says no more: float32 itself is not nearer."""
 
 ROUNDS = (
-    "the network computes in a type so coarse that rounding alone may break the promise: promise less, or load the model "
-    "in float32"
+    "the network computes in a type so coarse that rounding alone may break the promise: promise less, or load the "
+    "model in float32"
 )
 """What is to be said where a half type leaves no room for what is promised."""
 

@@ -77,6 +77,7 @@ class BranchEvaluator:
         """The same by every rank on its own; errors and interrupts reach all ranks all the same."""
         if self._messages is None:
             self._open(1, evaluation.sample)  # first, so that a rank that fails leaves by way of a message
+        self.channel.show(evaluation.sample)
         rows = slice(0, evaluation.rows)
         prediction = forward(evaluation, self.channel.comm.rank, rows) if forward else evaluation.run()
         assert self._messages is not None
@@ -110,6 +111,7 @@ class BranchEvaluator:
             self._open(elements, evaluation.sample)
         assert self._messages is not None
         assert elements <= self._messages.room, f"{evaluation.rows} rows do not fit"
+        self.channel.show(evaluation.sample)
         pieces = {
             rank: prediction.reshape(-1)[rank % shards * elements :][:elements]
             for rank, prediction in predictions.items()
