@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...report.speedup import mean_speedup
 from ..metrics import counted_psnr, worst_tenth
 from ..simulation import RunSummary
 from .settings import Setting
@@ -47,8 +48,8 @@ class FrontierRow:
 
     @property
     def ideal_speedup(self) -> float:
-        """Mean over the prompts."""
-        return statistics.mean(result.run.ideal_speedup for result in self.results)
+        """Of all prompts, one after the other."""
+        return mean_speedup(result.run.ideal_speedup for result in self.results)
 
     def to_dict(self) -> dict[str, Any]:
         """What was measured as plain data, ready for JSON."""

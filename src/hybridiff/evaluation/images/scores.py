@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from ...errors import UsageError
+from ...report.speedup import mean_speedup
 from ...utils.images import read_image
 from ..metrics import worst_tenth
 from ..progress import Progress
@@ -49,7 +50,7 @@ class StrategyScores:
                 row |= _summary(measure, known)
         speeds = [record.ideal_speedup for record in self.records if record.ideal_speedup is not None]
         if speeds:
-            row["ideal_speedup"] = round(statistics.fmean(speeds), 3)
+            row["ideal_speedup"] = round(mean_speedup(speeds), 3)
         full = statistics.fmean(record.schedule.count("f") for record in self.records)
         return row | {name: round(value, 4) for name, value in self.distances.items()} | {"full_steps": round(full, 2)}
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ...launch.protocol import Generation
 from ...report.report import RunReport
+from ...report.speedup import mean_speedup
 from ...utils.prompts import Prompt
 from ..metrics import likeness
 from .contenders import SERIAL, Contender
@@ -93,7 +94,7 @@ def make_rows(
         own = turns[contender.name]
         own_whole, own_denoising = seconds(own), seconds(own, "denoising")
         reports = [generation.report for generation in own[0]]
-        speedup, ideal = denoising.median / own_denoising.median, ideal_at(reports, rho)
+        speedup, ideal = denoising.median / own_denoising.median, mean_speedup(report.ideal_at(rho) for report in reports)
         row = {
             "strategy": contender.label,
             "devices": contender.devices,
@@ -125,11 +126,6 @@ def seconds(turns: Turns, part: str | None = None) -> Spread:
             for turn in turns
         ]
     )
-
-
-def ideal_at(reports: Sequence[RunReport], rho: float) -> float:
-    """The ideal speed-up of several generations, one after the other; 1 if serial."""
-    return statistics.harmonic_mean([report.ideal_at(rho) or 1.0 for report in reports])
 
 
 def _costs(reports: Sequence[RunReport], devices: int) -> dict[str, Any]:

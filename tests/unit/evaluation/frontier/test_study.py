@@ -215,9 +215,9 @@ def test_the_table_and_the_figure_show_every_row(tmp_path: Path) -> None:
     study.add(described(alone) | {"config": {"devices": 1}}, measured(alone, 1.5, 41.0))
     for setting, speed, psnr in [(guided, 3.0, 40.0), (EXACT, 2.0, 100.0), (published, 2.1, 33.0), (own, 2.5, 44.0)]:
         study.add(described(setting), measured(setting, speed, psnr))
-    row = FrontierRow(
-        guided, [ImageResult(40.0, 0.9, True, RunSummary(3.0, kinds, 0, 1)) for kinds in ("ffff", "fcff", "fccf")]
-    )
+    runs = [RunSummary(speed, kinds, 0, 1) for speed, kinds in ((2.0, "ffff"), (3.0, "fcff"), (6.0, "fccf"))]
+    row = FrontierRow(guided, [ImageResult(40.0, 0.9, True, run) for run in runs])
+    assert row.ideal_speedup == pytest.approx(3.0), "of all images, one after the other"
     study.add(described(guided), row)
     lines = format_study(study).splitlines()
     assert " ".join(lines[0].split()) == "method setting speed-up PSNR worst tenth SSIM right full steps"
