@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +27,8 @@ from .rows import FrontierRow, ImageResult
 from .settings import Setting
 
 T = TypeVar("T")
+
+_negative_prompt = attrgetter("prompt.negative_prompt")  # of a reference
 
 
 @dataclass(frozen=True)
@@ -45,17 +49,19 @@ class Reference:
 
 
 def generate(pipe: Any, prompts: Sequence[Prompt], call: Mapping[str, Any], output_type: str = "np") -> Any:
-    """The images of some prompts, (H, W, 3) from 0 to 1 each, every one from the noise of its own seed."""
+    """The images of some prompts, (H, W, 3) from 0 to 1 each, every one from the noise of its own seed.
+
+    All of them have a negative prompt, or none has: to some pipelines none is another than the empty one.
+    """
     arguments = {
         **call,
         "prompt": [prompt.prompt for prompt in prompts],
         "generator": [torch.Generator().manual_seed(prompt.seed or 0) for prompt in prompts],
         "output_type": output_type,
     }
-    if any(prompt.negative_prompt is not None for prompt in prompts):
-        general = call.get("negative_prompt") or ""
-        own = [prompt.negative_prompt for prompt in prompts]
-        arguments["negative_prompt"] = [general if text is None else text for text in own]
+    own = [prompt.negative_prompt for prompt in prompts]
+    if any(text is not None for text in own):
+        arguments["negative_prompt"] = own
     return pipe(**arguments).images
 
 
@@ -63,7 +69,7 @@ def generate_references(
     pipe: Any, prompts: Sequence[Prompt], call: Mapping[str, Any], batch: int = 1
 ) -> Iterator[Reference]:
     """Generate every prompt with the stock pipeline, `batch` at once."""
-    for part in _parts(seeded(prompts), batch):
+    for part in _parts(seeded(prompts), batch, attrgetter("negative_prompt")):
         for prompt, pixels in zip(part, generate(pipe, part, call), strict=True):
             yield Reference(prompt, pixels, is_right(pixels, prompt.prompt))
 
@@ -81,7 +87,7 @@ def add_converged(
         kept: Where they are looked for, and kept.
         batch: Prompts at once.
     """
-    for part in _parts(references, batch):
+    for part in _parts(references, batch, _negative_prompt):
         found = [kept.find(reference.prompt) for reference in part]
         missing = [reference.prompt for reference, pixels in zip(part, found, strict=True) if pixels is None]
         made = iter(generate(pipe, missing, {**call, "num_inference_steps": steps}) if missing else ())
@@ -120,7 +126,7 @@ def simulate(
         with setting.attach(pipe, own, splits) as attached:
             # A step of a second-order scheduler evaluates the network twice.
             serial = order * steps / (getattr(pipe.scheduler, "order", 1) * own["num_inference_steps"])
-            for part in _parts(references, 1 if setting.is_adaptive else batch):
+            for part in _parts(references, 1 if setting.is_adaptive else batch, _negative_prompt):
                 images = generate(attached, [reference.prompt for reference in part], own)
                 run = attached.summary
                 run = replace(run, ideal_speedup=run.ideal_speedup * serial)
@@ -147,9 +153,11 @@ def guided_schedules(
     return schedules
 
 
-def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def _parts(items: Sequence[T], size: int, negative_prompt: Callable[[T], str | None]) -> Iterator[Sequence[T]]:
+    """Batches in order, each of prompts with a negative prompt, or without."""
+    for _, alike in groupby(items, lambda item: negative_prompt(item) is None):
+        group = list(alike)
+        yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
 def _compare(pixels: Pixels, reference: Reference, run: RunSummary) -> ImageResult:

@@ -94,7 +94,7 @@ def make_rows(
         own = turns[contender.name]
         own_whole, own_denoising = seconds(own), seconds(own, "denoising")
         reports = [generation.report for generation in own[0]]
-        speedup, ideal = denoising.median / own_denoising.median, mean_speedup(report.ideal_at(rho) for report in reports)
+        speedup, ideal = denoising.median / own_denoising.median, mean_speedup(one.ideal_at(rho) for one in reports)
         row = {
             "strategy": contender.label,
             "devices": contender.devices,
