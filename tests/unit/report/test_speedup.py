@@ -122,6 +122,8 @@ def test_a_report_takes_its_own_costs() -> None:
     assert hybrid.ideal_speedup == pytest.approx(20 / (7 + 0.4 + 2 * 0.62))
     assert hybrid.to_dict()["ideal_speedup"] == hybrid.ideal_speedup
     assert report("cfg", [FULL] * 10, [0.1] * 10).ideal_speedup == 2.0
+    untold = replace(report("cached_cfg", [FULL] * 10, [0.1] * 10), ideal_is_known=False)
+    assert untold.to_dict()["ideal_speedup"] is None
 
 
 def test_a_report_that_does_not_know_its_partition_is_of_one_image() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from ...numerics.interpolation import interpolate
 from ...utils.tables import align, markdown_table
 from ..metrics import MOST_DECIBELS
-from ..tables import Column, Row, tabulate
+from ..tables import Column, Row, said_of, tabulate
 from .beside import beside_tolerances
 from .rows import upper_envelope
 from .solvers import least_evaluations, solver_lines
@@ -46,13 +46,16 @@ settings; between settings along straight lines.
 
 
 def format_study(study: Study) -> str:
-    """The rows as text with aligned columns, by method and speed."""
-    return align(_all_settings(study), words=2)
+    """The rows as text with aligned columns, by method and speed, and the notes of their runs."""
+    return "\n".join(
+        [align(_all_settings(study), words=2), *(f"note: {note}" for note in said_of(study.rows, "method"))]
+    )
 
 
 def format_markdown(study: Study) -> str:
     """The same as a page of Markdown, with what was run and how."""
     run, right = study.run, (study.reference or {}).get("right")
+    said = [f"- {note}." for note in said_of(study.rows, "method")]
     head = run["model"], f"{run['num_inference_steps']} steps", run["scheduler"], run["dtype"]
     return "\n".join(
         [
@@ -66,13 +69,15 @@ def format_markdown(study: Study) -> str:
             *_promises(study.rows),
             *_solvers(study),
             "\n## All settings\n",
-            markdown_table(_all_settings(study), words=2) + "\n",
+            markdown_table(_all_settings(study), words=2),
+            *(["", *said] if said else []),
+            "",
         ]
     )
 
 
 def _all_settings(study: Study) -> list[tuple[str, ...]]:
-    return tabulate(sorted(study.rows, key=lambda row: (row["method"], row["ideal_speedup"])), _COLUMNS)
+    return tabulate(sorted(study.rows, key=lambda row: (row["method"], row["ideal_speedup"] or 0.0)), _COLUMNS)
 
 
 def _at_equal_speed(rows: Sequence[Row]) -> list[tuple[str, ...]]:
@@ -80,7 +85,7 @@ def _at_equal_speed(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     found = []
     for method in sorted({row["method"] for row in rows}):
         own = [row for row in rows if row["method"] == method and row["config"].get("devices") != 1]
-        best = upper_envelope((row["ideal_speedup"], row["psnr"]) for row in own)
+        best = upper_envelope((row["ideal_speedup"], row["psnr"]) for row in own if row["ideal_speedup"])
         found.append((method, *(_at(best, speed, _NEAR) for speed in SPEEDS)))
     return found
 

@@ -11,6 +11,7 @@ from typing import Any
 from ...report.speedup import mean_speedup
 from ..metrics import counted_psnr, worst_tenth
 from ..simulation import RunSummary
+from ..tables import distinct
 from .settings import Setting
 
 
@@ -48,7 +49,7 @@ class FrontierRow:
 
     @property
     def ideal_speedup(self) -> float:
-        """Of all prompts, one after the other."""
+        """Of all prompts, one after the other; not a number where it is not known."""
         return mean_speedup(result.run.ideal_speedup for result in self.results)
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,7 +59,7 @@ class FrontierRow:
         schedules = [result.run.schedule for result in self.results]
         found = {
             "prompts": len(self.results),
-            "ideal_speedup": round(self.ideal_speedup, 4),
+            "ideal_speedup": None if math.isnan(self.ideal_speedup) else round(self.ideal_speedup, 4),
             **_mean_and_worst("psnr", psnrs),
             "psnr_pooled": round(pooled_psnr(psnrs), 3),
             "psnr_counted": round(counted_psnr(psnrs), 3),
@@ -67,6 +68,8 @@ class FrontierRow:
             "right": share_right(result.is_right for result in self.results),
             "schedules": {schedule: schedules.count(schedule) for schedule in sorted(set(schedules))},
         }
+        if notes := distinct(result.run.notes for result in self.results):
+            found["notes"] = notes
         found["evaluations"] = round(mean_evaluations(found), 3)
         return found | (self._spread() if self.setting.is_adaptive else {}) | self._estimates()
 

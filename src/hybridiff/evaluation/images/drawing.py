@@ -52,7 +52,8 @@ def draw_missing(
                 prompt = gallery.prompts[number]
                 generation = engine.generate(prompt.prompt, seed=prompt.seed, **call | prompt.arguments)
                 report = generation.report
-                record = PictureRecord(prompt.prompt, generation.seed, report.schedule, report.ideal_speedup)
+                how = report.schedule, report.ideal_speedup, report.notes
+                record = PictureRecord(prompt.prompt, generation.seed, *how)
                 gallery.add(strategy, number, generation.images[0], record)
                 done += 1
                 on_progress(strategy, done, total)

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from ...report.plots import KIND_COLORS, LINE_COLOR
 from ...schedule.kinds import StepKind
 from ...utils.tables import markdown_table
-from ..tables import Column, Row, tabulate
+from ..tables import Column, Row, said_of, tabulate
 from .gallery import Gallery
 from .measures import TO_REFERENCE, TO_SERIAL
 from .scores import SERIAL, StrategyScores
@@ -54,7 +54,8 @@ def short_table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
 
 def skipped_lines(content: Row) -> list[str]:
     """What is not measured and why, and what else is to be known; a sentence each."""
-    return [*(f"{what} skipped: {why}" for what, why in content["skipped"].items()), *content["notes"]]
+    skipped = [f"{what} skipped: {why}" for what, why in content["skipped"].items()]
+    return [*skipped, *content["notes"], *said_of(content["rows"], "strategy")]
 
 
 def format_evaluation(content: Row) -> str:

@@ -16,6 +16,7 @@ from ...report.speedup import mean_speedup
 from ...utils.images import read_image
 from ..metrics import worst_tenth
 from ..progress import Progress
+from ..tables import distinct
 from .gallery import Gallery, PictureRecord
 from .inception import frechet_distance
 from .measures import TO_REFERENCE, Measure, Measures
@@ -51,6 +52,8 @@ class StrategyScores:
         speeds = [record.ideal_speedup for record in self.records if record.ideal_speedup is not None]
         if speeds:
             row["ideal_speedup"] = round(mean_speedup(speeds), 3)
+        if notes := distinct(record.notes for record in self.records):
+            row["notes"] = notes
         full = statistics.fmean(record.schedule.count("f") for record in self.records)
         return row | {name: round(value, 4) for name, value in self.distances.items()} | {"full_steps": round(full, 2)}
 

@@ -14,6 +14,7 @@ from ...report.report import RunReport
 from ...report.speedup import mean_speedup
 from ...utils.prompts import Prompt
 from ..metrics import likeness
+from ..tables import distinct
 from .contenders import SERIAL, Contender
 from .turns import EngineSet, Spread, take_turns
 
@@ -146,7 +147,7 @@ def _costs(reports: Sequence[RunReport], devices: int) -> dict[str, Any]:
         "bytes_by_purpose": _mean(report.bytes_by_purpose for report in reports),
         **traced,
         "peak_memory": [max(of_rank) for of_rank in zip(*(report.peak_memory for report in reports), strict=True)],
-        "notes": list(dict.fromkeys(note for report in reports for note in report.notes)),
+        "notes": distinct(report.notes for report in reports),
     }
 
 

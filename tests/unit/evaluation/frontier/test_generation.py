@@ -143,6 +143,18 @@ def test_prompts_without_a_negative_prompt_of_their_own_keep_that_of_the_call(
     assert asked == [expected, ["red", ""], expected]
 
 
+def test_a_row_says_what_its_runs_did_and_where_no_ideal_is_known() -> None:
+    pipe = build("sdxl", "ddim")
+    references = list(generate_references(pipe, [Prompt("a ring"), Prompt("a cross")], CALL))
+    cache = ParallelConfig("cached_cfg", settings={"cache": "taylorseer"})
+    (cached, exact) = (row.to_dict() for row in simulate(pipe, references, [Setting("cache", "a", cache), EXACT], CALL))
+    assert cached["ideal_speedup"] is None, "its letters do not say what was left out"
+    assert [note.partition(":")[0] for note in cached["notes"]] == [
+        "the ideal of the schedule counts every step as full"
+    ]
+    assert "notes" not in exact
+
+
 def test_adaptive_settings_show_how_their_schedules_differ() -> None:
     pipe = build("sdxl", "ddim")
     references = list(generate_references(pipe, [Prompt("a ring"), Prompt("a cross")], CALL))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,10 @@ def test_the_table_and_the_figure_show_every_row(tmp_path: Path) -> None:
     published = Setting("published", "k 5, tau1 5", ParallelConfig("published"))
     own = Setting("mine", "a", guided.config)
     alone = Setting("mine", "b, 1 device", guided.config)
+    plain, unknown = format_markdown(study), Setting("unknown", "c", EXACT.config)
+    assert plain.endswith("full steps |\n| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n")
+    notes = RunSummary(math.nan, "ffff", notes=["nobody knows"])
+    study.add(described(unknown), FrontierRow(unknown, [ImageResult(30.0, None, None, notes)]))
     study.add(described(alone) | {"config": {"devices": 1}}, measured(alone, 1.5, 41.0))
     for setting, speed, psnr in [(guided, 3.0, 40.0), (EXACT, 2.0, 100.0), (published, 2.1, 33.0), (own, 2.5, 44.0)]:
         study.add(described(setting), measured(setting, speed, psnr))
@@ -222,11 +227,15 @@ def test_the_table_and_the_figure_show_every_row(tmp_path: Path) -> None:
     lines = format_study(study).splitlines()
     assert " ".join(lines[0].split()) == "method setting speed-up PSNR worst tenth SSIM right full steps"
     assert lines[1].split()[-3:] == ["0.9000", "100%", "2-3-4"]
+    assert lines[-2].split()[:3] == ["unknown", "c", "-"]
+    assert lines[-1] == "note: unknown: nobody knows"
     assert lines[2].split() == ["exact", "cfg", "2.00x", "100.0", "dB", "100.0", "dB", "-", "-", "3"]
     page = format_markdown(study)
     assert page.startswith("# random, 4 steps, FlowMatchEulerDiscreteScheduler, float32, 0 prompts\n")
     assert "\n| exact | cfg | 2.00x | 100.0 dB | 100.0 dB | - | - | 3 |\n" in page
     assert "\n| cached |  |  | 40.0 |  |  |  |  |  |  |\n" in page, "at 3x"
+    assert "\n| unknown | c | - | 30.0 dB |" in page
+    assert page.endswith(" |\n\n- unknown: nobody knows.\n")
     assert "\n| mine |  | 44.0 |" in page, "what ran on one device does not count"
     (axes,) = frontier_figure(study.to_dict()).axes
     labels = [text.get_text() for text in axes.get_legend().get_texts()]

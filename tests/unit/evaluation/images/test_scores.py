@@ -26,6 +26,7 @@ from support.small_measures import save_alexnet, save_clip, save_inception
 PROMPTS = [Prompt("a red ring", 0), Prompt('<script>alert("&")</script>', 1), Prompt("a cross", 2)]
 CONFIGS = parse_strategies("serial,hybrid:fidelity=50", 2)
 HYBRID = "hybrid:fidelity=50"
+NOTES = ["calibrated for another"]
 
 
 def pixels(seed: int, change: int = 0) -> Any:
@@ -39,7 +40,7 @@ def draw(folder: Path, count: int = 3) -> Gallery:
         image, other = (Image.fromarray(pixels(number, change)) for change in (0, 4 * number))
         gallery.add("serial", number, image, PictureRecord(prompt.prompt, number, "ffff", None))
         gallery.add(
-            HYBRID, number, other, PictureRecord(prompt.prompt, number, "ff" + "c" * number + "f", 2.0 + number)
+            HYBRID, number, other, PictureRecord(prompt.prompt, number, "ff" + "c" * number + "f", 2.0 + number, NOTES)
         )
     return gallery
 
@@ -127,6 +128,7 @@ def test_tables_name_what_is_skipped(tmp_path: Path) -> None:
     assert "| CLIP score |" in text
     assert "- CLIP score skipped: no weights at hand" in text
     assert "    hybridiff evaluate <x>\n" in text
+    assert text.endswith(f"\n- {HYBRID}: {NOTES[0]}\n"), "once, though all its images say so"
 
 
 class Reader(HTMLParser):
