@@ -74,6 +74,14 @@ def test_typical_schedules_are_found_once(tmp_path: Path) -> None:
             on_progress=lambda what, done, total: told.append(f"{what} {done}/{total}"),
         )
     assert told == ["typical schedules 1/3", "one device 2/3", "typical 3/3"]
+    found, description = study.typical[0]["full_steps"], guided[0].describe(pipe, 4)
+    assert study.typical_of(description, [Prompt("a square", seed=0)]) == found
+    assert study.typical_of(description, [Prompt("a ring")]) is None, "of other prompts another one may be typical"
+    again = Study.open(path, RUN, {})
+    again.forget(["exact"])
+    assert again.typical == study.typical
+    again.forget(["typical"])
+    assert again.typical == again.rows == []
     (row,) = study.rows
     assert row["label"] == "as tolerance 0.14"
     assert row["config"]["full_steps"] == study.typical[0]["full_steps"]
@@ -313,6 +321,14 @@ def test_settings_are_read_from_a_file(tmp_path: Path) -> None:
         ('[{"method": "a", "label": "b", "config": {}, "steps": "20"}]', "entry 1: steps must be an .* 1, got '20'"),
         ('[{"method": "a", "label": "b", "config": {}, "steps": 0}]', "entry 1: steps must be an .* 1, got 0"),
         ('[{"method": "a", "label": "b", "config": {}, "steps": true}]', "entry 1: steps must be an .* 1, got True"),
+        (
+            '[{"method": "a", "label": "b", "config": {"strategy": "published", "devices": 3}}]',
+            "entry 1: strategy 'published' needs an even number of ranks, 2 at least, got 3",
+        ),
+        (
+            '[{"method": "a", "label": "b", "config": {"strategy": "asyncdiff", "settings": {"pace": 2}}}]',
+            "entry 1: unknown setting of the strategy 'pace'; choose one of",
+        ),
         (
             '[{"method": "a", "label": "b", "config": {}, "scheduler": "x"}]',
             "entry 1: unknown scheduler 'x'; choose one",
