@@ -28,7 +28,7 @@ class RunSummary:
     """How one run went.
 
     Attributes:
-        ideal_speedup: Of the recorded schedule, against one device in as many steps; not a number where it is not known.
+        ideal_speedup: Of the recorded schedule, against one device in as many steps; NaN where it is not known.
         schedule: One letter per step: f(ull), p(ipelined), r(euse), c(ached), a(head).
         tau1: Last step before the parallel phase, None where there was none.
         tau2: Last step of the parallel phase, likewise.
@@ -77,6 +77,11 @@ class SimulatedPipeline:
         if self._splits is None or "outer" not in report.stages or report.stages["deeper"]:
             return report
         return replace(report, stages=self._splits["pipelined" if report.strategy == "published" else "reuse"])
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the last call, as stock pipelines count them: each evaluates the network once."""
+        return len(self.report.steps)
 
     @property
     def summary(self) -> RunSummary:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from ...denoiser.reader import count_steps
 from ...models.tiny.checking import is_right
 from ...utils.prompts import Prompt
 from ..metrics import capped_psnr, structural_similarity
@@ -39,12 +40,14 @@ class Reference:
         prompt: With its seed.
         pixels: (H, W, 3) from 0 to 1.
         is_right: See `ImageResult`.
+        evaluations: Of the network, both branches as one: as many as steps unless the scheduler takes several a step.
         converged: Likewise the image in very many steps; None where it is not asked for.
     """
 
     prompt: Prompt
     pixels: Pixels
     is_right: bool | None
+    evaluations: int
     converged: Pixels | None = None
 
 
@@ -71,7 +74,7 @@ def generate_references(
     """Generate every prompt with the stock pipeline, `batch` at once."""
     for part in _parts(seeded(prompts), batch, attrgetter("negative_prompt")):
         for prompt, pixels in zip(part, generate(pipe, part, call), strict=True):
-            yield Reference(prompt, pixels, is_right(pixels, prompt.prompt))
+            yield Reference(prompt, pixels, is_right(pixels, prompt.prompt), count_steps(pipe))
 
 
 def add_converged(
@@ -121,15 +124,12 @@ def simulate(
     steps = call["num_inference_steps"]
     for setting in settings:
         own = call | {"num_inference_steps": setting.steps or steps}
-        order = getattr(pipe.scheduler, "order", 1)
         results: list[ImageResult] = []
         with setting.attach(pipe, own, splits) as attached:
-            # A step of a second-order scheduler evaluates the network twice.
-            serial = order * steps / (getattr(pipe.scheduler, "order", 1) * own["num_inference_steps"])
             for part in _parts(references, 1 if setting.is_adaptive else batch, _negative_prompt):
                 images = generate(attached, [reference.prompt for reference in part], own)
                 run = attached.summary
-                run = replace(run, ideal_speedup=run.ideal_speedup * serial)
+                run = replace(run, ideal_speedup=run.ideal_speedup * part[0].evaluations / len(run.schedule))
                 for pixels, reference in zip(images, part, strict=True):
                     results.append(_compare(pixels, reference, run))
                     on_image(setting)
