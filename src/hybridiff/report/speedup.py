@@ -140,3 +140,8 @@ def mean_speedup(speedups: Iterable[float | None]) -> float:
         speedups: Of generations that take one device equally long each; None where one is serial.
     """
     return statistics.harmonic_mean([1.0 if speedup is None else speedup for speedup in speedups])
+
+
+def evaluated_steps(schedule: str) -> int:
+    """In how many steps of a schedule some rank evaluates the whole network: those that are f(ull), or a(head)."""
+    return schedule.count("f") + schedule.count("a")

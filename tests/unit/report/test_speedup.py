@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridiff.report.report import RunReport, StepRecord
-from hybridiff.report.speedup import RowPartition, StageCosts, critical_path, ideal_speedup, mean_speedup
+from hybridiff.report.speedup import (
+    RowPartition,
+    StageCosts,
+    critical_path,
+    evaluated_steps,
+    ideal_speedup,
+    mean_speedup,
+)
 from hybridiff.schedule.kinds import Phase, StepKind
 
 FULL, PIPELINED = StepKind.FULL, StepKind.PIPELINED
@@ -170,3 +177,7 @@ def test_of_reuse_steps_the_outer_stage_of_a_part_counts_where_it_was_measured()
 def test_several_generations_have_the_speedup_of_all_their_time() -> None:
     assert mean_speedup([2.0, 4.0]) == pytest.approx((1 + 1) / (1 / 2 + 1 / 4)), "4.0 does not make up for 2.0"
     assert mean_speedup([None, 4.0]) == pytest.approx(2 / (1 + 1 / 4)), "one is serial"
+
+
+def test_steps_ahead_are_evaluated_as_full_ones_are() -> None:
+    assert evaluated_steps("ffaaaccfprf") == 7

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...numerics.interpolation import interpolate
+from ...report.speedup import evaluated_steps
 from ...utils.tables import align, markdown_table
 from ..metrics import MOST_DECIBELS
 from ..tables import Column, Row, said_of, tabulate
@@ -47,9 +48,8 @@ settings; between settings along straight lines.
 
 def format_study(study: Study) -> str:
     """The rows as text with aligned columns, by method and speed, and the notes of their runs."""
-    return "\n".join(
-        [align(_all_settings(study), words=2), *(f"note: {note}" for note in said_of(study.rows, "method"))]
-    )
+    said = [f"note: {note}" for note in said_of(study.rows, "method")]
+    return "\n".join([align(_all_settings(study), words=2), *said])
 
 
 def format_markdown(study: Study) -> str:
@@ -123,10 +123,10 @@ def _at(points: Sequence[tuple[float, float]], place: float, near: float = 0.0) 
 
 
 def _full_steps(row: Row) -> str:
-    """How many steps were full: `17`, or over the prompts `14-17-22` (fewest, median, most)."""
+    """How many steps were full, or ahead: `17`, or over the prompts `14-17-22` (fewest, median, most)."""
     spread = row.get("full_steps")
     if spread is None:
-        return str(next(iter(row["schedules"])).count("f"))
+        return str(evaluated_steps(next(iter(row["schedules"]))))
     if spread["min"] == spread["max"]:
         return str(spread["min"])
     return f"{spread['min']}-{spread['median']:g}-{spread['max']}"

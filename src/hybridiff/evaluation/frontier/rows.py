@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...report.speedup import mean_speedup
+from ...report.speedup import evaluated_steps, mean_speedup
 from ..metrics import counted_psnr, worst_tenth
 from ..simulation import RunSummary
 from ..tables import distinct
@@ -49,7 +49,7 @@ class FrontierRow:
 
     @property
     def ideal_speedup(self) -> float:
-        """Of all prompts, one after the other; not a number where it is not known."""
+        """Of all prompts, one after the other; NaN where it is not known."""
         return mean_speedup(result.run.ideal_speedup for result in self.results)
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,12 +70,13 @@ class FrontierRow:
         }
         if notes := distinct(result.run.notes for result in self.results):
             found["notes"] = notes
-        found["evaluations"] = round(mean_evaluations(found), 3)
+        if not set("".join(schedules)) & set("pr"):  # steps that evaluate a part of the network
+            found["evaluations"] = round(mean_evaluations(found), 3)
         return found | (self._spread() if self.setting.is_adaptive else {}) | self._estimates()
 
     def _spread(self) -> dict[str, Any]:
         """How the schedules differ over the prompts."""
-        full = [result.run.schedule.count("f") for result in self.results]
+        full = [evaluated_steps(result.run.schedule) for result in self.results]
         middle = {"median": statistics.median(full), "deviation": round(statistics.pstdev(full), 3)}
         return {
             "full_steps": {"min": min(full), "max": max(full), **middle},
@@ -95,13 +96,13 @@ class FrontierRow:
 
 
 def mean_evaluations(row: Mapping[str, Any]) -> float:
-    """Full steps, evaluations of both branches, as a mean over the prompts of a row of a study, however old.
+    """Steps that evaluate the whole network, both branches, as a mean over the prompts of a row, however old.
 
     Args:
         row: As of `FrontierRow.to_dict`.
     """
     counts: dict[str, int] = row["schedules"]
-    return sum(schedule.count("f") * count for schedule, count in counts.items()) / sum(counts.values())
+    return sum(evaluated_steps(schedule) * count for schedule, count in counts.items()) / sum(counts.values())
 
 
 def pooled_psnr(values: Sequence[float]) -> float:

@@ -36,7 +36,7 @@ class PictureRecord:
     Attributes:
         prompt: Its text.
         seed: Of its noise.
-        schedule: One letter per step: f(ull), p(ipelined), r(euse), c(ached).
+        schedule: One letter per step: f(ull), p(ipelined), r(euse), c(ached), a(head).
         ideal_speedup: Of that schedule; None for the stock pipeline, and where it is not known.
         notes: Of the report.
     """

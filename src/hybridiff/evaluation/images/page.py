@@ -36,7 +36,7 @@ PSNR (at most 100 dB an image), SSIM and LPIPS: each image against that of `seri
 from the same prompt and seed; means, and of PSNR that of the worst tenth too. FID: all images of a strategy against
 those of `serial`, and against the ground truth. CLIP score and ImageReward: images against their prompts. Right: share
 of captions whose image is right. Ideal speed-up: of the schedules, against one device; nothing is timed here. Full
-steps: mean of an image."""
+steps: mean of an image; steps that a rank evaluates ahead of others count, too."""
 
 _COLORS = {kind.value[0]: (kind.value, KIND_COLORS.get(kind, LINE_COLOR)) for kind in StepKind}
 """Of each letter of a schedule: what it means, and its colour."""

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from ...errors import UsageError
-from ...report.speedup import mean_speedup
+from ...report.speedup import evaluated_steps, mean_speedup
 from ...utils.images import read_image
 from ..metrics import worst_tenth
 from ..progress import Progress
@@ -54,7 +54,7 @@ class StrategyScores:
             row["ideal_speedup"] = round(mean_speedup(speeds), 3)
         if notes := distinct(record.notes for record in self.records):
             row["notes"] = notes
-        full = statistics.fmean(record.schedule.count("f") for record in self.records)
+        full = statistics.fmean(evaluated_steps(record.schedule) for record in self.records)
         return row | {name: round(value, 4) for name, value in self.distances.items()} | {"full_steps": round(full, 2)}
 
 
