@@ -57,7 +57,7 @@ class FrontierRow:
         ssims = [result.ssim for result in self.results if result.ssim is not None]
         psnrs = [result.psnr for result in self.results]
         schedules = [result.run.schedule for result in self.results]
-        found = {
+        found: dict[str, Any] = {
             "prompts": len(self.results),
             "ideal_speedup": None if math.isnan(self.ideal_speedup) else round(self.ideal_speedup, 4),
             **_mean_and_worst("psnr", psnrs),
