@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,7 +40,7 @@ class RunSummary:
     tau1: int | None = None
     tau2: int | None = None
     estimated: float | None = None
-    notes: Sequence[str] = ()
+    notes: tuple[str, ...] = ()
 
 
 class SimulatedPipeline:
@@ -89,7 +88,7 @@ class SimulatedPipeline:
         report = self.report
         estimated, speedup = report.fidelity.get("estimated"), report.ideal_speedup or 1.0
         ideal = speedup if report.ideal_is_known else math.nan
-        return RunSummary(ideal, report.schedule, report.tau1, report.tau2, estimated, report.notes)
+        return RunSummary(ideal, report.schedule, report.tau1, report.tau2, estimated, tuple(report.notes))
 
     def __enter__(self) -> SimulatedPipeline:
         return self

@@ -70,8 +70,7 @@ def format_markdown(study: Study) -> str:
             *_solvers(study),
             "\n## All settings\n",
             markdown_table(_all_settings(study), words=2),
-            *(["", *said] if said else []),
-            "",
+            "\n".join(["", *said, ""]) if said else "",
         ]
     )
 

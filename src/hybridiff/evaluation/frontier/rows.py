@@ -67,9 +67,8 @@ class FrontierRow:
             "ssim": round(statistics.mean(ssims), 5) if ssims else None,
             "right": share_right(result.is_right for result in self.results),
             "schedules": {schedule: schedules.count(schedule) for schedule in sorted(set(schedules))},
+            "notes": distinct(result.run.notes for result in self.results),
         }
-        if notes := distinct(result.run.notes for result in self.results):
-            found["notes"] = notes
         if not set("".join(schedules)) & set("pr"):  # steps that evaluate a part of the network
             found["evaluations"] = round(mean_evaluations(found), 3)
         return found | (self._spread() if self.setting.is_adaptive else {}) | self._estimates()

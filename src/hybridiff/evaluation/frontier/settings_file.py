@@ -58,8 +58,7 @@ def _setting(entry: Any, where: str) -> Setting:
             raise UsageError(f"steps must be an integer of at least 1, got {steps!r}")
         if (scheduler := entry.get("scheduler")) is not None:
             require_known("scheduler", scheduler, SCHEDULERS)
-        made = ParallelConfig(**config)
-        check_config(made, made.devices or DEFAULT_RANKS)
+        check_config(made := ParallelConfig(**config), made.devices or DEFAULT_RANKS)
         return Setting(str(entry["method"]), str(entry["label"]), made, steps, scheduler)
     except (TypeError, AttributeError, KeyError) as error:
         raise UsageError(

@@ -44,7 +44,8 @@ class StrategyScores:
 
     def to_dict(self, measures: Sequence[Measure]) -> dict[str, Any]:
         """The row of the strategy as plain data, ready for JSON: of each measure mean, median, and its worst tenth."""
-        row: dict[str, Any] = {"strategy": self.strategy, "images": len(self.records)}
+        notes = distinct(record.notes for record in self.records)
+        row: dict[str, Any] = {"strategy": self.strategy, "images": len(self.records), "notes": notes}
         for measure in measures:
             known = [value for value in self.values.get(measure.name, []) if value is not None]
             if known:
@@ -52,8 +53,6 @@ class StrategyScores:
         speeds = [record.ideal_speedup for record in self.records if record.ideal_speedup is not None]
         if speeds:
             row["ideal_speedup"] = round(mean_speedup(speeds), 3)
-        if notes := distinct(record.notes for record in self.records):
-            row["notes"] = notes
         full = statistics.fmean(evaluated_steps(record.schedule) for record in self.records)
         return row | {name: round(value, 4) for name, value in self.distances.items()} | {"full_steps": round(full, 2)}
 

@@ -223,7 +223,7 @@ def test_the_table_and_the_figure_show_every_row(tmp_path: Path) -> None:
     alone = Setting("mine", "b, 1 device", guided.config)
     plain, unknown = format_markdown(study), Setting("unknown", "c", EXACT.config)
     assert plain.endswith("full steps |\n| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n")
-    notes = RunSummary(math.nan, "ffff", notes=["nobody knows"])
+    notes = RunSummary(math.nan, "ffff", notes=("nobody knows",))
     study.add(described(unknown), FrontierRow(unknown, [ImageResult(30.0, None, None, notes)]))
     study.add(described(alone) | {"config": {"devices": 1}}, measured(alone, 1.5, 41.0))
     for setting, speed, psnr in [(guided, 3.0, 40.0), (EXACT, 2.0, 100.0), (published, 2.1, 33.0), (own, 2.5, 44.0)]:

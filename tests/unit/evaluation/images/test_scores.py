@@ -57,7 +57,7 @@ def test_rows_hold_mean_median_and_worst_tenth(tmp_path: Path) -> None:
     scores = score(draw(tmp_path), measures, on_progress=lambda *progress: told.append(progress))
     serial, hybrid = (one.to_dict(measures.each) for one in scores)
     expected = [100.0, *(psnr(pixels(seed, 4 * seed), pixels(seed)) for seed in (1, 2))]
-    assert serial == {"strategy": "serial", "images": 3, "full_steps": 4.0}
+    assert serial == {"strategy": "serial", "images": 3, "notes": [], "full_steps": 4.0}
     assert hybrid["psnr"] == pytest.approx(np.mean(expected), abs=1e-4)
     assert hybrid["psnr_median"] == pytest.approx(expected[1], abs=1e-4)
     assert hybrid["psnr_worst_tenth"] == pytest.approx(expected[2], abs=1e-4)
@@ -82,7 +82,8 @@ def test_every_measure_joins_where_its_network_is_at_hand(tmp_path: Path) -> Non
     assert told[-1] == (f"measuring {HYBRID}", 16, 16)
     serial, hybrid = (one.to_dict(measures.each) for one in scores)
     assert serial.keys() == {
-        "strategy", "images", "clip_score", "clip_score_median", "clip_score_worst_tenth", "fid_reference", "full_steps"
+        "strategy", "images", "notes", "clip_score", "clip_score_median", "clip_score_worst_tenth", "fid_reference",
+        "full_steps",
     }  # fmt: skip
     assert hybrid["lpips_worst_tenth"] > hybrid["lpips_median"] > 0
     features = InceptionFeatures(network)
