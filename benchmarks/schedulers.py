@@ -30,6 +30,7 @@ from hybridiff.evaluation.workload import seeded, take_prompts
 from hybridiff.models.loading import load_pipeline
 from hybridiff.models.tiny import GUIDANCE
 from hybridiff.numerics.sensitivity import measure_sensitivity
+from hybridiff.report.speedup import mean_speedup
 from hybridiff.utils.prompts import Prompt
 from hybridiff.utils.tables import markdown_table
 
@@ -216,7 +217,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         f"{mean(image['true'] for image in images):.1f}",
         f"{min(image['true'] for image in images):.1f}",
         f"{mean(image['estimated'] for image in images):.1f}",
-        f"{mean(image['ideal_speedup'] for image in images):.2f}x",
+        f"{mean_speedup(image['ideal_speedup'] for image in images):.2f}x",
     )
 
 

@@ -14,6 +14,7 @@ from hybridiff.evaluation.simulation import SimulatedPipeline
 from hybridiff.evaluation.strategy_spec import parse_strategy
 from hybridiff.evaluation.workload import Workload
 from hybridiff.report.report import RunReport
+from hybridiff.report.speedup import mean_speedup
 
 from ..cached_pipeline import Cache, CachedPipeline
 from .methods import Method
@@ -90,7 +91,7 @@ def _row(workload: Workload, method: Method, setting: str, references: Sequence[
     pairs = [(image, reference.pixels) for image, reference in zip(pixels, references, strict=True)]
     decibels = [capped_psnr(*pair) for pair in pairs]
     likeness = [found for found in (structural_similarity(*pair) for pair in pairs) if found is not None]
-    speedup = harmonic_mean(speedups)
+    speedup = mean_speedup(speedups)
     return Row(
         model=workload.model,
         method=method.key,

@@ -148,6 +148,7 @@ class Run:
             report.shards = self._setup.groups.described_costs()
             report.layout = self._learner.reader.layout if self._learner.reader is not None else None
             report.fidelity = self._strategy.fidelity()
+            report.ideal_is_known = self._strategy.ideal_is_known
         return report
 
     def follow(self, error: ShardError) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,11 +27,12 @@ class RunSummary:
     """How one run went.
 
     Attributes:
-        ideal_speedup: Of the recorded schedule, against one device in as many steps.
+        ideal_speedup: Of the recorded schedule, against one device in as many steps; NaN where it is not known.
         schedule: One letter per step: f(ull), p(ipelined), r(euse), c(ached), a(head).
         tau1: Last step before the parallel phase, None where there was none.
         tau2: Last step of the parallel phase, likewise.
         estimated: Fidelity in dB that a promised run estimates of itself, of the worst image; None of any other.
+        notes: Of its report.
     """
 
     ideal_speedup: float
@@ -38,6 +40,7 @@ class RunSummary:
     tau1: int | None = None
     tau2: int | None = None
     estimated: float | None = None
+    notes: tuple[str, ...] = ()
 
 
 class SimulatedPipeline:
@@ -75,11 +78,17 @@ class SimulatedPipeline:
         return replace(report, stages=self._splits["pipelined" if report.strategy == "published" else "reuse"])
 
     @property
+    def num_timesteps(self) -> int:
+        """Steps of the last call, as stock pipelines count them: each evaluates the network once."""
+        return len(self.report.steps)
+
+    @property
     def summary(self) -> RunSummary:
         """Of the last call."""
         report = self.report
-        estimated = report.fidelity.get("estimated")
-        return RunSummary(report.ideal_speedup or 1.0, report.schedule, report.tau1, report.tau2, estimated)
+        estimated, speedup = report.fidelity.get("estimated"), report.ideal_speedup or 1.0
+        ideal = speedup if report.ideal_is_known else math.nan
+        return RunSummary(ideal, report.schedule, report.tau1, report.tau2, estimated, tuple(report.notes))
 
     def __enter__(self) -> SimulatedPipeline:
         return self

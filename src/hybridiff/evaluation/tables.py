@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,3 +37,15 @@ def tabulate(rows: Sequence[Row], columns: Sequence[Column]) -> list[tuple[str, 
     """Head and rows, with the columns that some row fills."""
     shown = [column for column in columns if column.stays or any(row.get(column.entry) is not None for row in rows)]
     return [tuple(column.head for column in shown), *(tuple(column.cell(row) for column in shown) for row in rows)]
+
+
+def distinct(notes: Iterable[Sequence[str]]) -> list[str]:
+    """The notes of several runs, each once."""
+    return list(dict.fromkeys(note for some in notes for note in some))
+
+
+def said_of(rows: Sequence[Row], entry: str) -> list[str]:
+    """What the notes of rows say, each once, after the entries of those that it is said of."""
+    notes = distinct(row.get("notes", ()) for row in rows)
+    named = {note: dict.fromkeys(row[entry] for row in rows if note in row.get("notes", ())) for note in notes}
+    return [f"{', '.join(names)}: {note}" for note, names in named.items()]

@@ -94,6 +94,7 @@ class RunReport:
         layout: Where the branches are in the calls of a step; None where it is asked anew at every step.
         fidelity: What was promised and what is estimated of the worst image, in dB; empty where nothing was promised.
         spans: What each rank did when, where a trace was asked for.
+        ideal_is_known: Whether the schedule tells all work that was left out.
     """
 
     strategy: str
@@ -111,6 +112,7 @@ class RunReport:
     layout: GuidanceLayout | None = None
     fidelity: dict[str, float] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list, repr=False)
+    ideal_is_known: bool = True
 
     @property
     def branches(self) -> int:
@@ -149,11 +151,14 @@ class RunReport:
 
     @property
     def ideal_speedup(self) -> float | None:
-        """Serial time over the critical path of this schedule, from stage costs measured alone; None if serial."""
-        return self.ideal_at(None)
+        """Serial time over the critical path of this schedule, from stage costs measured alone; None if serial.
+
+        None, too, where the schedule does not tell it.
+        """
+        return self.ideal_at(None) if self.ideal_is_known else None
 
     def ideal_at(self, serial_step: float | None) -> float | None:
-        """The same where a step on one device costs so many evaluations of one branch (rho)."""
+        """That of the schedule where a step on one device costs so many evaluations of one branch (rho)."""
         is_shared = self.partition is not None or any(step.kind is not StepKind.FULL for step in self.steps)
         is_guided = self.branches > 1
         if self.strategy == "serial" or not self.steps or not (is_guided or is_shared):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -130,3 +131,17 @@ def ideal_speedup(
     serial = serial_step * len(kinds) + len(unguided) + extra
     alone = critical_path(unguided, costs) + partition.extra_branches * extra
     return serial / (evaluation * critical_path(kinds, costs) + alone)
+
+
+def mean_speedup(speedups: Iterable[float | None]) -> float:
+    """The speed-up of several generations, one after the other: images over the time of all of them.
+
+    Args:
+        speedups: Of generations that take one device equally long each; None where one is serial.
+    """
+    return statistics.harmonic_mean([1.0 if speedup is None else speedup for speedup in speedups])
+
+
+def evaluated_steps(schedule: str) -> int:
+    """In how many steps of a schedule some rank evaluates the whole network: those that are f(ull), or a(head)."""
+    return schedule.count("f") + schedule.count("a")

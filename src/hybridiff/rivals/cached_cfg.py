@@ -43,6 +43,7 @@ class CachedCfgStrategy(CfgStrategy):
     name = "cached_cfg"
     hooks_layers = True
     saves_work = True
+    ideal_is_known = False
 
     def __init__(self, context: RunContext, first: Evaluation) -> None:
         super().__init__(context, first)
@@ -73,7 +74,7 @@ class CachedCfgStrategy(CfgStrategy):
             raise UsageError("strategy 'cached_cfg' cannot share an image between ranks; use shards=1")
 
     def notes(self) -> list[str]:
-        return ["the ideal speed-up counts every step as full: what the cache leaves out shows in times only"]
+        return ["the ideal of the schedule counts every step as full: what the cache leaves out shows in times only"]
 
     def predict(self, evaluation: Evaluation, step: int) -> Answer:
         self.channel.begin_step(step, self.kind(step), evaluation.branches > 1)

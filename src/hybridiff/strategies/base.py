@@ -91,6 +91,7 @@ class Strategy(ABC):
     hooks_layers: ClassVar[bool] = False  # though `needs_stages` says no
     hooks_attention: ClassVar[bool] = False  # within blocks, which then cannot be compiled
     saves_work: ClassVar[bool] = False  # it leaves evaluations out, or parts of them, whatever the number of ranks
+    ideal_is_known: ClassVar[bool] = True  # the kinds of its steps say what they leave out
     cuts_stages: ClassVar[bool] = False  # ranks that share rows may each run a stage of the network on their part
 
     def __init__(self, context: RunContext, first: Evaluation) -> None:

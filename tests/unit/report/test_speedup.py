@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybridiff.report.report import RunReport, StepRecord
-from hybridiff.report.speedup import RowPartition, StageCosts, critical_path, ideal_speedup
+from hybridiff.report.speedup import (
+    RowPartition,
+    StageCosts,
+    critical_path,
+    evaluated_steps,
+    ideal_speedup,
+    mean_speedup,
+)
 from hybridiff.schedule.kinds import Phase, StepKind
 
 FULL, PIPELINED = StepKind.FULL, StepKind.PIPELINED
@@ -122,6 +129,8 @@ def test_a_report_takes_its_own_costs() -> None:
     assert hybrid.ideal_speedup == pytest.approx(20 / (7 + 0.4 + 2 * 0.62))
     assert hybrid.to_dict()["ideal_speedup"] == hybrid.ideal_speedup
     assert report("cfg", [FULL] * 10, [0.1] * 10).ideal_speedup == 2.0
+    untold = replace(report("cached_cfg", [FULL] * 10, [0.1] * 10), ideal_is_known=False)
+    assert untold.to_dict()["ideal_speedup"] is None
 
 
 def test_a_report_that_does_not_know_its_partition_is_of_one_image() -> None:
@@ -163,3 +172,12 @@ def test_of_reuse_steps_the_outer_stage_of_a_part_counts_where_it_was_measured()
     assert StageCosts.of(stages, {"share": 0.6}) == StageCosts(0.3, 0.7)
     costs = StageCosts.of(stages, {"share": 0.6, "outer": {"share": 0.24}})
     assert ideal_speedup(kinds, costs, partition, share=0.6) == pytest.approx(6 / (0.6 + 2 * 0.24))
+
+
+def test_several_generations_have_the_speedup_of_all_their_time() -> None:
+    assert mean_speedup([2.0, 4.0]) == pytest.approx((1 + 1) / (1 / 2 + 1 / 4)), "4.0 does not make up for 2.0"
+    assert mean_speedup([None, 4.0]) == pytest.approx(2 / (1 + 1 / 4)), "one is serial"
+
+
+def test_steps_ahead_are_evaluated_as_full_ones_are() -> None:
+    assert evaluated_steps("ffaaaccfprf") == 7

@@ -24,7 +24,7 @@ def frontier_figure(content: dict[str, Any]) -> Figure:
     """
     figure = new_figure(9.5, 5.4)
     axes = figure.subplots()
-    run, rows = content["run"], content["rows"]
+    run, rows = content["run"], [row for row in content["rows"] if row["ideal_speedup"]]  # where it is known
     for method, color in _colors(row["method"] for row in rows).items():
         _draw_method(axes, method, color, [row for row in rows if row["method"] == method])
     _mark_published(axes, rows)

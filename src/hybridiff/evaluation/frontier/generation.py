@@ -11,10 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import torch
 
+from ...denoiser.reader import count_steps
 from ...models.tiny.checking import is_right
 from ...utils.prompts import Prompt
 from ..metrics import capped_psnr, structural_similarity
@@ -26,6 +29,8 @@ from .settings import Setting
 
 T = TypeVar("T")
 
+_negative_prompt = attrgetter("prompt.negative_prompt")  # of a reference
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -35,27 +40,31 @@ class Reference:
         prompt: With its seed.
         pixels: (H, W, 3) from 0 to 1.
         is_right: See `ImageResult`.
+        evaluations: Of the network, both branches as one: as many as steps unless the scheduler takes several a step.
         converged: Likewise the image in very many steps; None where it is not asked for.
     """
 
     prompt: Prompt
     pixels: Pixels
     is_right: bool | None
+    evaluations: int
     converged: Pixels | None = None
 
 
 def generate(pipe: Any, prompts: Sequence[Prompt], call: Mapping[str, Any], output_type: str = "np") -> Any:
-    """The images of some prompts, (H, W, 3) from 0 to 1 each, every one from the noise of its own seed."""
+    """The images of some prompts, (H, W, 3) from 0 to 1 each, every one from the noise of its own seed.
+
+    All of them have a negative prompt, or none has: to some pipelines none is another than the empty one.
+    """
     arguments = {
         **call,
         "prompt": [prompt.prompt for prompt in prompts],
         "generator": [torch.Generator().manual_seed(prompt.seed or 0) for prompt in prompts],
         "output_type": output_type,
     }
-    if any(prompt.negative_prompt is not None for prompt in prompts):
-        general = call.get("negative_prompt") or ""
-        own = [prompt.negative_prompt for prompt in prompts]
-        arguments["negative_prompt"] = [general if text is None else text for text in own]
+    own = [prompt.negative_prompt for prompt in prompts]
+    if any(text is not None for text in own):
+        arguments["negative_prompt"] = own
     return pipe(**arguments).images
 
 
@@ -63,9 +72,9 @@ def generate_references(
     pipe: Any, prompts: Sequence[Prompt], call: Mapping[str, Any], batch: int = 1
 ) -> Iterator[Reference]:
     """Generate every prompt with the stock pipeline, `batch` at once."""
-    for part in _parts(seeded(prompts), batch):
+    for part in _parts(seeded(prompts), batch, attrgetter("negative_prompt")):
         for prompt, pixels in zip(part, generate(pipe, part, call), strict=True):
-            yield Reference(prompt, pixels, is_right(pixels, prompt.prompt))
+            yield Reference(prompt, pixels, is_right(pixels, prompt.prompt), count_steps(pipe))
 
 
 def add_converged(
@@ -81,7 +90,7 @@ def add_converged(
         kept: Where they are looked for, and kept.
         batch: Prompts at once.
     """
-    for part in _parts(references, batch):
+    for part in _parts(references, batch, _negative_prompt):
         found = [kept.find(reference.prompt) for reference in part]
         missing = [reference.prompt for reference, pixels in zip(part, found, strict=True) if pixels is None]
         made = iter(generate(pipe, missing, {**call, "num_inference_steps": steps}) if missing else ())
@@ -115,15 +124,12 @@ def simulate(
     steps = call["num_inference_steps"]
     for setting in settings:
         own = call | {"num_inference_steps": setting.steps or steps}
-        order = getattr(pipe.scheduler, "order", 1)
         results: list[ImageResult] = []
         with setting.attach(pipe, own, splits) as attached:
-            # A step of a second-order scheduler evaluates the network twice.
-            serial = order * steps / (getattr(pipe.scheduler, "order", 1) * own["num_inference_steps"])
-            for part in _parts(references, 1 if setting.is_adaptive else batch):
+            for part in _parts(references, 1 if setting.is_adaptive else batch, _negative_prompt):
                 images = generate(attached, [reference.prompt for reference in part], own)
                 run = attached.summary
-                run = replace(run, ideal_speedup=run.ideal_speedup * serial)
+                run = replace(run, ideal_speedup=run.ideal_speedup * part[0].evaluations / len(run.schedule))
                 for pixels, reference in zip(images, part, strict=True):
                     results.append(_compare(pixels, reference, run))
                     on_image(setting)
@@ -147,9 +153,11 @@ def guided_schedules(
     return schedules
 
 
-def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def _parts(items: Sequence[T], size: int, negative_prompt: Callable[[T], str | None]) -> Iterator[Sequence[T]]:
+    """Batches in order, each of prompts with a negative prompt, or without."""
+    for _, alike in groupby(items, lambda item: negative_prompt(item) is None):
+        group = list(alike)
+        yield from (group[start : start + size] for start in range(0, len(group), size))
 
 
 def _compare(pixels: Pixels, reference: Reference, run: RunSummary) -> ImageResult:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...numerics.interpolation import interpolate
+from ...report.speedup import evaluated_steps
 from ...utils.tables import align, markdown_table
 from ..metrics import MOST_DECIBELS
-from ..tables import Column, Row, tabulate
+from ..tables import Column, Row, said_of, tabulate
 from .beside import beside_tolerances
 from .rows import upper_envelope
 from .solvers import least_evaluations, solver_lines
@@ -46,13 +47,15 @@ settings; between settings along straight lines.
 
 
 def format_study(study: Study) -> str:
-    """The rows as text with aligned columns, by method and speed."""
-    return align(_all_settings(study), words=2)
+    """The rows as text with aligned columns, by method and speed, and the notes of their runs."""
+    said = [f"note: {note}" for note in said_of(study.rows, "method")]
+    return "\n".join([align(_all_settings(study), words=2), *said])
 
 
 def format_markdown(study: Study) -> str:
     """The same as a page of Markdown, with what was run and how."""
     run, right = study.run, (study.reference or {}).get("right")
+    said = [f"- {note}." for note in said_of(study.rows, "method")]
     head = run["model"], f"{run['num_inference_steps']} steps", run["scheduler"], run["dtype"]
     return "\n".join(
         [
@@ -66,13 +69,14 @@ def format_markdown(study: Study) -> str:
             *_promises(study.rows),
             *_solvers(study),
             "\n## All settings\n",
-            markdown_table(_all_settings(study), words=2) + "\n",
+            markdown_table(_all_settings(study), words=2),
+            "\n".join(["", *said, ""]) if said else "",
         ]
     )
 
 
 def _all_settings(study: Study) -> list[tuple[str, ...]]:
-    return tabulate(sorted(study.rows, key=lambda row: (row["method"], row["ideal_speedup"])), _COLUMNS)
+    return tabulate(sorted(study.rows, key=lambda row: (row["method"], row["ideal_speedup"] or 0.0)), _COLUMNS)
 
 
 def _at_equal_speed(rows: Sequence[Row]) -> list[tuple[str, ...]]:
@@ -80,7 +84,7 @@ def _at_equal_speed(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     found = []
     for method in sorted({row["method"] for row in rows}):
         own = [row for row in rows if row["method"] == method and row["config"].get("devices") != 1]
-        best = upper_envelope((row["ideal_speedup"], row["psnr"]) for row in own)
+        best = upper_envelope((row["ideal_speedup"], row["psnr"]) for row in own if row["ideal_speedup"])
         found.append((method, *(_at(best, speed, _NEAR) for speed in SPEEDS)))
     return found
 
@@ -118,10 +122,10 @@ def _at(points: Sequence[tuple[float, float]], place: float, near: float = 0.0) 
 
 
 def _full_steps(row: Row) -> str:
-    """How many steps were full: `17`, or over the prompts `14-17-22` (fewest, median, most)."""
+    """How many steps were full, or ahead: `17`, or over the prompts `14-17-22` (fewest, median, most)."""
     spread = row.get("full_steps")
     if spread is None:
-        return str(next(iter(row["schedules"])).count("f"))
+        return str(evaluated_steps(next(iter(row["schedules"]))))
     if spread["min"] == spread["max"]:
         return str(spread["min"])
     return f"{spread['min']}-{spread['median']:g}-{spread['max']}"

@@ -8,8 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ...report.speedup import evaluated_steps, mean_speedup
 from ..metrics import counted_psnr, worst_tenth
 from ..simulation import RunSummary
+from ..tables import distinct
 from .settings import Setting
 
 
@@ -47,17 +49,17 @@ class FrontierRow:
 
     @property
     def ideal_speedup(self) -> float:
-        """Mean over the prompts."""
-        return statistics.mean(result.run.ideal_speedup for result in self.results)
+        """Of all prompts, one after the other; NaN where it is not known."""
+        return mean_speedup(result.run.ideal_speedup for result in self.results)
 
     def to_dict(self) -> dict[str, Any]:
         """What was measured as plain data, ready for JSON."""
         ssims = [result.ssim for result in self.results if result.ssim is not None]
         psnrs = [result.psnr for result in self.results]
         schedules = [result.run.schedule for result in self.results]
-        found = {
+        found: dict[str, Any] = {
             "prompts": len(self.results),
-            "ideal_speedup": round(self.ideal_speedup, 4),
+            "ideal_speedup": None if math.isnan(self.ideal_speedup) else round(self.ideal_speedup, 4),
             **_mean_and_worst("psnr", psnrs),
             "psnr_pooled": round(pooled_psnr(psnrs), 3),
             "psnr_counted": round(counted_psnr(psnrs), 3),
@@ -65,13 +67,15 @@ class FrontierRow:
             "ssim": round(statistics.mean(ssims), 5) if ssims else None,
             "right": share_right(result.is_right for result in self.results),
             "schedules": {schedule: schedules.count(schedule) for schedule in sorted(set(schedules))},
+            "notes": distinct(result.run.notes for result in self.results),
         }
-        found["evaluations"] = round(mean_evaluations(found), 3)
+        if not set("".join(schedules)) & set("pr"):  # steps that evaluate a part of the network
+            found["evaluations"] = round(mean_evaluations(found), 3)
         return found | (self._spread() if self.setting.is_adaptive else {}) | self._estimates()
 
     def _spread(self) -> dict[str, Any]:
         """How the schedules differ over the prompts."""
-        full = [result.run.schedule.count("f") for result in self.results]
+        full = [evaluated_steps(result.run.schedule) for result in self.results]
         middle = {"median": statistics.median(full), "deviation": round(statistics.pstdev(full), 3)}
         return {
             "full_steps": {"min": min(full), "max": max(full), **middle},
@@ -91,13 +95,13 @@ class FrontierRow:
 
 
 def mean_evaluations(row: Mapping[str, Any]) -> float:
-    """Full steps, evaluations of both branches, as a mean over the prompts of a row of a study, however old.
+    """Steps that evaluate the whole network, both branches, as a mean over the prompts of a row, however old.
 
     Args:
         row: As of `FrontierRow.to_dict`.
     """
     counts: dict[str, int] = row["schedules"]
-    return sum(schedule.count("f") * count for schedule, count in counts.items()) / sum(counts.values())
+    return sum(evaluated_steps(schedule) * count for schedule, count in counts.items()) / sum(counts.values())
 
 
 def pooled_psnr(values: Sequence[float]) -> float:

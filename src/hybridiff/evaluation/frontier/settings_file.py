@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ...config import ParallelConfig, PublishedSettings
+from ...distributed.placement import DEFAULT_RANKS
 from ...errors import UsageError
 from ...models.schedulers import SCHEDULERS
 from ...utils.names import require_known
+from ..strategy_spec import check_config
 from .settings import Setting
 
 
@@ -56,7 +58,8 @@ def _setting(entry: Any, where: str) -> Setting:
             raise UsageError(f"steps must be an integer of at least 1, got {steps!r}")
         if (scheduler := entry.get("scheduler")) is not None:
             require_known("scheduler", scheduler, SCHEDULERS)
-        return Setting(str(entry["method"]), str(entry["label"]), ParallelConfig(**config), steps, scheduler)
+        check_config(made := ParallelConfig(**config), made.devices or DEFAULT_RANKS)
+        return Setting(str(entry["method"]), str(entry["label"]), made, steps, scheduler)
     except (TypeError, AttributeError, KeyError) as error:
         raise UsageError(
             f"{where}: method, label and config are needed, with fields of ParallelConfig ({error})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
@@ -17,8 +18,9 @@ from ..inspection.denoiser import measure_splits
 from ..progress import Progress
 from ..resumed import as_json, differing, read_parts, refuse_other
 from ..simulation import Splits
+from ..workload import seeded
 from .generation import add_converged, generate_references, guided_schedules, simulate
-from .grid import NAMES, typical
+from .grid import NAMES, TYPICAL, typical
 from .kept import KeptImages
 from .rows import FrontierRow, share_right
 from .schedules import steps_as_text, typical_schedule
@@ -49,7 +51,8 @@ class Study:
         made_with: What does not matter to them: versions, the command.
         splits: Where the network is split, None until measured.
         reference: What was seen of the one-device images, None until generated.
-        typical: The typical schedules found: full steps, and the guided setting that they are typical of.
+        typical: The typical schedules found: full steps, the guided setting that they are typical of, and a digest of
+            the prompts that they come from.
         rows: One per setting.
     """
 
@@ -94,10 +97,10 @@ class Study:
         facts = {name: value for name, value in self.run.items() if name != "prompts"}
         return KeptImages(self.path.with_suffix(".converged"), facts)
 
-    def typical_of(self, description: dict[str, Any]) -> str | None:
-        """The full steps of the schedule that is typical of a guided setting; None until found."""
-        wanted = as_json(description)
-        return next((found["full_steps"] for found in self.typical if found["guided"] == wanted), None)
+    def typical_of(self, description: dict[str, Any], prompts: Sequence[Prompt]) -> str | None:
+        """The full steps of the schedule that is typical of a guided setting with some prompts; None until found."""
+        wanted = {"guided": as_json(description), "prompts": _digest(prompts)}
+        return next((found["full_steps"] for found in self.typical if found.items() >= wanted.items()), None)
 
     def add(self, description: dict[str, Any], row: FrontierRow) -> None:
         """Keep a row, in the place of one with the same name whose thresholds have changed since."""
@@ -107,7 +110,7 @@ class Study:
         self.save()
 
     def forget(self, methods: Iterable[str]) -> None:
-        """Leave out the rows of some methods, so that they are measured again.
+        """Leave out the rows of some methods, so that they are measured again, typical schedules, too.
 
         Raises:
             UsageError: a method is unknown.
@@ -115,10 +118,11 @@ class Study:
         for method in (methods := set(methods)):
             require_known("method", method, dict.fromkeys([*NAMES, HYBRID, *(row["method"] for row in self.rows)]))
         self.rows = [row for row in self.rows if row["method"] not in methods]
+        self.typical = [] if TYPICAL in methods else self.typical
 
-    def add_typical(self, guided: dict[str, Any], full_steps: str) -> None:
-        """Keep the full steps that are typical of a guided setting."""
-        self.typical.append({"guided": as_json(guided), "full_steps": full_steps})
+    def add_typical(self, guided: dict[str, Any], prompts: Sequence[Prompt], full_steps: str) -> None:
+        """Keep the full steps that are typical of a guided setting with some prompts."""
+        self.typical.append({"guided": as_json(guided), "prompts": _digest(prompts), "full_steps": full_steps})
         self.save()
 
     def to_dict(self) -> dict[str, Any]:
@@ -162,14 +166,18 @@ def run_study(
     """
     check_names(settings, "what is compared")
     work = _Work(study, pipe, call, batch)
-    unknown = [setting for setting in guided if study.typical_of(work.describe(setting)) is None]
-    count = len(work.missing(settings)) + len(work.missing_typical(guided)) + len(unknown)
+    unknown = [setting for setting in guided if study.typical_of(work.describe(setting), guided_prompts) is None]
+    count = len(work.missing(settings)) + len(work.missing_typical(guided, guided_prompts)) + len(unknown)
     if count:
         references = 2 if study.converged_steps else 1
         images = len(unknown) * len(guided_prompts) + (references + count) * len(prompts)
         progress = Progress(on_progress, images)
         work.find_typical(unknown, guided_prompts, progress)
-        work.measure([*work.missing(settings), *work.missing_typical(guided)], prompts, progress)
+        work.measure([*work.missing(settings), *work.missing_typical(guided, guided_prompts)], prompts, progress)
+
+
+def _digest(prompts: Sequence[Prompt]) -> str:
+    return hashlib.sha256(repr(seeded(prompts)).encode()).hexdigest()[:16]
 
 
 class _Work:
@@ -184,16 +192,16 @@ class _Work:
     def missing(self, settings: Iterable[Setting]) -> list[Setting]:
         return [setting for setting in settings if not self._study.has(self.describe(setting))]
 
-    def missing_typical(self, guided: Sequence[Setting]) -> list[Setting]:
+    def missing_typical(self, guided: Sequence[Setting], prompts: Sequence[Prompt]) -> list[Setting]:
         """Of the typical settings, as far as their schedules are known."""
-        found = [(setting, self._study.typical_of(self.describe(setting))) for setting in guided]
+        found = [(setting, self._study.typical_of(self.describe(setting), prompts)) for setting in guided]
         return self.missing(typical(setting, full) for setting, full in found if full is not None)
 
     def find_typical(self, guided: Sequence[Setting], prompts: Sequence[Prompt], progress: Progress) -> None:
         for one in guided:
             on_image = partial(progress.advance, "typical schedules")
             schedules = guided_schedules(self._pipe, prompts, one, self._call, on_image)
-            self._study.add_typical(self.describe(one), steps_as_text(typical_schedule(schedules)))
+            self._study.add_typical(self.describe(one), prompts, steps_as_text(typical_schedule(schedules)))
 
     def measure(self, settings: Sequence[Setting], prompts: Sequence[Prompt], progress: Progress) -> None:
         study, pipe, call, batch = self._study, self._pipe, self._call, self._batch

@@ -51,8 +51,8 @@ def draw_missing(
             for number in numbers:
                 prompt = gallery.prompts[number]
                 generation = engine.generate(prompt.prompt, seed=prompt.seed, **call | prompt.arguments)
-                report = generation.report
-                record = PictureRecord(prompt.prompt, generation.seed, report.schedule, report.ideal_speedup)
+                run = generation.report
+                record = PictureRecord(prompt.prompt, generation.seed, run.schedule, run.ideal_speedup, run.notes)
                 gallery.add(strategy, number, generation.images[0], record)
                 done += 1
                 on_progress(strategy, done, total)

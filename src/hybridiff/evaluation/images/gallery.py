@@ -7,7 +7,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,16 @@ class PictureRecord:
     Attributes:
         prompt: Its text.
         seed: Of its noise.
-        schedule: One letter per step: f(ull), p(ipelined), r(euse), c(ached).
-        ideal_speedup: Of that schedule; None for the stock pipeline.
+        schedule: One letter per step: f(ull), p(ipelined), r(euse), c(ached), a(head).
+        ideal_speedup: Of that schedule; None for the stock pipeline, and where it is not known.
+        notes: Of the report.
     """
 
     prompt: str
     seed: int
     schedule: str
     ideal_speedup: float | None
+    notes: list[str] = field(default_factory=list)
 
 
 class Gallery:

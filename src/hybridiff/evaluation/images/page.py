@@ -10,7 +10,7 @@ from urllib.parse import quote
 from ...report.plots import KIND_COLORS, LINE_COLOR
 from ...schedule.kinds import StepKind
 from ...utils.tables import markdown_table
-from ..tables import Column, Row, tabulate
+from ..tables import Column, Row, said_of, tabulate
 from .gallery import Gallery
 from .measures import TO_REFERENCE, TO_SERIAL
 from .scores import SERIAL, StrategyScores
@@ -36,7 +36,7 @@ PSNR (at most 100 dB an image), SSIM and LPIPS: each image against that of `seri
 from the same prompt and seed; means, and of PSNR that of the worst tenth too. FID: all images of a strategy against
 those of `serial`, and against the ground truth. CLIP score and ImageReward: images against their prompts. Right: share
 of captions whose image is right. Ideal speed-up: of the schedules, against one device; nothing is timed here. Full
-steps: mean of an image."""
+steps: mean of an image; steps that a rank evaluates ahead of others count, too."""
 
 _COLORS = {kind.value[0]: (kind.value, KIND_COLORS.get(kind, LINE_COLOR)) for kind in StepKind}
 """Of each letter of a schedule: what it means, and its colour."""
@@ -54,7 +54,8 @@ def short_table(rows: Sequence[Row]) -> list[tuple[str, ...]]:
 
 def skipped_lines(content: Row) -> list[str]:
     """What is not measured and why, and what else is to be known; a sentence each."""
-    return [*(f"{what} skipped: {why}" for what, why in content["skipped"].items()), *content["notes"]]
+    skipped = [f"{what} skipped: {why}" for what, why in content["skipped"].items()]
+    return [*skipped, *content["notes"], *said_of(content["rows"], "strategy")]
 
 
 def format_evaluation(content: Row) -> str:

@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 
 from ...errors import UsageError
+from ...report.speedup import evaluated_steps, mean_speedup
 from ...utils.images import read_image
 from ..metrics import worst_tenth
 from ..progress import Progress
+from ..tables import distinct
 from .gallery import Gallery, PictureRecord
 from .inception import frechet_distance
 from .measures import TO_REFERENCE, Measure, Measures
@@ -42,15 +44,16 @@ class StrategyScores:
 
     def to_dict(self, measures: Sequence[Measure]) -> dict[str, Any]:
         """The row of the strategy as plain data, ready for JSON: of each measure mean, median, and its worst tenth."""
-        row: dict[str, Any] = {"strategy": self.strategy, "images": len(self.records)}
+        notes = distinct(record.notes for record in self.records)
+        row: dict[str, Any] = {"strategy": self.strategy, "images": len(self.records), "notes": notes}
         for measure in measures:
             known = [value for value in self.values.get(measure.name, []) if value is not None]
             if known:
                 row |= _summary(measure, known)
         speeds = [record.ideal_speedup for record in self.records if record.ideal_speedup is not None]
         if speeds:
-            row["ideal_speedup"] = round(statistics.fmean(speeds), 3)
-        full = statistics.fmean(record.schedule.count("f") for record in self.records)
+            row["ideal_speedup"] = round(mean_speedup(speeds), 3)
+        full = statistics.fmean(evaluated_steps(record.schedule) for record in self.records)
         return row | {name: round(value, 4) for name, value in self.distances.items()} | {"full_steps": round(full, 2)}
 
 

@@ -11,8 +11,10 @@ from typing import Any
 
 from ...launch.protocol import Generation
 from ...report.report import RunReport
+from ...report.speedup import mean_speedup
 from ...utils.prompts import Prompt
 from ..metrics import likeness
+from ..tables import distinct
 from .contenders import SERIAL, Contender
 from .turns import EngineSet, Spread, take_turns
 
@@ -93,7 +95,7 @@ def make_rows(
         own = turns[contender.name]
         own_whole, own_denoising = seconds(own), seconds(own, "denoising")
         reports = [generation.report for generation in own[0]]
-        speedup, ideal = denoising.median / own_denoising.median, ideal_at(reports, rho)
+        speedup, ideal = denoising.median / own_denoising.median, mean_speedup(one.ideal_at(rho) for one in reports)
         row = {
             "strategy": contender.label,
             "devices": contender.devices,
@@ -127,11 +129,6 @@ def seconds(turns: Turns, part: str | None = None) -> Spread:
     )
 
 
-def ideal_at(reports: Sequence[RunReport], rho: float) -> float:
-    """The ideal speed-up of several generations, one after the other; 1 if serial."""
-    return statistics.harmonic_mean([report.ideal_at(rho) or 1.0 for report in reports])
-
-
 def _costs(reports: Sequence[RunReport], devices: int) -> dict[str, Any]:
     """What a generation costs beside time, as means over several; waiting and messages where traces tell."""
     is_message = devices > 1  # alone, a rank hears nobody
@@ -150,7 +147,7 @@ def _costs(reports: Sequence[RunReport], devices: int) -> dict[str, Any]:
         "bytes_by_purpose": _mean(report.bytes_by_purpose for report in reports),
         **traced,
         "peak_memory": [max(of_rank) for of_rank in zip(*(report.peak_memory for report in reports), strict=True)],
-        "notes": list(dict.fromkeys(note for report in reports for note in report.notes)),
+        "notes": distinct(report.notes for report in reports),
     }
 
 

@@ -10,8 +10,11 @@ import numpy as np
 
 from .contenders import SERIAL
 
-POWERS = (2, 1, 0)
-"""Of the pixels: what attention costs, what convolutions and linear layers do, what a call costs at any size."""
+POWERS = (1, 0, 2)
+"""Of the pixels: what convolutions and linear layers cost, what a call does at any size, what attention does.
+
+Through two points several pairs of terms are exact; the first one holds, which grows least beyond them.
+"""
 
 
 def fit_seconds(pixels: Sequence[float], seconds: Sequence[float]) -> Callable[[float], float]:
@@ -56,7 +59,10 @@ def predict(rows: Sequence[dict[str, Any]], resolutions: Sequence[int]) -> list[
 
 
 def _non_negative(terms: Sequence[Sequence[float]], seconds: Sequence[float], most: int) -> list[float]:
-    """Factors of terms, none negative and at most so many not 0, whose sum has the least squares of relative errors."""
+    """Factors of terms, none negative and at most so many not 0, whose sum has the least squares of relative errors.
+
+    Of equal sums that of fewer terms, and of the first ones.
+    """
     table = np.stack([np.asarray(term) / np.asarray(seconds) for term in terms], axis=1)
     best = float("inf"), [0.0] * len(terms)
     for count in range(1, min(most, len(seconds)) + 1):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -55,6 +56,8 @@ def test_settings_are_compared_with_the_stock_pipeline() -> None:
     assert reuse["ssim"] < exact["ssim"] <= 1.0
     assert reuse["ideal_speedup"] == 12 / (2 + 4 * 0.25), "by the split's costs as given"
     assert reuse["schedules"] == {"ffrrrr": 2}
+    assert exact["evaluations"] == 6
+    assert not {"evaluations"} & (reuse.keys() | published.keys()), "their other steps evaluate parts of the network"
     assert reuse["right"] == 0.0, "random weights generate no ring; the other prompt is no caption and does not count"
     assert half["ideal_speedup"] == 4.0, "against the reference's six steps"
     assert half["psnr"] < exact["psnr"]
@@ -78,7 +81,14 @@ def test_other_schedulers_take_the_place_of_the_models_own_for_their_rows() -> N
     assert pipe.scheduler is own
     assert exact["psnr"] > 80 > other["psnr"]
     assert (other["ideal_speedup"], fewer["ideal_speedup"], fewer["evaluations"]) == (2.0, 4.0, 3)
-    assert second_order["ideal_speedup"] == 2.0, "its three steps are as many evaluations as six of the reference"
+    assert second_order["ideal_speedup"] == 2.4, "its three steps are five evaluations, and the reference has six"
+    pipe = build("sdxl", "heun")
+    references = list(generate_references(pipe, [Prompt("a ring")], CALL))
+    fewer_steps = Setting("fewer-steps", "3 steps", EXACT.config, 3)
+    settings = [EXACT, fewer_steps, Setting("solvers", "euler", EXACT.config, scheduler="euler")]
+    found = [row.to_dict() for row in simulate(pipe, references, settings, CALL)]
+    assert [row["evaluations"] for row in found] == [11, 5, 6]
+    assert [row["ideal_speedup"] for row in found] == [2.0, 4.4, 3.6667], "against eleven evaluations"
 
 
 def test_images_are_compared_with_the_converged_ones_too(tmp_path: Path) -> None:
@@ -122,24 +132,38 @@ def test_promised_rows_say_what_they_estimated() -> None:
 @pytest.mark.parametrize(
     ("call", "expected"),
     [
-        ({"negative_prompt": "blue"}, ["blue", "red", ""]),
-        ({}, ["", "red", ""]),
-        ({"negative_prompt": None}, ["", "red", ""]),
+        ({"negative_prompt": "blue"}, "blue"),
+        ({}, None),
+        ({"negative_prompt": None}, None),
     ],
 )
 def test_prompts_without_a_negative_prompt_of_their_own_keep_that_of_the_call(
-    call: dict[str, Any], expected: list[str]
+    call: dict[str, Any], expected: str | None
 ) -> None:
+    """In whatever batches: SDXL makes the embedding zero where there is none, but not that of an empty one."""
     prompts = [Prompt("a ring"), Prompt("a cross", negative_prompt="red"), Prompt("a square", negative_prompt="")]
     asked: list[Any] = []
 
-    def pipe(**arguments: Any) -> Any:
+    def answer(**arguments: Any) -> Any:
         asked.append(arguments.get("negative_prompt"))
         return SimpleNamespace(images=np.zeros((len(arguments["prompt"]), 8, 8, 3), dtype=np.float32))
 
+    pipe = Mock(side_effect=answer, num_timesteps=6)
     list(generate_references(pipe, prompts, call, batch=3))
     list(generate_references(pipe, prompts[:1], call))
-    assert asked == [expected, call.get("negative_prompt")]
+    assert asked == [expected, ["red", ""], expected]
+
+
+def test_a_row_says_what_its_runs_did_and_where_no_ideal_is_known() -> None:
+    pipe = build("sdxl", "ddim")
+    references = list(generate_references(pipe, [Prompt("a ring"), Prompt("a cross")], CALL))
+    cache = ParallelConfig("cached_cfg", settings={"cache": "taylorseer"})
+    (cached, exact) = (row.to_dict() for row in simulate(pipe, references, [Setting("cache", "a", cache), EXACT], CALL))
+    assert cached["ideal_speedup"] is None, "its letters do not say what was left out"
+    assert [note.partition(":")[0] for note in cached["notes"]] == [
+        "the ideal of the schedule counts every step as full"
+    ]
+    assert exact["notes"] == []
 
 
 def test_adaptive_settings_show_how_their_schedules_differ() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,14 @@ def test_typical_schedules_are_found_once(tmp_path: Path) -> None:
             on_progress=lambda what, done, total: told.append(f"{what} {done}/{total}"),
         )
     assert told == ["typical schedules 1/3", "one device 2/3", "typical 3/3"]
+    found, description = study.typical[0]["full_steps"], guided[0].describe(pipe, 4)
+    assert study.typical_of(description, [Prompt("a square", seed=0)]) == found
+    assert study.typical_of(description, [Prompt("a ring")]) is None, "of other prompts another one may be typical"
+    again = Study.open(path, RUN, {})
+    again.forget(["exact"])
+    assert again.typical == study.typical
+    again.forget(["typical"])
+    assert again.typical == again.rows == []
     (row,) = study.rows
     assert row["label"] == "as tolerance 0.14"
     assert row["config"]["full_steps"] == study.typical[0]["full_steps"]
@@ -212,21 +221,29 @@ def test_the_table_and_the_figure_show_every_row(tmp_path: Path) -> None:
     published = Setting("published", "k 5, tau1 5", ParallelConfig("published"))
     own = Setting("mine", "a", guided.config)
     alone = Setting("mine", "b, 1 device", guided.config)
+    plain, unknown = format_markdown(study), Setting("unknown", "c", EXACT.config)
+    assert plain.endswith("full steps |\n| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n")
+    notes = RunSummary(math.nan, "ffff", notes=("nobody knows",))
+    study.add(described(unknown), FrontierRow(unknown, [ImageResult(30.0, None, None, notes)]))
     study.add(described(alone) | {"config": {"devices": 1}}, measured(alone, 1.5, 41.0))
     for setting, speed, psnr in [(guided, 3.0, 40.0), (EXACT, 2.0, 100.0), (published, 2.1, 33.0), (own, 2.5, 44.0)]:
         study.add(described(setting), measured(setting, speed, psnr))
-    row = FrontierRow(
-        guided, [ImageResult(40.0, 0.9, True, RunSummary(3.0, kinds, 0, 1)) for kinds in ("ffff", "fcff", "fccf")]
-    )
+    runs = [RunSummary(speed, kinds, 0, 1) for speed, kinds in ((2.0, "ffff"), (3.0, "fcff"), (6.0, "fccf"))]
+    row = FrontierRow(guided, [ImageResult(40.0, 0.9, True, run) for run in runs])
+    assert row.ideal_speedup == pytest.approx(3.0), "of all images, one after the other"
     study.add(described(guided), row)
     lines = format_study(study).splitlines()
     assert " ".join(lines[0].split()) == "method setting speed-up PSNR worst tenth SSIM right full steps"
     assert lines[1].split()[-3:] == ["0.9000", "100%", "2-3-4"]
+    assert lines[-2].split()[:3] == ["unknown", "c", "-"]
+    assert lines[-1] == "note: unknown: nobody knows"
     assert lines[2].split() == ["exact", "cfg", "2.00x", "100.0", "dB", "100.0", "dB", "-", "-", "3"]
     page = format_markdown(study)
     assert page.startswith("# random, 4 steps, FlowMatchEulerDiscreteScheduler, float32, 0 prompts\n")
     assert "\n| exact | cfg | 2.00x | 100.0 dB | 100.0 dB | - | - | 3 |\n" in page
     assert "\n| cached |  |  | 40.0 |  |  |  |  |  |  |\n" in page, "at 3x"
+    assert "\n| unknown | c | - | 30.0 dB |" in page
+    assert page.endswith(" |\n\n- unknown: nobody knows.\n")
     assert "\n| mine |  | 44.0 |" in page, "what ran on one device does not count"
     (axes,) = frontier_figure(study.to_dict()).axes
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
@@ -304,6 +321,14 @@ def test_settings_are_read_from_a_file(tmp_path: Path) -> None:
         ('[{"method": "a", "label": "b", "config": {}, "steps": "20"}]', "entry 1: steps must be an .* 1, got '20'"),
         ('[{"method": "a", "label": "b", "config": {}, "steps": 0}]', "entry 1: steps must be an .* 1, got 0"),
         ('[{"method": "a", "label": "b", "config": {}, "steps": true}]', "entry 1: steps must be an .* 1, got True"),
+        (
+            '[{"method": "a", "label": "b", "config": {"strategy": "published", "devices": 3}}]',
+            "entry 1: strategy 'published' needs an even number of ranks, 2 at least, got 3",
+        ),
+        (
+            '[{"method": "a", "label": "b", "config": {"strategy": "asyncdiff", "settings": {"pace": 2}}}]',
+            "entry 1: unknown setting of the strategy 'pace'; choose one of",
+        ),
         (
             '[{"method": "a", "label": "b", "config": {}, "scheduler": "x"}]',
             "entry 1: unknown scheduler 'x'; choose one",

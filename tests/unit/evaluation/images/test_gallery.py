@@ -45,7 +45,8 @@ class FakeEngine:
 
     def generate(self, prompt: str, *, seed: int, **arguments: Any) -> Any:
         self.asked.append((prompt, seed, arguments))
-        return SimpleNamespace(images=[picture(seed)], seed=seed, report=RunReport(self.config.strategy, 2))
+        report = RunReport(self.config.strategy, 2, notes=["said"])
+        return SimpleNamespace(images=[picture(seed)], seed=seed, report=report)
 
 
 def picture(seed: int) -> Image.Image:
@@ -95,7 +96,7 @@ def test_a_gallery_that_was_stopped_goes_on_where_it_was(tmp_path: Path, draw: A
     assert FakeEngine.started == []
     for name in NAMES:
         assert np.array_equal(gallery.read(name, 1), picture(7))
-        assert gallery.find(name, 1) == PictureRecord(PROMPTS[1].prompt, 7, "", None)
+        assert gallery.find(name, 1) == PictureRecord(PROMPTS[1].prompt, 7, "", None, ["said"])
     assert (tmp_path / "hybrid-fidelity=50" / "00002.png").is_file()
     assert not list(tmp_path.rglob("*.part"))
 

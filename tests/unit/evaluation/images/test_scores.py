@@ -26,6 +26,7 @@ from support.small_measures import save_alexnet, save_clip, save_inception
 PROMPTS = [Prompt("a red ring", 0), Prompt('<script>alert("&")</script>', 1), Prompt("a cross", 2)]
 CONFIGS = parse_strategies("serial,hybrid:fidelity=50", 2)
 HYBRID = "hybrid:fidelity=50"
+NOTES = ["calibrated for another"]
 
 
 def pixels(seed: int, change: int = 0) -> Any:
@@ -39,7 +40,7 @@ def draw(folder: Path, count: int = 3) -> Gallery:
         image, other = (Image.fromarray(pixels(number, change)) for change in (0, 4 * number))
         gallery.add("serial", number, image, PictureRecord(prompt.prompt, number, "ffff", None))
         gallery.add(
-            HYBRID, number, other, PictureRecord(prompt.prompt, number, "ff" + "c" * number + "f", 2.0 + number)
+            HYBRID, number, other, PictureRecord(prompt.prompt, number, "ff" + "c" * number + "f", 2.0 + number, NOTES)
         )
     return gallery
 
@@ -56,11 +57,12 @@ def test_rows_hold_mean_median_and_worst_tenth(tmp_path: Path) -> None:
     scores = score(draw(tmp_path), measures, on_progress=lambda *progress: told.append(progress))
     serial, hybrid = (one.to_dict(measures.each) for one in scores)
     expected = [100.0, *(psnr(pixels(seed, 4 * seed), pixels(seed)) for seed in (1, 2))]
-    assert serial == {"strategy": "serial", "images": 3, "full_steps": 4.0}
+    assert serial == {"strategy": "serial", "images": 3, "notes": [], "full_steps": 4.0}
     assert hybrid["psnr"] == pytest.approx(np.mean(expected), abs=1e-4)
     assert hybrid["psnr_median"] == pytest.approx(expected[1], abs=1e-4)
     assert hybrid["psnr_worst_tenth"] == pytest.approx(expected[2], abs=1e-4)
-    assert (hybrid["ideal_speedup"], hybrid["full_steps"], hybrid["images"]) == (3.0, 3.0, 3)
+    assert hybrid["ideal_speedup"] == 2.769, "2, 3 and 4, one after the other"
+    assert (hybrid["full_steps"], hybrid["images"]) == (3.0, 3)
     assert told[-1] == (f"measuring {HYBRID}", 6, 6)
 
 
@@ -80,7 +82,8 @@ def test_every_measure_joins_where_its_network_is_at_hand(tmp_path: Path) -> Non
     assert told[-1] == (f"measuring {HYBRID}", 16, 16)
     serial, hybrid = (one.to_dict(measures.each) for one in scores)
     assert serial.keys() == {
-        "strategy", "images", "clip_score", "clip_score_median", "clip_score_worst_tenth", "fid_reference", "full_steps"
+        "strategy", "images", "notes", "clip_score", "clip_score_median", "clip_score_worst_tenth", "fid_reference",
+        "full_steps",
     }  # fmt: skip
     assert hybrid["lpips_worst_tenth"] > hybrid["lpips_median"] > 0
     features = InceptionFeatures(network)
@@ -126,6 +129,7 @@ def test_tables_name_what_is_skipped(tmp_path: Path) -> None:
     assert "| CLIP score |" in text
     assert "- CLIP score skipped: no weights at hand" in text
     assert "    hybridiff evaluate <x>\n" in text
+    assert text.endswith(f"\n- {HYBRID}: {NOTES[0]}\n"), "once, though all its images say so"
 
 
 class Reader(HTMLParser):

@@ -34,6 +34,12 @@ def test_a_quadratic_is_found_again() -> None:
     assert found(2048.0**2) == pytest.approx(law(2048, 1.0), rel=1e-6)
 
 
+@pytest.mark.parametrize(("second", "expected"), [(3.5, 13.5), (4.0, 16.0), (4.1, 17.7333), (8.0, 96.0)])
+def test_through_two_points_goes_what_grows_least(second: float, expected: float) -> None:
+    """A constant and a line, or a line and a square; never a constant and a square."""
+    assert fit_seconds([512.0**2, 1024.0**2], [1.0, second])(2048.0**2) == pytest.approx(expected, rel=0.02)
+
+
 def test_no_term_is_negative_so_larger_images_never_take_less() -> None:
     found = fit_seconds([1.0, 2.0, 3.0], [1.0, 1.9, 2.5])  # bent downwards
     assert [found(place) for place in (4.0, 8.0, 16.0)] == sorted(found(place) for place in (4.0, 8.0, 16.0))
