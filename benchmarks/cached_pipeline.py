@@ -92,12 +92,14 @@ class CachedPipeline:
     Attributes:
         shares: Of the last call, for every step the work that the busier branch did, as a share of the whole network's;
             counted in multiplications by linear layers and convolutions.
+        sums: Likewise, the work of both branches.
     """
 
     def __init__(self, pipe: Any, cache: Cache, call: dict[str, Any]) -> None:
         adapter, network = find_denoiser(pipe)
         self.pipe = pipe
         self.shares: list[float] = []
+        self.sums: list[float] = []
         self._adapter = adapter
         self._timestep = 0.0
         self._work = 0
@@ -113,7 +115,7 @@ class CachedPipeline:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the stock pipeline."""
-        self.shares, self._whole = [], 0
+        self.shares, self.sums, self._whole = [], [], 0
         for network in self._branches:
             HookRegistry.check_if_exists_or_initialize(network).reset_stateful_hooks()
         self._hook.answer = self._answer
@@ -127,6 +129,11 @@ class CachedPipeline:
         """Of the last call, on two devices that wait for each other at every step."""
         letters = "".join("f" if share > _FULL else "c" for share in self.shares)
         return RunSummary(2.0 * len(self.shares) / sum(self.shares), letters)
+
+    @property
+    def one_device(self) -> float:
+        """What the cache alone saves in the last call: one device does the work of both branches."""
+        return 2.0 * len(self.sums) / sum(self.sums)
 
     def detach(self) -> None:
         """Restore the stock pipeline exactly."""
@@ -152,6 +159,7 @@ class CachedPipeline:
             work.append(self._work)
         self._whole = self._whole or max(work)  # no cache leaves anything out in the first step
         self.shares.append(max(work) / self._whole)
+        self.sums.append(sum(work) / self._whole)
         return call.wrap(torch.cat(predictions))
 
     def _copy(self, network: torch.nn.Module) -> Any:

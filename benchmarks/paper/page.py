@@ -159,6 +159,12 @@ def _timing(content: Mapping[str, Any]) -> Iterable[str]:
             f"medians of {content['repeats']} repeats; rho, a step with both branches over one with a single branch, "
             f"is {rhos}. {machine}."
         )
+    if again := content.get("again"):
+        named = ", ".join(f"{name} ({date})" for name, date in again.items())
+        yield (
+            f"Measured anew since, by later code, with the other rows as they were: {named}. Where images changed and "
+            "*seconds* are empty, those have not been measured again."
+        )
 
 
 def _range(found: Mapping[str, Mapping[str, float]]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from statistics import harmonic_mean, mean
+from statistics import mean
 from typing import Any
 
 from hybridiff.config import ParallelConfig
@@ -15,6 +15,8 @@ from hybridiff.evaluation.strategy_spec import parse_strategy
 from hybridiff.evaluation.workload import Workload
 from hybridiff.report.report import RunReport
 from hybridiff.report.speedup import mean_speedup
+from hybridiff.rivals.cached_cfg import CachedCfgSettings
+from hybridiff.strategies.offered import make_settings
 
 from ..cached_pipeline import Cache, CachedPipeline
 from .methods import Method
@@ -84,24 +86,21 @@ def measure(
 def _row(workload: Workload, method: Method, setting: str, references: Sequence[Reference]) -> Row:
     config = parse_strategy(setting, method.devices)
     if config.strategy == "cached_cfg":
-        reports, pixels, speedups = _run_cached(workload, config, references)
+        reports, pixels, speedups, alone = _run_cached(workload, config, references)
     else:
         reports, pixels = _run(workload, config, references, method.images)
-        speedups = [report.ideal_speedup or 1.0 for report in reports]
+        speedups, alone = [report.ideal_speedup or 1.0 for report in reports], list(map(_on_one_device, reports))
     pairs = [(image, reference.pixels) for image, reference in zip(pixels, references, strict=True)]
     decibels = [capped_psnr(*pair) for pair in pairs]
     likeness = [found for found in (structural_similarity(*pair) for pair in pairs) if found is not None]
-    speedup = mean_speedup(speedups)
     return Row(
         model=workload.model,
         method=method.key,
         setting=setting,
         devices=method.devices,
         images=method.images,
-        ideal_speedup=round(speedup, 3),
-        one_device=round(
-            speedup / 2 if config.strategy == "cached_cfg" else harmonic_mean(map(_on_one_device, reports)), 3
-        ),
+        ideal_speedup=round(mean_speedup(speedups), 3),
+        one_device=round(mean_speedup(alone), 3),
         bytes=round(mean(sum(report.bytes_by_purpose.values()) for report in reports) / method.images),
         psnr=round(mean(decibels), 2),
         worst=round(min(decibels), 2),
@@ -126,21 +125,23 @@ def _run(
 
 def _run_cached(
     workload: Workload, config: ParallelConfig, references: Sequence[Reference]
-) -> tuple[list[RunReport], list[Any], list[float]]:
+) -> tuple[list[RunReport], list[Any], list[float], list[float]]:
     """By networks that count the work they do, as the strategy's report cannot; of one run by it, to tell the bytes."""
     reports, _ = _run(workload, config, references[:1], 1)
-    pixels, speedups = [], []
+    pixels, speedups, alone = [], [], []
     with CachedPipeline(workload.pipe, _cache(config.settings), workload.call) as pipe:
         for reference in references:
             pixels += list(generate(pipe, [reference.prompt], workload.call))
             speedups.append(pipe.summary.ideal_speedup)
-    return reports, pixels, speedups
+            alone.append(pipe.one_device)
+    return reports, pixels, speedups, alone
 
 
-def _cache(settings: dict[str, Any]) -> Cache:
-    if settings.get("cache") == "taylorseer":
-        return Cache("taylorseer", settings["interval"])
-    return Cache("first-block", settings["threshold"])
+def _cache(given: dict[str, Any]) -> Cache:
+    settings = make_settings(CachedCfgSettings, given)
+    if settings.cache == "taylorseer":
+        return Cache("taylorseer", settings.interval, settings.order)
+    return Cache("first-block", settings.threshold)
 
 
 def _on_one_device(report: RunReport) -> float:

@@ -19,6 +19,7 @@ from ..schedule.presets import ModelSettings
 from ..strategies.base import Answer, RunContext
 from ..strategies.evaluator import BranchEvaluator
 from ..strategies.offered import make_settings
+from ..strategies.splitting import choose_split
 from ..utils.names import require_known
 from .chain import ChainedDenoiser, Cut, Outputs, at_timestep
 from .costs import layer_costs
@@ -76,13 +77,14 @@ class AsyncDiffStrategy(PlannedStrategy):
             )
 
     def _split(self, first: Evaluation) -> ChainedDenoiser:
-        """The network in stages; by counted work, so that an image never depends on times."""
+        """The network in stages; by counted work or a calibration, so that an image never depends on a run's times."""
         staged, call, channel = self.context.staged, first.calls[0], self.channel
         assert staged is not None
         layers, skips = staged.layers, call.adapter.skips(call.network)
         cost = layer_costs(self.context, first, self._stages)
         if (self._settings.cut or ("nested" if skips and self._stages == 2 else "chain")) == "nested":
-            point = choose_balanced([make_split(point, layers, cost) for point in staged.split_points]).point
+            splits = [make_split(point, layers, cost) for point in staged.split_points]
+            point = choose_split(self.context, StepKind.PIPELINED, splits, choose_balanced).point
             cut = Cut.nested(len(layers), point.entry, point.exit, skips)
         else:
             cut = Cut.chain([layer.work for layer in cost.layers], self._stages, skips)

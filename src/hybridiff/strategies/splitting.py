@@ -36,8 +36,15 @@ def split_network(
         if context.groups is not None:
             context.groups.prepare(first)  # first, so that the hooks of stages lie around those that cut images
         splits = staged.measure(first, branch_rows(first, first.branches - 1))
-        index = context.settings.split_point(kind) if stages == 2 else None
-        split = choose(splits) if index is None or index >= len(splits) else splits[index]
+        split = choose_split(context, kind, splits, choose) if stages == 2 else choose(splits)
         # No two measurements are the same: what the leader measured stands in every report.
         staged.apply(context.channel.consensus(split, "agree on the split")[0], made_for)
     return staged
+
+
+def choose_split(
+    context: RunContext, kind: StepKind, splits: Sequence[Split], choose: Callable[[Sequence[Split]], Split]
+) -> Split:
+    """The split into two stages that a calibration stored for a kind of steps, or else the chosen one."""
+    index = context.settings.split_point(kind)
+    return choose(splits) if index is None or index >= len(splits) else splits[index]

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.cached_pipeline import Cache, CachedPipeline
 from benchmarks.caches import CacheSetting, list_caches, main
@@ -55,6 +56,17 @@ def test_cached_steps_cost_less_and_every_image_starts_anew(model: str, cache: C
     (alone,) = simulate(pipe, references[1:], [setting], CALL)
     assert alone.results == row.results[1:], "the image before leaves nothing in the cache"
     assert setting.describe(pipe, 8)["config"]["cache"]["kind"] == cache.kind
+
+
+def test_one_device_has_the_work_of_both_branches_which_skip_different_steps() -> None:
+    ran: list[None] = []
+    with CachedPipeline(build("sd3"), Cache("first-block", 0.15), CALL) as cached:
+        for network in cached._branches:
+            network.transformer_blocks[1].attn.register_forward_hook(lambda *_: ran.append(None))
+        cached("a ring", generator=torch.Generator().manual_seed(1), output_type="latent", **CALL)
+        skipped = min(cached.shares)
+        assert cached.one_device == pytest.approx(16 / (len(ran) + (16 - len(ran)) * skipped))
+        assert cached.one_device > cached.summary.ideal_speedup / 2
 
 
 def test_the_pipeline_is_left_as_it_was() -> None:

@@ -18,7 +18,7 @@ from benchmarks.paper.methods import BOTH, TABLES, Method, methods_of
 from benchmarks.paper.page import format_page, format_tables, rows_of
 from benchmarks.paper.reported import MODELS, REPORTED
 from benchmarks.paper.rows import Row, find_best
-from hybridiff.evaluation.frontier.generation import generate
+from hybridiff.evaluation.frontier.generation import generate, generate_references
 from hybridiff.evaluation.simulation import SimulatedPipeline
 from hybridiff.evaluation.strategy_spec import parse_strategy
 from hybridiff.evaluation.workload import Workload
@@ -99,6 +99,10 @@ def test_ideal_times_are_those_of_the_arithmetic(table: int) -> None:
             times = warm_up + math.ceil((steps - warm_up) / row.devices)
             assert row.ideal_speedup == pytest.approx(steps / times, abs=1e-3)
             assert row.one_device == 1.0
+        elif row.method == "taylorseer":  # both branches skip the same steps
+            assert row.one_device == pytest.approx(row.ideal_speedup / 2, abs=1e-3)
+        elif row.method == "first-block":  # each skips its own
+            assert row.ideal_speedup / 2 < row.one_device < row.ideal_speedup
 
 
 def test_pipelined_steps_are_those_of_the_ablation() -> None:
@@ -147,6 +151,8 @@ def test_ours_at_equal_speed_stands_beside_each_k() -> None:
     [
         ("cached_cfg:threshold=0.5", Cache("first-block", 0.5)),
         ("cached_cfg:cache=taylorseer:interval=3", Cache("taylorseer", 3)),
+        ("cached_cfg:cache=taylorseer:interval=3:order=2", Cache("taylorseer", 3, order=2)),
+        ("cached_cfg", Cache("first-block", 0.1)),
     ],
 )
 def test_counting_networks_make_the_images_of_the_strategy(setting: str, cache: Cache) -> None:
@@ -158,6 +164,17 @@ def test_counting_networks_make_the_images_of_the_strategy(setting: str, cache: 
     with CachedPipeline(pipe, cache, CALL) as counting:
         assert ours == pytest.approx(generate(counting, prompts, CALL)[0], abs=1e-5)
         assert counting.summary.ideal_speedup > 2.0
+
+
+def test_a_cache_that_decides_for_each_branch_saves_more_on_one_device_than_half() -> None:
+    workload, setting = Workload("sd3", build("sd3"), CALL), "cached_cfg:threshold=0.15"
+    references = list(generate_references(workload.pipe, [Prompt("a ring", seed=1)], CALL))
+    method = Method("first-block", "", 2, (setting,), models=("sd3",))
+    (found,) = measuring.measure(workload, [method], references)
+    with CachedPipeline(workload.pipe, Cache("first-block", 0.15), CALL) as counting:
+        generate(counting, [references[0].prompt], CALL)
+        assert found.one_device == pytest.approx(counting.one_device, abs=1e-3)
+    assert found.one_device > found.ideal_speedup / 2 + 0.05
 
 
 def test_one_command_makes_a_table(
@@ -181,6 +198,40 @@ def test_one_command_makes_a_table(
     assert capsys.readouterr().out == "\n\n".join(format_tables(content).values()) + "\n"
 
 
+def test_one_method_is_measured_anew_and_other_rows_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = (
+        Method("asyncdiff", "AsyncDiff, stride 1", 2, ("asyncdiff:warm_up=1",)),
+        Method("hybrid", "ours", 2, ("hybrid:full_steps=0-2,4", "hybrid:full_steps=0")),
+    )
+    monkeypatch.setattr(command, "methods_of", lambda table, steps: few)
+    old = [
+        row(model=model, method=method.key, setting=setting, psnr=1.0)
+        for model in BOTH
+        for method in few
+        for setting in method.settings
+    ]
+    seconds = {one.setting: {"seconds": 1.0, "speedup_whole": 1.0, "rho": 1.5} for one in old}
+    content = content_of(old, limit=1, steps=5, timed={model: dict(seconds) for model in BOTH})
+    path = tmp_path / "paper-1.json"
+
+    def measured_again(content: dict[str, Any]) -> dict[str, Any]:
+        path.write_text(json.dumps(content))
+        command.main(["--table", "1", "--only", "tiny-sd3/hybrid", "--output", str(tmp_path)])
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+
+    found = measured_again(content)
+    rows = rows_of(found)
+    assert rows[:4] == old[:4]
+    assert [(one.model, one.setting) for one in rows] == [(one.model, one.setting) for one in old]
+    assert all(one.psnr != 1.0 for one in rows[4:])
+    assert (found["command"], list(found["again"])) == ("command", ["tiny-sd3/hybrid"])
+    assert "with the other rows as they were: tiny-sd3/hybrid (" in path.with_suffix(".md").read_text()
+    assert found["timed"] == {"tiny-sdxl": seconds, "tiny-sd3": {"asyncdiff:warm_up=1": seconds["asyncdiff:warm_up=1"]}}
+    found["timed"]["tiny-sd3"] = seconds
+    assert measured_again(found)["timed"]["tiny-sd3"] == seconds, "they are of the same images"
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
@@ -188,6 +239,7 @@ def test_one_command_makes_a_table(
         (["--table", "1", "--limit", "0"], "--limit must be at least 1, got 0"),
         (["--table", "4", "--measured"], "--measured is for table 1, on two devices; got --table 4"),
         (["--table", "3"], "invalid choice: 3"),
+        (["--table", "2", "--only", "tiny-sdxl/first-block"], "got tiny-sdxl/first-block"),
     ],
 )
 def test_what_does_not_fit_is_refused(flags: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:

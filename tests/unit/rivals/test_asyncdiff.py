@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from hybridiff import ParallelConfig, UsageError, parallelize
+from hybridiff.denoiser.adapters import find_denoiser
 from hybridiff.rivals.plan import plan_groups
 from hybridiff.rivals.transfers import pair_up
+from hybridiff.schedule.calibration import Calibration
 from hybridiff.schedule.kinds import StepKind
 from support.jobs import Generated, generate_parallel
 from support.oracles import differences, relative_difference, state_of
@@ -75,6 +77,24 @@ def test_where_nothing_changes_stale_inputs_are_fresh() -> None:
         config = ParallelConfig(strategy="asyncdiff", devices=ranks, simulate=True, settings=settings)
         with parallelize(stand_still(build("sd3")), config) as parallel:
             assert torch.equal(generate(parallel, "sd3", **TEN), stock)
+
+
+@pytest.mark.parametrize(("name", "settings"), [("sdxl", {}), ("sd3", {"cut": "nested"})])
+def test_a_nested_cut_is_where_a_calibration_splits_published(name: str, settings: dict[str, Any]) -> None:
+    adapter, network = find_denoiser(build(name))
+    points, layers = adapter.split_points(network), [layer.name for layer in adapter.layers(network)]
+    last = len(points) - 1
+
+    def stages(strategy: str, index: int | None, **given: Any) -> Any:
+        calibration = None if index is None else Calibration("m", (), {"pipelined": index})
+        config = {"strategy": strategy, "simulate": True, "calibration": calibration} | given
+        return generate_parallel(name, TEN, **config)[0].report["stages"]
+
+    assert stages("published", last)["entry"] == layers[points[last].entry]
+    assert stages("asyncdiff", last, settings=settings)["begin"] == [layers[points[last].entry + 1], layers[0]]
+    by_work = stages("asyncdiff", None, settings=settings)["begin"]
+    assert by_work in [[layers[point.entry + 1], layers[0]] for point in points[:last]]
+    assert stages("asyncdiff", len(points), settings=settings)["begin"] == by_work, "the network has no such point"
 
 
 def test_a_computation_with_stride_2_is_conditioned_on_the_next_step() -> None:
