@@ -35,7 +35,7 @@ READING_ORDER = [
 ]
 """One call of `hybrid`, from the pipeline to the message, as docs/architecture.md walks through it."""
 
-MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_LINES_TO_READ, MOST_LINES_OF_CODE = 300, 40, 1950, 15000
+MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_LINES_TO_READ, MOST_LINES_OF_CODE = 300, 40, 2000, 15100
 
 
 def lines_of(source: Path) -> int:

@@ -10,6 +10,7 @@ from diffusers import PNDMScheduler
 
 from hybridiff import ParallelConfig, UsageError, parallelize
 from hybridiff.denoiser.stages import StagedDenoiser
+from hybridiff.distributed.status import SLOT
 from hybridiff.numerics.estimate import OSCILLATES, REACTION, ErrorEstimate, fading
 from hybridiff.numerics.guidance import classifier_free
 from hybridiff.numerics.hindsight import Hindsight
@@ -48,7 +49,7 @@ def test_the_report_of_a_run(name: str) -> None:
         is_full = step["kind"] == "full"
         assert (step["discrepancy"] is not None) == is_full
         assert (step["drift"] is not None) == (is_full and step["index"] > 0)
-        assert step["bytes_by_purpose"] == ({"prediction": 2 * 4096, "control": 2 * 16} if is_full else {})
+        assert step["bytes_by_purpose"] == ({"prediction": 2 * 4096, "control": 2 * 4 * SLOT} if is_full else {})
     assert report["ideal_speedup"] == pytest.approx(20 / 5)
     assert report["stages"] == {}
 
@@ -333,13 +334,14 @@ def cached_step(estimate: ErrorEstimate | None) -> CachedStep:
 def test_what_a_full_step_measures_by_hand(images: int) -> None:
     """Guided by 2 predictions change by 5 per step; held for r steps they are 5 r off, and no degree errs on a line."""
     assert observed([0], images).measure() == (), "one full step shows no speed"
-    speeds, errors = observed([0, 1, 2], images).measure()
+    speeds, errors, rounding = observed([0, 1, 2], images).measure()
+    assert rounding.tolist() == [0.0] * images
     assert speeds.tolist() == pytest.approx([5.0] * images)
     assert errors.tolist() == [0.0] * images
     final = ON_SAMPLE.on_sample[-1]
     first = 5 * (final[3] + 2 * final[4]) * fading(5, 12)
     second = 5 * final[6] * fading(7, 12)
-    speeds, errors = observed([0, 1, 2, 5, 7], images).measure()
+    speeds, errors, _ = observed([0, 1, 2, 5, 7], images).measure()
     assert speeds.tolist() == pytest.approx([5.0] * images)
     assert errors.tolist() == pytest.approx([REACTION * (first**2 + second**2) ** 0.5] * images, rel=1e-5)
 
@@ -400,5 +402,5 @@ def test_guidance_that_comes_back_is_measured_from_where_it_left_off() -> None:
     for step in (2, 3):
         executor.observe(step, line(step, 1)[1:])
     executor.observe(4, line(4, 1))
-    speeds, errors = executor.measure()
+    speeds, errors, _ = executor.measure()
     assert (speeds.item(), errors.item()) == (pytest.approx(5.0), 0.0)
