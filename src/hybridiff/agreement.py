@@ -125,7 +125,7 @@ def agree_on_call(setup: Setup, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     """
     description: dict[str, str] | Exception
     arguments: dict[str, Any] = {}
-    mine = False, ""
+    mine: Any = None
     try:
         arguments = _bind_call(setup.pipe, args, kwargs)
         check_arguments(arguments, _size_limits(setup))
@@ -134,12 +134,12 @@ def agree_on_call(setup: Setup, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         compiled = _check_compiled(setup.pipe, setup.networks, setup.strategy, setup.config, setup.comm)
         _unhook(setup, compiled)
         description = describe_call(setup.pipe, setup.networks, arguments) | {"torch.compile": compiled}
-        mine = setup.vae.is_known(), random_state_digest()
+        mine = setup.vae.is_known(), random_state_digest(), setup.groups.made
     except Exception as error:  # told to all ranks, raised by require_same
         description = error
-    known, digests = zip(*require_same(setup.comm, description, mine), strict=True)
+    known, digests, made = zip(*require_same(setup.comm, description, mine), strict=True)
     setup.vae.is_shared = all(known)
-    setup.groups.forget()
+    setup.groups.begin(made)
     return _with_shared_randomness(setup.comm, digests, arguments)
 
 

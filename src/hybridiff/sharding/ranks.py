@@ -171,6 +171,21 @@ class RankGroups:
         if self._wanted is not None:
             raise UsageError(f"{self.why_whole}: ranks cannot share images; use shards=1")
 
+    @property
+    def made(self) -> list[int]:
+        """The numbers of shards for which this rank is in a group."""
+        return sorted(self._groups)
+
+    def begin(self, made: Sequence[list[int]]) -> None:
+        """Begin a run; where some ranks gave up groups, as an error came behind the others' last message, all do.
+
+        Args:
+            made: By all ranks.
+        """
+        self.forget()
+        if any(other != made[0] for other in made):
+            self.drop()
+
     def forget(self) -> None:
         """Forget what ranks said in an earlier run, what they had to do, and how networks were compiled."""
         self._displaced, self.why_compiled = {}, ""
