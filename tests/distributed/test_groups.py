@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -9,11 +10,13 @@ import pytest
 import torch
 
 from hybridiff import ParallelConfig, parallelize
-from hybridiff.sharding import vae
-from support.failing import GROUP_TIMEOUT, QUICK, Planted
+from hybridiff.sharding import choice, vae
+from hybridiff.sharding.ranks import RankGroups
+from support.failing import GROUP_TIMEOUT, QUICK, SOON, Planted
 from support.jobs import Outcome, attempt, rank
-from support.pipelines import build, call_arguments, generate
+from support.pipelines import build, generate
 from support.ranks import run_ranks
+from support.schedules import guidance_until
 
 pytestmark = pytest.mark.distributed
 
@@ -81,3 +84,63 @@ def test_a_failure_behind_the_last_step_costs_its_call_only(
         assert outcome.error is None, outcome
         assert torch.equal(outcome.value, first[0].value)
         assert outcome.seconds < QUICK
+
+
+def fail_before_groups_form(ranks_fail: str, config: dict[str, Any]) -> list[Outcome]:
+    """How two calls end, in the first of which rank 1 fails directly before groups are made."""
+    choice.LEAST_PIXELS, pipe = 1, build("sd3")
+    parallel = parallelize(pipe, ParallelConfig(outputs="all", timeout=GROUP_TIMEOUT, **config))
+    changes = guidance_until("sd3", 1)
+    end_guidance = changes["callback_on_step_end"]
+
+    def fail_where_guidance_ends(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if step == 1 and rank() == 1:
+            raise Planted("step")
+        return end_guidance(pipe, step, timestep, tensors)  # type: ignore[no-any-return]
+
+    if ranks_fail == "as the strategy begins":
+        failing_once(pipe.scheduler, "step", faulty=1)
+        failing = changes
+    else:
+        failing = changes | {"callback_on_step_end": fail_where_guidance_ends}
+    return [attempt(lambda: generate(parallel, "sd3", **arguments)) for arguments in (failing, changes)]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "ranks_fail", "config", "where"),
+    [
+        (2, "as the strategy begins", {"strategy": "hybrid", "shards": 2}, "the start of the run"),
+        (2, "as guidance ends", {}, "warm-up, step 1"),
+        (4, "as guidance ends", {"shards": 2}, "warm-up, step 1"),
+    ],
+)
+def test_a_rank_that_fails_before_groups_form_is_heard(
+    ranks: int, ranks_fail: str, config: dict[str, Any], where: str
+) -> None:
+    failed, again = zip(*run_ranks(fail_before_groups_form, ranks, ranks_fail, config), strict=True)
+    check_story(failed, 1, where, "step")
+    for outcome in again:
+        assert outcome.error is None, outcome
+        assert torch.equal(outcome.value, again[0].value)
+        assert outcome.seconds < QUICK
+
+
+def stay_away_from_a_group() -> Outcome:
+    """How a call ends in which rank 1 comes too late where groups form."""
+    make = RankGroups.make
+
+    def come_late(groups: RankGroups, shards: int, device: torch.device) -> None:
+        if rank() == 1:
+            time.sleep(2 * SOON)
+        make(groups, shards, device)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(RankGroups, "make", come_late)
+    parallel = parallelize(build("sd3"), ParallelConfig(shards=2, timeout=SOON))
+    return attempt(lambda: generate(parallel, "sd3"))
+
+
+def test_groups_that_do_not_form_are_told_with_rank_phase_and_step() -> None:
+    message = run_ranks(stay_away_from_a_group, 2)[0].message
+    assert message.startswith("rank 0 in warm-up, step 0, waiting to form groups: the other ranks did not form a group")
+    assert "keys" not in message
