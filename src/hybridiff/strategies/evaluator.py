@@ -10,7 +10,7 @@ import torch
 from ..denoiser.evaluation import Evaluation
 from ..denoiser.rows import most_rows, split_rows
 from ..distributed.channel import Channel
-from ..distributed.gather import GatherMessages
+from ..distributed.gather import GatherMessages, form_groups
 from ..distributed.reading import Reading
 from ..report.speedup import RowPartition
 from ..report.timeline import Timeline
@@ -103,7 +103,8 @@ class BranchEvaluator:
     ) -> torch.Tensor:
         """The prediction of all rows; ranks that share some each say a part of what they predict."""
         if shards > 1 and shards not in self._groups.made:
-            self._make_groups(shards, evaluation.sample.device)
+            device = evaluation.sample.device
+            form_groups(self.channel, self._messages, lambda: self._groups.make(shards, device))
         predictions = self._groups.evaluate(evaluation, rows, shards, forward, stage)
         self.channel.sent["shards"] += self._groups.take_sent()
         dtype, row_shape = self._agree_on_rows(predictions)
@@ -122,17 +123,6 @@ class BranchEvaluator:
             for group, own in zip(said, rows, strict=True)
         ]
         return torch.cat(parts).to(dtype)
-
-    def _make_groups(self, shards: int, device: torch.device) -> None:
-        """Hear all ranks, and form groups; one that failed before would leave the others to the deadline there."""
-        channel = self.channel
-        if self._messages is None:
-            channel.consensus(None, "form groups")
-        else:
-            self._messages.take_part()
-            self.read_status().values()
-            channel.begin_step(channel.step, channel.kind, channel.is_guided)
-        channel.send(lambda: self._groups.make(shards, device), "form groups")
 
     def _agree_on_rows(self, pieces: Mapping[int, torch.Tensor]) -> tuple[torch.dtype, torch.Size]:
         """Dtype and shape of the prediction of one row, which ranks without rows do not see.
