@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 
 from hybridiff import ParallelConfig, parallelize
 from hybridiff.sharding import choice, vae
@@ -17,6 +18,7 @@ from support.jobs import Outcome, attempt, rank
 from support.pipelines import build, generate
 from support.ranks import run_ranks
 from support.schedules import guidance_until
+from zoo import ZOO, run
 
 pytestmark = pytest.mark.distributed
 
@@ -41,7 +43,10 @@ def check_story(outcomes: tuple[Outcome, ...], faulty: int, where: str, cause: s
         if number == faulty:
             assert (outcome.error, outcome.message) == ("Planted", cause)
         else:
-            assert (outcome.error, outcome.message) == ("RankError", f"rank {faulty} failed in {where}: Planted: {cause}")
+            assert (outcome.error, outcome.message) == (
+                "RankError",
+                f"rank {faulty} failed in {where}: Planted: {cause}",
+            )
         assert outcome.seconds < QUICK
 
 
@@ -103,7 +108,8 @@ def fail_before_groups_form(ranks_fail: str, config: dict[str, Any]) -> list[Out
         failing = changes
     else:
         failing = changes | {"callback_on_step_end": fail_where_guidance_ends}
-    return [attempt(lambda: generate(parallel, "sd3", **arguments)) for arguments in (failing, changes)]
+    failed = attempt(lambda: generate(parallel, "sd3", **failing))
+    return [failed, attempt(lambda: generate(parallel, "sd3", **changes))]
 
 
 @pytest.mark.parametrize(
@@ -144,3 +150,40 @@ def test_groups_that_do_not_form_are_told_with_rank_phase_and_step() -> None:
     message = run_ranks(stay_away_from_a_group, 2)[0].message
     assert message.startswith("rank 0 in warm-up, step 0, waiting to form groups: the other ranks did not form a group")
     assert "keys" not in message
+
+
+def generate_hooked_on_rank_1(name: str, part: str, changes: dict[str, Any], config: dict[str, Any]) -> Outcome:
+    """How a call ends, with the latents and the report, where a network has hooks of accelerate on rank 1 only."""
+    choice.LEAST_PIXELS, pipe = 1, ZOO[name].build()
+    if rank() == 1:
+        for module in getattr(pipe, part).modules():
+            add_hook_to_module(module, ModelHook())
+    parallel = parallelize(pipe, ParallelConfig(outputs="all", timeout=SOON, **config))
+    return attempt(lambda: (run(ZOO[name], parallel, **changes), parallel.report))
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "changes", "config", "shards"),
+    [
+        pytest.param("StableDiffusionPipeline", "unet", {"guidance_scale": 1.0}, {}, 1, id="a U-Net"),
+        pytest.param("StableDiffusionControlNetPipeline", "controlnet", {}, {"shards": 2}, 2, id="a ControlNet"),
+        pytest.param("StableDiffusion3Pipeline", "transformer", {}, {"shards": 2}, 2, id="one that is cut by tokens"),
+    ],
+)
+def test_what_one_rank_cannot_cut_stays_whole_on_all(
+    name: str, part: str, changes: dict[str, Any], config: dict[str, Any], shards: int
+) -> None:
+    outcomes = run_ranks(generate_hooked_on_rank_1, 2, name, part, changes, config)
+    for outcome in outcomes:
+        assert outcome.error is None, outcome
+        latents, report = outcome.value
+        assert torch.equal(latents, outcomes[0].value[0])
+        assert (1 if report.partition is None else report.partition.shards) == shards
+        assert any("have hooks of others" in note for note in report.notes) == (shards == 1)
+
+
+def test_shards_are_refused_on_all_ranks_where_one_cannot_cut() -> None:
+    for outcome in run_ranks(generate_hooked_on_rank_1, 2, "StableDiffusionPipeline", "unet", {}, {"shards": 2}):
+        assert outcome.error == "UsageError", outcome
+        assert "have hooks of others" in outcome.message
+        assert "use shards=1" in outcome.message
