@@ -74,7 +74,7 @@ class ParallelPipeline:
         pipe: The stock pipeline; called directly it still runs on this rank alone.
         config: What the user asked for.
         comm: The ranks.
-        report: What the last call did; None before the first, and where the last one failed.
+        report: What the last call that did not fail did; None before the first of them.
     """
 
     def __init__(self, pipe: Any, config: ParallelConfig, comm: Comm) -> None:
@@ -110,7 +110,6 @@ class ParallelPipeline:
             self._lock.release()
 
     def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self.report = None
         arguments = agree_on_call(self._setup, args, kwargs)
         run = Run(self._setup, arguments, self._layouts)
         try:

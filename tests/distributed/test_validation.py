@@ -110,7 +110,10 @@ PIPES: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "precision": (lambda pipe: pipe.to(torch.float16), "torch.float16"),
     "FreeU": (lambda pipe: pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4), "ranks disagree on FreeU"),
-    "attention": (lambda pipe: pipe.unet.set_attn_processor(AttnProcessor()), "ranks disagree on processors of attention"),
+    "attention": (
+        lambda pipe: pipe.unet.set_attn_processor(AttnProcessor()),
+        "ranks disagree on processors of attention",
+    ),
     "network": (lambda pipe: setattr(pipe, "unet", build("sdxl").unet), "ranks disagree on denoiser"),
 }
 
