@@ -17,6 +17,7 @@ from .config import ParallelConfig, check_ranks
 from .denoiser.adapters import ADAPTERS, DenoiserAdapter, find_denoisers
 from .denoiser.attached import hooks_of
 from .denoiser.compiled import how_compiled
+from .denoiser.control import CONTROLS
 from .denoiser.decoder import decoder_gain
 from .denoiser.stages import StagedDenoiser
 from .distributed.comm import Comm
@@ -24,6 +25,7 @@ from .distributed.consistency import describe_call, random_state_digest, require
 from .errors import UsageError
 from .schedule.presets import ModelSettings
 from .sharding.encoders import SharedEncoders
+from .sharding.network import why_not_by_rows
 from .sharding.ranks import RankGroups
 from .sharding.vae import SharedVae
 from .strategies.offered import find_strategy
@@ -125,7 +127,9 @@ def agree_on_call(setup: Setup, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     """
     description: dict[str, str] | Exception
     arguments: dict[str, Any] = {}
-    mine = False, ""
+    mine: Any = None
+    controls = (getattr(setup.pipe, name, None) for name in CONTROLS)
+    shared = [*setup.networks, *(control for control in controls if isinstance(control, torch.nn.Module))]
     try:
         arguments = _bind_call(setup.pipe, args, kwargs)
         check_arguments(arguments, _size_limits(setup))
@@ -134,12 +138,14 @@ def agree_on_call(setup: Setup, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         compiled = _check_compiled(setup.pipe, setup.networks, setup.strategy, setup.config, setup.comm)
         _unhook(setup, compiled)
         description = describe_call(setup.pipe, setup.networks, arguments) | {"torch.compile": compiled}
-        mine = setup.vae.is_known(), random_state_digest()
+        pictures = setup.vae.is_known(), arguments.get("output_type") == "latent"
+        mine = pictures, random_state_digest(), setup.groups.made, [why_not_by_rows(one) for one in shared]
     except Exception as error:  # told to all ranks, raised by require_same
         description = error
-    known, digests = zip(*require_same(setup.comm, description, mine), strict=True)
-    setup.vae.is_shared = all(known)
-    setup.groups.forget()
+    known, digests, made, why_whole = zip(*require_same(setup.comm, description, mine), strict=True)
+    setup.vae.is_shared = known[0][0] and len(set(known)) == 1  # all ranks decode, or none
+    setup.groups.begin(made)
+    setup.groups.networks.agree(shared, why_whole)
     return _with_shared_randomness(setup.comm, digests, arguments)
 
 

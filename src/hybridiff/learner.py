@@ -13,6 +13,7 @@ from .denoiser.layout import GuidanceLayout
 from .denoiser.reader import CallReader, WatchedStep, batched_reader, known_reader
 from .denoiser.rows import split_rows
 from .distributed.channel import Channel
+from .distributed.consistency import UNCOMPARED
 from .running_step import RunningStep
 
 
@@ -118,7 +119,7 @@ class LayoutLearner:
 
     def _kind_of_call(self, rows: int) -> str:
         """What decides how the pipeline stacks branches, as text: its numbers, and how many rows it evaluates."""
-        scalars = {name: _scalar(value) for name, value in self._arguments.items()}
+        scalars = {name: _scalar(value) for name, value in self._arguments.items() if name not in UNCOMPARED}
         numbers = {name: value for name, value in scalars.items() if isinstance(value, Number)}
         return f"{rows} rows, {sorted(numbers.items())}"
 

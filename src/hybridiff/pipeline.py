@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any
 
 from .agreement import agree_on_call, agree_on_setup, returns_output
@@ -74,7 +74,7 @@ class ParallelPipeline:
         pipe: The stock pipeline; called directly it still runs on this rank alone.
         config: What the user asked for.
         comm: The ranks.
-        report: What the last call did; None before the first.
+        report: What the last call that did not fail did; None before the first of them.
     """
 
     def __init__(self, pipe: Any, config: ParallelConfig, comm: Comm) -> None:
@@ -88,6 +88,7 @@ class ParallelPipeline:
         self._attached = [AttachedHook(network, hook, _HOOK_NAME) for network, hook in self._hooked.items()]
         self._control = ControlNets(pipe, self, _HOOK_NAME)
         self._layouts: dict[str, GuidanceLayout] = {}
+        self._lock = threading.Lock()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the stock pipeline on all ranks.
@@ -96,20 +97,28 @@ class ParallelPipeline:
             The stock output. On ranks other than 0 its images are None, unless `outputs="all"`.
 
         Raises:
-            UsageError: ranks were called with different things, or a value is bad; on every rank.
+            UsageError: ranks were called with different things, or a value is bad; on every rank. Or a call runs now.
             RankError: another rank failed; on every rank.
         """
         if not self._attached:
             raise UsageError("this pipeline was detached; call parallelize(pipe) again")
+        if not self._lock.acquire(blocking=False):
+            raise UsageError("this pipeline is in a call already: call it again after that; an Engine queues calls")
+        try:
+            return self._call(args, kwargs)
+        finally:
+            self._lock.release()
+
+    def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         arguments = agree_on_call(self._setup, args, kwargs)
         run = Run(self._setup, arguments, self._layouts)
         try:
             for attached in self._attached:
                 attached.relink()
             self._answer_by(run.answer)
-            decodes, is_split = self._returns_output or self._setup.vae.is_shared, self._setup.is_split
+            decodes = returns_output(self.config, self.comm) or self._setup.vae.is_shared
             controls = self._control.deferring(controls_in_parts(self._setup.groups.networks), current_part)
-            with around_compiled(self.pipe, self._hooked, is_split) as notes, run.watching(), controls:
+            with around_compiled(self.pipe, self._hooked, self._setup.is_split) as notes, run.watching(), controls:
                 output = self.pipe(**arguments_of_rank(self.pipe, arguments, run.end_step, decodes))
         except ShardError as error:
             self._setup.groups.drop()
@@ -125,9 +134,9 @@ class ParallelPipeline:
                 self._setup.staged.release()
         self.report = run.finish()
         self.report.notes += notes
-        if self._is_alone:
+        if self.comm.size == 1 and self.config.devices is None and self.config.strategy != "serial":
             self.report.notes.append(_ALONE)
-        return output if self._returns_output else without_images(output)
+        return output if returns_output(self.config, self.comm) else without_images(output)
 
     def detach(self) -> None:
         """Restore the stock pipeline exactly."""
@@ -145,19 +154,8 @@ class ParallelPipeline:
     def __enter__(self) -> ParallelPipeline:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.detach()
-
-    @property
-    def _is_alone(self) -> bool:
-        """Whether more than one rank was to be expected, but only this process is there."""
-        return self.comm.size == 1 and self.config.devices is None and self.config.strategy != "serial"
-
-    @property
-    def _returns_output(self) -> bool:
-        return returns_output(self.config, self.comm)
 
     def _new_hook(self) -> DenoiserHook:
         hook = DenoiserHook()

@@ -47,7 +47,7 @@ def draw(name: str, least: int, changes: dict[str, Any], change: Callable[[Any],
         )
     try:
         with parallelize(pipe, ParallelConfig(**config)) as parallel:
-            return Drawn(parallel(**call_arguments(name, output_type="pt", **changes)).images, rows)
+            return Drawn(parallel(**call_arguments(name, **{"output_type": "pt", **changes})).images, rows)
     finally:
         vae.LEAST_PIXELS = before
 
@@ -152,6 +152,27 @@ def test_ranks_that_do_not_decode_together(
     whole = draw(NAME, 10**9, {}, unchanged, simulate=True, devices=2, **config).picture
     assert whole is not None
     assert torch.equal(picture, whole)
+
+
+def draw_in_form(name: str, forms: tuple[str, str]) -> Drawn:
+    return draw(name, ANY, {"output_type": forms[rank()]}, unchanged)
+
+
+@pytest.mark.parametrize(
+    ("name", "forms", "decoded", "encoded"),
+    [
+        pytest.param(NAME, ("pt", "latent"), [[16], []], [[], []], id="the leader's alone"),
+        pytest.param(NAME, ("latent", "pt"), [[], []], [[], []], id="the other's, which nobody wants"),
+        pytest.param(NAME, ("pt", "np"), [[8], [8]], [[], []], id="of two kinds"),
+        pytest.param("sdxl img2img", ("latent", "latent"), [[], []], [[16], [16]], id="latents of both"),
+    ],
+)
+def test_ranks_that_do_not_all_decode_do_not_do_so_together(
+    name: str, forms: tuple[str, str], decoded: list[list[int]], encoded: list[list[int]]
+) -> None:
+    drawn = run_ranks(draw_in_form, 2, name, forms)
+    assert [of_rank.rows["decoder"] for of_rank in drawn] == decoded
+    assert [of_rank.rows["encoder"] for of_rank in drawn] == encoded
 
 
 def draw_with_previews() -> list[int]:

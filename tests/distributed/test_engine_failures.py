@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hybridiff import Engine
+from hybridiff import Engine, ParallelConfig
 from hybridiff.errors import EngineError, UsageError
 from support.engines import PROMPT, TESTS, start, wait_for_end
 from support.faults import (
@@ -147,3 +147,21 @@ def test_silent_ranks_and_ranks_that_lost_touch_are_replaced() -> None:
     assert engine.pids == []
     with pytest.raises(EngineError, match="this engine was closed"):
         engine.generate(PROMPT)
+
+
+def test_a_request_that_was_ended_at_its_last_step_costs_itself_only() -> None:
+    """The leader hears of it behind the last message of the others, with whom it shares the picture."""
+
+    def fail_before_the_last(done: int, total: int) -> None:
+        if done == total - 1:
+            fail(done, total)
+
+    size = {"num_inference_steps": 3, "height": 384, "width": 384}
+    config = ParallelConfig(strategy="cfg", shards=2)
+    with Engine("tiny-sdxl", 2, config, device="cpu", timeout=10.0) as engine:
+        before, expected = engine.pids, image(engine)
+        for _ in range(2):
+            with pytest.raises(ValueError, match="the caller's own"):
+                engine.generate(PROMPT, seed=1, on_step=fail_before_the_last, **size)
+            assert np.array_equal(image(engine), expected)
+        assert engine.pids == before

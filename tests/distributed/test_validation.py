@@ -8,6 +8,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor
 
 from hybridiff import ParallelConfig, UsageError, parallelize
 from support.failing import SOON, Planted
@@ -108,6 +109,11 @@ PIPES: dict[str, tuple[Callable[[Any], Any], str]] = {
         "timestep_spacing",
     ),
     "precision": (lambda pipe: pipe.to(torch.float16), "torch.float16"),
+    "FreeU": (lambda pipe: pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4), "ranks disagree on FreeU"),
+    "attention": (
+        lambda pipe: pipe.unet.set_attn_processor(AttnProcessor()),
+        "ranks disagree on processors of attention",
+    ),
     "network": (lambda pipe: setattr(pipe, "unet", build("sdxl").unet), "ranks disagree on denoiser"),
 }
 

@@ -207,3 +207,13 @@ def test_images_that_depend_on_each_other_are_evaluated_together(name: str) -> N
         assert partition is not None
         assert partition.is_whole
         assert "depend on each other" in " ".join(report_of(parallel).notes)
+
+
+def test_the_form_of_the_output_and_callbacks_do_not_decide_what_is_remembered() -> None:
+    """On another rank they may differ, and there the layout is remembered all the same."""
+    specimen = ZOO["PixArtAlphaPipeline"]
+    parallel = simulate(specimen)
+    run(specimen, parallel)
+    for changes in ({"return_dict": True}, {"callback": print, "callback_steps": 2}):
+        run(specimen, parallel, **changes)
+    assert len(parallel._layouts) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -221,6 +222,29 @@ def test_an_end_from_outside_leaves_the_pipeline_in_order(strategy: str, error: 
         generate(parallel, "sd3", callback_on_step_end=callback_at(1, planted(error)))
     assert parallel.report is None
     assert torch.equal(generate(parallel, "sd3"), generate(simulate("sd3", strategy), "sd3"))
+
+
+@pytest.mark.parametrize("from_a_thread", [False, True])
+def test_a_call_within_another_one_is_refused_before_anything_is_touched(from_a_thread: bool) -> None:
+    parallel, refused = simulate("sd3"), []
+
+    def call_again(_: Any) -> None:
+        with pytest.raises(UsageError, match="this pipeline is in a call already") as error:
+            generate(parallel, "sd3", seed=4)
+        refused.append(error)
+
+    def call(pipe: Any) -> None:
+        if from_a_thread:
+            thread = threading.Thread(target=call_again, args=(pipe,))
+            thread.start()
+            thread.join()
+        else:
+            call_again(pipe)
+
+    expected = generate(parallel, "sd3")
+    assert torch.equal(generate(parallel, "sd3", callback_on_step_end=callback_at(1, call)), expected)
+    assert len(refused) == 1
+    assert torch.equal(generate(parallel, "sd3"), expected)
 
 
 def test_a_rank_error_is_no_usage_error() -> None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from typing import Any, TypeVar
 
 import torch
@@ -21,7 +22,12 @@ T = TypeVar("T")
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 """Where an object lies in a rank's memory, which differs between ranks though the object is the same."""
 
-_UNCOMPARED = ("callback_on_step_end", "callback_on_step_end_tensor_inputs", "output_type", "return_dict")
+_CALLBACKS = ("callback", "callback_steps", "callback_on_step_end", "callback_on_step_end_tensor_inputs")
+UNCOMPARED = (*_CALLBACKS, "output_type", "return_dict")
+"""Arguments that may differ between ranks."""
+
+FREEU = ("s1", "s2", "b1", "b2")
+"""Attributes of blocks that FreeU (arXiv 2309.11497) sets."""
 
 
 def describe_call(pipe: Any, denoisers: Sequence[Any], arguments: Mapping[str, Any]) -> dict[str, str]:
@@ -35,13 +41,15 @@ def describe_call(pipe: Any, denoisers: Sequence[Any], arguments: Mapping[str, A
     Returns:
         Texts by name; equal texts mean equal things (tensors, images and generators stand as digests).
     """
-    call = {name: describe(value) for name, value in arguments.items() if name not in _UNCOMPARED}
+    call = {name: describe(value) for name, value in arguments.items() if name not in UNCOMPARED}
     return call | {
         "pipeline": type(pipe).__name__,
         "scheduler": f"{type(pipe.scheduler).__name__} {_public(pipe.scheduler.config)}",
         "denoiser": ", ".join(
             f"{type(one).__name__} {_dtype(one)} {_digest(repr(_public(one.config)).encode())}" for one in denoisers
         ),
+        "FreeU": str([_freeu(one) for one in denoisers]),
+        "processors of attention": "; ".join(map(_attention, denoisers)),
         "LoRA": _loras(pipe),
     }
 
@@ -49,6 +57,18 @@ def describe_call(pipe: Any, denoisers: Sequence[Any], arguments: Mapping[str, A
 def _dtype(network: torch.nn.Module) -> torch.dtype | None:
     """Of the first weights; the network's own property looks through all of its modules."""
     return next((weight.dtype for weight in network.parameters()), None)
+
+
+def _freeu(network: Any) -> list[Any]:
+    told = (vars(block).get(name) for block in getattr(network, "up_blocks", ()) for name in FREEU)
+    return [value for value in told if value is not None]
+
+
+def _attention(network: torch.nn.Module) -> str:
+    """Which processors attention layers have in turn, and the scales of those of IP-Adapters."""
+    places = (vars(module).get("processor") or module._modules.get("processor") for module in network.modules())
+    told = (f"{type(one).__name__} {describe(getattr(one, 'scale', ''))}" for one in places if one is not None)
+    return ", ".join(f"{len(list(run))} {name}" for name, run in groupby(told))
 
 
 def _loras(pipe: Any) -> str:

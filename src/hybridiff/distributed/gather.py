@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -67,6 +67,26 @@ class GatherMessages(Messages):
     def take_part(self) -> bool:
         self.all_gather({}, purpose="control")
         return True
+
+
+def form_groups(channel: Channel, messages: GatherMessages | None, form: Callable[[], None]) -> None:
+    """Hear all ranks within a step before they form groups, where one that failed would leave the others waiting.
+
+    Args:
+        channel: The run's messages.
+        messages: What the step is made of; None before the first message.
+        form: Forms the groups.
+
+    Raises:
+        RankError: a rank failed or left, or did not come.
+    """
+    if messages is None:
+        channel.consensus(None, "form groups")
+    else:
+        messages.take_part()
+        messages.read_status().values()
+        channel.begin_step(channel.step, channel.kind, channel.is_guided)  # its own message is still to come
+    channel.send(form, "form groups")
 
 
 def fill(buffer: torch.Tensor, tensors: tuple[torch.Tensor, ...]) -> None:

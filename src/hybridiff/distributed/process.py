@@ -47,7 +47,8 @@ class ProcessComm(Comm):
             self._make_groups(ranks)
         except RuntimeError as error:
             raise CommError(
-                f"the other ranks did not form a group within {timeout:g} s ({error}); start the ranks again"
+                f"the other ranks did not form a group within {timeout:g} s ({str(error).partition(', keys:')[0]}); "
+                "start the ranks again"
             ) from error
         mine = dist.get_rank()
         self.local_ranks = (self._world_ranks.index(mine),) if mine in self._world_ranks else ()

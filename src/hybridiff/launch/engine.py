@@ -166,7 +166,12 @@ class Engine:
             self._ranks.drain()
 
     def close(self) -> None:
-        """End the ranks once the call that is running has been answered; calls after it raise EngineError."""
+        """End the ranks once the call that is running has been answered; calls after it raise EngineError.
+
+        Raises:
+            UsageError: a call from within `on_step`; the engine stays open.
+        """
+        self._turns.refuse_within()
         self._is_closed = True
         with self._turns.wait():
             self._ranks.close()

@@ -17,13 +17,21 @@ class Turns:
         self._changed = threading.Condition()
         self._waiting: deque[int] = deque()
 
+    def refuse_within(self) -> None:
+        """Refuse a thread that has its turn, or waits for it.
+
+        Raises:
+            UsageError: it would wait for itself.
+        """
+        if threading.get_ident() in self._waiting:
+            raise UsageError("on_step cannot call the engine that it is called by; do so after generate")
+
     @contextlib.contextmanager
     def wait(self) -> Iterator[None]:
         """Wait for this thread's turn, and hold it."""
         mine = threading.get_ident()
         with self._changed:
-            if mine in self._waiting:
-                raise UsageError("on_step cannot call the engine that it is called by; do so after generate")
+            self.refuse_within()
             self._waiting.append(mine)
         try:
             with self._changed:

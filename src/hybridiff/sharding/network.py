@@ -237,6 +237,15 @@ def _why_not_by_rows(network: nn.Module, layers: Sequence[nn.Module]) -> str:
     return ""
 
 
+def why_not_by_rows(network: Any) -> str:
+    """The same of a U-Net or of ControlNets, hooked or not yet; empty for networks that are cut by tokens."""
+    nets = getattr(network, "nets", [network])
+    if not any(type(net).__name__ in ("UNet2DConditionModel", "ControlNetModel") for net in nets):
+        return ""
+    kinds = nn.Conv2d, nn.GroupNorm, Downsample2D
+    return _why_not_by_rows(network, [module for module in network.modules() if isinstance(module, kinds)])
+
+
 def is_hooked_by_others(layer: Any) -> bool:
     """Whether somebody may bring a layer's weights, or cast them, when it is called: offload by layer, for instance."""
     return hasattr(layer, "_hf_hook") or any(not name.startswith(_OURS) for name in hooks_of(layer))

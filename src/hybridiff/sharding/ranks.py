@@ -79,6 +79,21 @@ class RankGroups:
         if self._wanted != 1 and self._comm.size > 1:
             self.networks.why_hidden(evaluation)  # who asks finds them attached, unless all of it is one graph
 
+    def make(self, shards: int, device: torch.device) -> None:
+        """Groups of so many ranks, where there are none yet; ranks that have nothing to do take part in making them.
+
+        No status is told meanwhile: all ranks are heard directly before.
+        """
+        if shards in self._groups:
+            return
+        size = self._comm.size
+        if len(self._comm.local_ranks) == size:
+            self._groups[shards] = [ThreadGroup(rank % shards, shards) for rank in range(size)]
+            return
+        comms = self._comm.split([range(first, first + shards) for first in range(0, size, shards)])
+        self._comms += [comm for comm in comms if comm is not None]
+        self._groups[shards] = [ProcessGroup(self._comms[-1], device)]
+
     def evaluate(
         self,
         evaluation: Evaluation,
@@ -102,7 +117,7 @@ class RankGroups:
         local = self._comm.local_ranks
         if shards == 1:
             return {rank: forward(evaluation, rank, rows[rank]) for rank in local if rows[rank].stop > rows[rank].start}
-        self._make(shards, evaluation.sample.device)
+        self.make(shards, evaluation.sample.device)
         predictions: dict[int, torch.Tensor] = {}
         for number, own in enumerate(rows):
             members = [rank for rank in local if rank // shards == number]
@@ -140,7 +155,7 @@ class RankGroups:
         Raises:
             ShardError: another rank left in the middle.
         """
-        self._make(self._comm.size, device)
+        self.make(self._comm.size, device)
         return self._run(self._of(self._comm.size, self._comm.local_ranks), work)[0]
 
     def check_parts(self, recorded: RecordedEvaluation, consensus: Callable[[bool, str], list[bool]]) -> None:
@@ -170,6 +185,21 @@ class RankGroups:
         self.why_whole = f"what {name} makes of parts of an image is not what it makes of the whole"
         if self._wanted is not None:
             raise UsageError(f"{self.why_whole}: ranks cannot share images; use shards=1")
+
+    @property
+    def made(self) -> list[int]:
+        """The numbers of shards for which this rank is in a group."""
+        return sorted(self._groups)
+
+    def begin(self, made: Sequence[list[int]]) -> None:
+        """Begin a run; where some ranks gave up groups, as an error came behind the others' last message, all do.
+
+        Args:
+            made: By all ranks.
+        """
+        self.forget()
+        if any(other != made[0] for other in made):
+            self.drop()
 
     def forget(self) -> None:
         """Forget what ranks said in an earlier run, what they had to do, and how networks were compiled."""
@@ -249,18 +279,6 @@ class RankGroups:
         except BaseException:
             self.drop()  # closes the connections, which ends the waits of the others
             raise
-
-    def _make(self, shards: int, device: torch.device) -> None:
-        """Groups of so many ranks, where there are none yet; ranks that have nothing to do take part in making them."""
-        if shards in self._groups:
-            return
-        size = self._comm.size
-        if len(self._comm.local_ranks) == size:
-            self._groups[shards] = [ThreadGroup(rank % shards, shards) for rank in range(size)]
-            return
-        comms = self._comm.split([range(first, first + shards) for first in range(0, size, shards)])
-        self._comms += [comm for comm in comms if comm is not None]
-        self._groups[shards] = [ProcessGroup(self._comms[-1], device)]
 
     def _of(self, shards: int, members: Sequence[int]) -> Sequence[ShardGroup]:
         """The groups that local ranks are in."""

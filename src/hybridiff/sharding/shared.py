@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,17 @@ class SharedNetworks:
 
     def __init__(self) -> None:
         self._sharded: dict[torch.nn.Module, ShardedNetwork | None] = {}
+        self._why_whole: dict[torch.nn.Module, str] = {}
+
+    def agree(self, networks: Sequence[torch.nn.Module], told: Sequence[Sequence[str]]) -> None:
+        """Leave networks whole on all ranks that one rank cannot cut.
+
+        Args:
+            networks: Denoisers and ControlNets.
+            told: By each rank, why it cannot cut each of them; empty where it can.
+        """
+        reasons = [next(filter(None, of_ranks), "") for of_ranks in zip(*told, strict=True)]
+        self._why_whole = dict(zip(networks, reasons, strict=True))
 
     def of(self, network: torch.nn.Module) -> ShardedNetwork | None:
         """A denoiser with its hooks; None where it is not known how it can be cut."""
@@ -34,6 +45,8 @@ class SharedNetworks:
 
     def beside(self, network: torch.nn.Module, shard: Callable[[Any], ShardedNetwork | None]) -> ShardedNetwork | None:
         """Another network, hooked as soon as a denoiser is; None before, or where ranks cannot share it."""
+        if self._why_whole.get(network):
+            return None
         if network not in self._sharded and any(self._sharded.values()):
             self._sharded[network] = shard(network)
         return self._sharded.get(network)
@@ -67,6 +80,8 @@ class SharedNetworks:
         """Why what hooks would have to reach lies in graphs; empty where it does not, and hooks are there."""
         if any(is_compiled(call.forward) for call in evaluation.calls):
             return "the network is compiled as a whole, not by its blocks"
+        if agreed := next(filter(None, (self._why_whole.get(call.network) for call in evaluation.calls)), ""):
+            return agreed
         sharded = [self.of(call.network) for call in evaluation.calls]
         return next((one.why_whole for one in sharded if one is not None and one.why_whole), "")
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..distributed.consistency import FREEU
+
 _ARGUMENTS = {
     "cross_attention_kwargs": {"ip_adapter_masks", "gligen"},
     "joint_attention_kwargs": {"ip_adapter_image_embeds", "ip_hidden_states"},
 }
 """Masks of the whole picture, and tokens that an attention takes together with those of the picture."""
-
-_FREEU = ("s1", "s2", "b1", "b2")
 
 
 def needs_whole_picture(network: Any, arguments: Mapping[str, Any]) -> bool:
@@ -23,4 +23,4 @@ def needs_whole_picture(network: Any, arguments: Mapping[str, Any]) -> bool:
     """
     if any(names & (arguments.get(argument) or {}).keys() for argument, names in _ARGUMENTS.items()):
         return True
-    return any(all(getattr(block, name, None) for name in _FREEU) for block in getattr(network, "up_blocks", ()))
+    return any(all(getattr(block, name, None) for name in FREEU) for block in getattr(network, "up_blocks", ()))

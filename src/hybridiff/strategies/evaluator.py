@@ -10,7 +10,7 @@ import torch
 from ..denoiser.evaluation import Evaluation
 from ..denoiser.rows import most_rows, split_rows
 from ..distributed.channel import Channel
-from ..distributed.gather import GatherMessages
+from ..distributed.gather import GatherMessages, form_groups
 from ..distributed.reading import Reading
 from ..report.speedup import RowPartition
 from ..report.timeline import Timeline
@@ -103,6 +103,9 @@ class BranchEvaluator:
         stage: Forward | None = None,
     ) -> torch.Tensor:
         """The prediction of all rows; ranks that share some each say a part of what they predict."""
+        if shards > 1 and shards not in self._groups.made:
+            device = evaluation.sample.device
+            form_groups(self.channel, self._messages, lambda: self._groups.make(shards, device))
         predictions = self._groups.evaluate(evaluation, rows, shards, forward, stage)
         self.channel.sent["shards"] += self._groups.take_sent()
         dtype, row_shape = self._agree_on_rows(predictions)

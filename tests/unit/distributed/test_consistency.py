@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor, IPAdapterAttnProcessor2_0
 from PIL import Image
 
 from hybridiff.distributed.comm import LocalComm
@@ -103,7 +104,28 @@ def test_the_form_of_the_output_and_callbacks_are_not_compared() -> None:
     pipe = build("sd3")
     plain = describe_call(pipe, (pipe.transformer,), call_arguments("sd3"))
     other = call_arguments("sd3", output_type="pil", return_dict=False, callback_on_step_end=print)
+    other |= {"callback": print, "callback_steps": 2}
     assert describe_call(pipe, (pipe.transformer,), other) == plain
+
+
+def test_what_was_set_in_a_network_is_compared() -> None:
+    pipe = build("sdxl")
+    attention = next(module for module in pipe.unet.modules() if isinstance(module, Attention))
+
+    def described() -> tuple[str, ...]:
+        return tuple(describe_call(pipe, (pipe.unet,), {}).values())
+
+    seen = [described()]
+    pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    seen.append(described())
+    pipe.disable_freeu()
+    assert described() == seen[0]
+    for processor in (AttnProcessor(), IPAdapterAttnProcessor2_0(8, 8, scale=1.0)):
+        attention.processor = processor  # add_module and __setattr__ keep these in different places
+        seen.append(described())
+    processor.scale = [0.5]
+    seen.append(described())
+    assert len(set(seen)) == len(seen)
 
 
 def test_where_a_network_was_read_from_is_not_compared() -> None:

@@ -128,6 +128,8 @@ def test_threads_are_answered_in_the_order_in_which_they_asked(engine: Engine) -
 def test_a_call_from_within_on_step_is_refused_instead_of_waiting_for_itself(engine: Engine) -> None:
     with pytest.raises(UsageError, match="on_step cannot call the engine"):
         engine.generate("a ring", on_step=lambda *_: engine.generate("a ring"))
+    with pytest.raises(UsageError, match="on_step cannot call the engine"):
+        engine.generate("a ring", on_step=lambda *_: engine.close())
     assert engine.generate("a ring")
 
 
