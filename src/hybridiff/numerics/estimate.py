@@ -92,11 +92,11 @@ class ErrorEstimate:
 
     def rounding(self, now: torch.Tensor) -> torch.Tensor:
         """What rounding of predictions like these will have done by the end, (B,); 0 if they are of no half type."""
-        kind = torch.finfo(now.dtype)
-        unit = ROUNDING * kind.eps * self._rounding if kind.bits < 32 else 0.0
-        branches = now.float().chunk(len(self._coefficients))
-        sizes = [_squares(weight * rows) for weight, rows in zip(self._coefficients, branches, strict=True)]
-        return unit * torch.stack(sizes).sum(0).sqrt()
+        kind, branches = torch.finfo(now.dtype), now.chunk(len(self._coefficients))
+        if kind.bits >= 32:
+            return now.new_zeros(len(branches[0]), dtype=torch.float32)
+        sizes = [_squares(weight * rows.float()) for weight, rows in zip(self._coefficients, branches, strict=True)]
+        return ROUNDING * kind.eps * self._rounding * torch.stack(sizes).sum(0).sqrt()
 
     def _moved(self, steps: Sequence[int], changes: Sequence[torch.Tensor]) -> torch.Tensor:
         """How far changes of some predictions move the final sample, (B,)."""
